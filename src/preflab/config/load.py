@@ -1,0 +1,222 @@
+"""YAML files and flags → one checked config object, or one sentence that names the place and the remedy.
+
+defaults < `--config a.yaml` < `--config b.yaml` < flags. Ranges are written in the annotations of the dataclasses
+(`Annotated[float, Gt(0)]`) and checked by pydantic, field by field.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from preflab.errors import ConfigError, nearest
+
+Config = TypeVar("Config")
+Origins = dict[str, str]  # dotted key → "file.yaml:7"
+
+
+class _Loader(yaml.SafeLoader):
+    """Strict YAML: 1e-6 is a number, `no` and `off` are words, and a key may be set once.
+
+    PyYAML follows YAML 1.1, where 1e-6 is a string and `no` is false.
+    """
+
+
+_REPLACED = {"tag:yaml.org,2002:bool", "tag:yaml.org,2002:float", "tag:yaml.org,2002:timestamp"}
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in _REPLACED]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|false|False)$"), list("tTfF"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:\d+\.\d*(?:[eE][-+]?\d+)?|\.\d+(?:[eE][-+]?\d+)?|\d+[eE][-+]?\d+|\.inf|\.Inf|\.nan|\.NaN)$"),
+    list("-+.0123456789"),
+)
+
+
+def read_yaml(path: Path) -> tuple[dict[str, Any], Origins]:
+    """A YAML mapping, and the line of each dotted key.
+
+    Raises:
+        ConfigError: the file is missing, is no YAML, is no mapping, or sets a key twice.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        tree = yaml.compose(text, Loader=_Loader)
+    except OSError as error:
+        raise ConfigError(f"--config {path}: {error.strerror or error}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"--config {path}: not UTF-8 at byte {error.start}") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
+        raise ConfigError(f"{place}: not valid YAML: {getattr(error, 'problem', error)}") from None
+    if tree is None:
+        return {}, {}
+    if not isinstance(tree, yaml.MappingNode):
+        raise ConfigError(f"{path}:1: a configuration is a mapping of keys to values")
+    origins: Origins = {}
+    _find_origins(tree, "", path, origins)
+    return yaml.load(text, Loader=_Loader), origins
+
+
+def _find_origins(node: yaml.MappingNode, prefix: str, path: Path, origins: Origins) -> None:
+    for key_node, value_node in node.value:
+        key = f"{prefix}{key_node.value}"
+        place = f"{path}:{key_node.start_mark.line + 1}"
+        if key in origins:
+            raise ConfigError(f"{place}: {key} is set twice (first at {origins[key]}); keep one")
+        origins[key] = place
+        if isinstance(value_node, yaml.MappingNode):
+            _find_origins(value_node, f"{key}.", path, origins)
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`over` on top of `base`, mappings key by key.
+
+    >>> merge({"loss": {"beta": 0.1}, "seed": 0}, {"loss": {"beta": 0.5}})
+    {'loss': {'beta': 0.5}, 'seed': 0}
+    """
+    merged = dict(base)
+    for key, value in over.items():
+        old = merged.get(key)
+        merged[key] = merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def build(
+    cls: type[Config],
+    values: Mapping[str, Any],
+    *,
+    default: Config | None = None,
+    origins: Origins | None = None,
+    missing: Any = dataclasses.MISSING,
+    _prefix: str = "",
+) -> Config:
+    """A checked `cls` from nested values; what is not given keeps its default.
+
+    Args:
+        values: nested mappings, as YAML gives them.
+        default: where to take what is not given, instead of the defaults of the class.
+        origins: dotted key → "file:line", for messages.
+        missing: stands in for a required field that is not given; an error where this is not set.
+
+    Raises:
+        ConfigError: an unknown key (with the nearest right one), a wrong type, or a value out of range.
+    """
+    hints = get_type_hints(cls, include_extras=True)
+    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    for key in values:
+        if key not in fields:
+            dotted = f"{_prefix}{key}"
+            place = f"{origins[dotted]}: " if origins and dotted in origins else ""
+            raise ConfigError(f"{place}there is no setting {dotted}; {nearest(str(key), fields)}")
+    made: dict[str, Any] = {}
+    for name, field in fields.items():
+        dotted, hint = f"{_prefix}{name}", hints[name]
+        inherited = getattr(default, name) if default is not None else dataclasses.MISSING
+        if name in values and dataclasses.is_dataclass(hint) and isinstance(values[name], Mapping):
+            base = inherited if dataclasses.is_dataclass(inherited) else _default(field)
+            base = None if base is dataclasses.MISSING else base
+            made[name] = build(
+                hint,  # type: ignore[arg-type]
+                values[name],
+                default=base,
+                origins=origins,
+                missing=missing,
+                _prefix=f"{dotted}.",
+            )
+        elif name in values:
+            made[name] = _checked(dotted, hint, values[name], origins or {})
+        elif inherited is not dataclasses.MISSING:
+            made[name] = inherited
+        elif (value := _default(field)) is not dataclasses.MISSING:
+            made[name] = value
+        elif missing is not dataclasses.MISSING:
+            made[name] = missing
+        else:
+            raise ConfigError(f"{dotted} is required; give --{dotted.replace('_', '-')}")
+    return cls(**made)
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    if field.default is not dataclasses.MISSING:
+        return field.default
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return dataclasses.MISSING
+
+
+def _checked(dotted: str, hint: Any, value: Any, origins: Origins) -> Any:
+    place = f"{origins[dotted]}: " if dotted in origins else ""
+    if isinstance(value, bool) and bool not in _members(hint):  # pydantic would read true as 1
+        raise ConfigError(f"{place}{dotted} = {str(value).lower()}: a true or false has no meaning here")
+    try:
+        return TypeAdapter(hint).validate_python(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        problem = first["msg"][0].lower() + first["msg"][1:]
+        raise ConfigError(f"{place}{dotted} = {value}: {problem.replace('input should be', 'must be')}") from None
+
+
+def _members(hint: Any) -> set[Any]:
+    """The plain types inside a union or Annotated."""
+    inner = getattr(hint, "__args__", ())
+    return {hint} | {member for part in inner if part is not hint for member in _members(part)}
+
+
+def check(config: Config) -> Config:
+    """The same config with every field checked, whoever made it (flags and Python code pass here too)."""
+    return build(type(config), to_values(config))
+
+
+def to_values(config: Any) -> dict[str, Any]:
+    """Nested plain values, as YAML and JSON have them: paths become strings, tuples lists.
+
+    >>> from preflab.config.methods import DPOLoss
+    >>> to_values(DPOLoss())
+    {'beta': 0.1, 'label_smoothing': 0.0}
+    """
+
+    def plain(value: Any) -> Any:
+        if dataclasses.is_dataclass(value):
+            return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        if isinstance(value, tuple | list):
+            return [plain(item) for item in value]
+        return str(value) if isinstance(value, Path) else value
+
+    return dict(plain(config))
+
+
+def to_yaml(config: Any) -> str:
+    """The resolved configuration as YAML that is itself a valid `--config`."""
+    return yaml.safe_dump(to_values(config), sort_keys=False, allow_unicode=True)
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted keys.
+
+    >>> flatten({"loss": {"beta": 0.1}, "seed": 0})
+    {'loss.beta': 0.1, 'seed': 0}
+    """
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
+
+
+def from_files(cls: type[Config], paths: Iterable[Path], *, default: Config | None = None, missing: Any) -> Config:
+    """A config from YAML files, later files over earlier ones; `missing` stands where a required value is absent."""
+    values: dict[str, Any] = {}
+    origins: Origins = {}
+    for path in paths:
+        more, places = read_yaml(path)
+        values, origins = merge(values, more), origins | places
+    return build(cls, values, default=default, origins=origins, missing=missing)
