@@ -63,9 +63,8 @@ def read_lines(path: Path) -> list[JSON]:
     """The whole lines of a .jsonl file that preflab wrote; [] where there is none."""
     if not path.exists():
         return []
-    return [
-        json.loads(line) for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")
-    ]
+    whole, _, _ = path.read_text(encoding="utf-8").rpartition("\n")  # splitlines() would also split at U+2028
+    return [json.loads(line) for line in whole.split("\n") if line]
 
 
 @contextmanager
@@ -155,13 +154,21 @@ class RunFolder:
         return self.path / "model"
 
     @classmethod
-    def open(cls, path: Path, config: str) -> RunFolder:
+    def open(cls, path: Path, config: str, *, ours: bool = False) -> RunFolder:
         """Create the folder, or go on with it where it holds the same configuration.
 
-        Raises StorageError where the folder holds something else or can't be written: nothing is ever overwritten.
+        Args:
+            config: the resolved configuration, as YAML.
+            ours: the folder belongs to a study that was claimed as a whole, so nothing needs checking.
+
+        Raises:
+            StorageError: the folder holds something else or can't be written. Nothing is ever overwritten.
         """
         run = cls(path)
-        claim(path, run.config.name, config)
+        if ours:
+            write_text(run.config, config)
+        else:
+            claim(path, run.config.name, config)
         if not (path / "environment.json").exists():
             write_json(path / "environment.json", environment())
         return run
@@ -177,10 +184,6 @@ class RunFolder:
         """Append one line to metrics.jsonl."""
         append_lines(self.metrics, [line])
 
-    def log_samples(self, lines: Iterable[Mapping[str, JSON]]) -> None:
-        """Append lines to samples.jsonl."""
-        append_lines(self.samples, lines)
-
 
 def claim(folder: Path, name: str, config: str) -> None:
     """Make `folder` ours: empty or new, or holding the same configuration under `name`."""
@@ -190,9 +193,10 @@ def claim(folder: Path, name: str, config: str) -> None:
             raise StorageError(f"{folder} is a file; name a folder with --out")
         folder.mkdir(parents=True, exist_ok=True)
         if recorded.exists():
-            if recorded.read_text(encoding="utf-8") != config:
+            before = recorded.read_text(encoding="utf-8")
+            if before != config:
                 raise StorageError(
-                    f"{folder} holds a run with other settings ({first_difference(recorded.read_text('utf-8'), config)}); "
+                    f"{folder} holds a run with other settings ({first_difference(before, config)}); "
                     "choose another --out, or delete that folder"
                 )
         elif any(folder.iterdir()):

@@ -199,7 +199,7 @@ class Compare:
     """The first seed; it determines the whole study."""
     quick: bool = False
     """A bounded run: fewer texts, prompts, steps and evaluations. For a look, not for a verdict."""
-    lengths: Lengths = field(default_factory=lambda: Lengths(prompt_tokens=16, response_tokens=48))
+    lengths: Lengths = field(default_factory=Lengths)
     """What fits in a sequence."""
     prompts: Prompts = field(default_factory=Prompts)
     """How many prompts."""

@@ -1,0 +1,132 @@
+"""Evaluate a policy on prompts: one sampled response a prompt at temperature 1, and what it's worth.
+
+Every policy is judged by the same code on the same prompts with the same luck; the reference too, so that its KL of 0
+and win rate of ½ come out of the measurement.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from preflab.data.encode import Encoder, Tree
+from preflab.data.pack import pack
+from preflab.losses import kl_full, masked_sum
+from preflab.models.load import Policy
+from preflab.models.scoring import response_logits, response_logprobs
+from preflab.rewards.protocol import Answer, Reward, score
+from preflab.rollouts.sampler import Response, sample
+from preflab.runs import JSON
+
+
+@dataclass(frozen=True)
+class EvaluationPrompt:
+    """A prompt to be judged on."""
+
+    key: str
+    text: str
+    ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Judge:
+    """What all policies of a comparison are judged by."""
+
+    reference: Any
+    """The model that KL is measured from."""
+    encoder: Encoder
+    reward: Reward | None
+    """The gold reward, or the held-out judge."""
+    proxy: Reward | None
+    """The reward that training saw."""
+    held_out: Sequence[Tree]
+    """Texts for the perplexity, one response each."""
+    max_new_tokens: int
+    seed: int
+    batch_size: int = 64
+
+    @torch.no_grad()
+    def point(
+        self,
+        policy: Policy,
+        prompts: Sequence[EvaluationPrompt],
+        *,
+        step: int,
+        split: str,
+        baseline: list[float] | None,
+    ) -> tuple[dict[str, JSON], list[dict[str, JSON]]]:
+        """One point of evaluation.json and its lines of samples.jsonl.
+
+        Args:
+            baseline: the reference's rewards on the same prompts, for the win rate; None compares with itself.
+        """
+        responses = sample(
+            policy.model,
+            [prompt.ids for prompt in prompts],
+            keys=[prompt.key for prompt in prompts],
+            end_id=self.encoder.end_id,
+            max_new_tokens=self.max_new_tokens,
+            seed=self.seed,
+        )
+        answers = [
+            Answer(p.text, self.encoder.decode(r.tokens), r.prompt, r.tokens, r.ended)
+            for p, r in zip(prompts, responses, strict=True)
+        ]
+        rewards = score(self.reward, answers) if self.reward else None
+        proxies = score(self.proxy, answers) if self.proxy else None
+        kls = self.sequence_kl(policy, responses)
+        rows = {
+            "prompt": [prompt.key for prompt in prompts],
+            "reward": rewards,
+            "proxy_reward": proxies,
+            "kl_nats": kls,
+            "response_tokens": [len(response.tokens) for response in responses],
+            "ended": [int(response.ended) for response in responses],
+            "win": _wins(rewards, baseline if baseline is not None else rewards),
+        }
+        point = {"step": step, "split": split, "rows": rows, "held_out": self.likelihood(policy)}
+        samples = [
+            {
+                "step": step,
+                "split": split,
+                "prompt_id": prompt.key,
+                "prompt": prompt.text,
+                "response": answer.response,
+                "reward": rewards[i] if rewards else None,
+                "proxy_reward": proxies[i] if proxies else None,
+                "kl_nats": kls[i],
+            }
+            for i, (prompt, answer) in enumerate(zip(prompts, answers, strict=True))
+        ]
+        return point, samples
+
+    def sequence_kl(self, policy: Policy, responses: Sequence[Response]) -> list[float]:
+        """Σ_t KL(π(·|x, y_<t) ‖ π_ref(·|x, y_<t)) over the whole vocabulary, in nats at temperature 1, a response."""
+        values: list[float] = []
+        for begin in range(0, len(responses), self.batch_size):
+            batch = pack([r.tree for r in responses[begin : begin + self.batch_size]]).to(policy.device)
+            per_token = kl_full(response_logits(policy.model, batch), response_logits(self.reference, batch))
+            values += masked_sum(per_token, batch.mask).tolist()
+        return values
+
+    def likelihood(self, policy: Policy) -> dict[str, list[float]]:
+        """−log π(y|x) in nats and the number of tokens of each held-out text."""
+        nats: list[float] = []
+        tokens: list[float] = []
+        for begin in range(0, len(self.held_out), self.batch_size):
+            batch = pack(self.held_out[begin : begin + self.batch_size]).to(policy.device)
+            nats += (-masked_sum(response_logprobs(policy.model, batch), batch.mask)).tolist()
+            tokens += batch.mask.sum(1).tolist()
+        return {"nll_nats": nats, "tokens": tokens}
+
+
+def _wins(rewards: list[float] | None, baseline: list[float] | None) -> list[float] | None:
+    """1 for a win against the baseline on the same prompt, ½ for a tie, 0 for a loss."""
+    if rewards is None or baseline is None:
+        return None
+    return [
+        1.0 if mine > other else 0.5 if mine == other else 0.0 for mine, other in zip(rewards, baseline, strict=True)
+    ]

@@ -1,0 +1,1 @@
+"""Models: load and save, the small base, reward heads, freezing, scoring."""

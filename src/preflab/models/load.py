@@ -1,0 +1,181 @@
+"""Load and save policies and reward models in the Hugging Face format: safetensors only, dropout off."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+
+from preflab.data.encode import Tokenizer
+from preflab.errors import ConfigError, PreflabError, StorageError
+from preflab.progress import say
+from preflab.runs import new_folder
+
+transformers.logging.set_verbosity_error()
+transformers.logging.disable_progress_bar()
+
+PAD = "<|pad|>"
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A causal language model and its tokenizer."""
+
+    model: Any
+    tokenizer: Tokenizer
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device(self.model.device)
+
+
+def pick_device(name: str) -> torch.device:
+    """ "auto", "cpu" or "cuda" → a device that exists."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device = cuda, but torch sees no CUDA GPU; use --device cpu")
+    return torch.device("cuda" if name == "auto" and torch.cuda.is_available() else name.replace("auto", "cpu"))
+
+
+def load_policy(
+    name: str | Path, *, device: torch.device | str = "cpu", trust_remote_code: bool = False, quiet: bool = True
+) -> Policy:
+    """A causal model and its tokenizer, in float32, with dropout off and a pad token that is not the end token.
+
+    Raises:
+        ConfigError: there is no such model, it is no causal language model, its weights are no safetensors, or it
+            needs its own Python code and `trust_remote_code` is off.
+    """
+    with _explained(name):
+        tokenizer = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+        model: Any = transformers.AutoModelForCausalLM.from_pretrained(
+            name, dtype=torch.float32, use_safetensors=True, trust_remote_code=trust_remote_code
+        )
+    _give_pad_token(model, tokenizer, quiet=quiet)
+    model.eval()  # for good: dropout is off in training too, or the ratio at step 0 would not be 1
+    return Policy(model.to(device), tokenizer)
+
+
+def new_reward_model(name: str | Path, *, seed: int, device: torch.device | str = "cpu", **options: Any) -> Policy:
+    """A reward model on the body of a causal model: one score a response, the head drawn with std 1/√(d + 1).
+
+    The initialisation is that of arXiv 2403.17031, detail 10. It has no bias, as the Hugging Face format has none.
+    """
+    policy = load_policy(name, **options)
+    with _explained(name):
+        model: Any = transformers.AutoModelForSequenceClassification.from_config(
+            _one_label(policy.model.config, policy.tokenizer), dtype=torch.float32
+        )
+    model.base_model.load_state_dict(policy.model.base_model.state_dict())
+    generator = torch.Generator().manual_seed(seed)
+    width = model.score.weight.shape[1]
+    with torch.no_grad():
+        model.score.weight.copy_(torch.randn(1, width, generator=generator) / math.sqrt(width + 1))
+    model.config.reward_offset = 0.0
+    model.eval()
+    return Policy(model.to(device), policy.tokenizer)
+
+
+def load_reward_model(
+    name: str | Path, *, device: torch.device | str = "cpu", trust_remote_code: bool = False
+) -> Policy:
+    """A reward model: a sequence-classification model with one label. `config.reward_offset` is taken off its scores.
+
+    Raises:
+        ConfigError: there is no such model, or it has several labels.
+    """
+    with _explained(name):
+        tokenizer = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+        model = transformers.AutoModelForSequenceClassification.from_pretrained(
+            name, dtype=torch.float32, use_safetensors=True, trust_remote_code=trust_remote_code
+        )
+    if model.config.num_labels != 1 or not hasattr(model, "score"):
+        raise ConfigError(
+            f"{name} has {model.config.num_labels} labels; a reward model has one: `preflab train reward`"
+        )
+    model.eval()
+    return Policy(model.to(device), tokenizer)
+
+
+def copy_of(model: Any) -> Any:
+    """The same model with its own frozen weights: a reference that no training can move."""
+    import copy
+
+    frozen = copy.deepcopy(model)
+    frozen.requires_grad_(False)
+    return frozen.eval()
+
+
+def save_model(policy: Policy, folder: Path) -> None:
+    """Write model and tokenizer in the Hugging Face format, whole or not at all."""
+    with new_folder(folder) as temporary:
+        policy.model.save_pretrained(temporary, safe_serialization=True)
+        policy.tokenizer.save_pretrained(temporary)
+
+
+def parameters_without_embeddings(model: nn.Module) -> int:
+    """Weights that work on every token, for FLOP counts: all but the input embeddings."""
+    tables = [module for module in model.modules() if isinstance(module, nn.Embedding)]
+    return sum(p.numel() for p in model.parameters()) - sum(table.weight.numel() for table in tables)
+
+
+def _one_label(config: Any, tokenizer: Tokenizer) -> Any:
+    config = type(config).from_dict(config.to_dict())
+    config.num_labels = 1
+    config.pad_token_id = tokenizer.pad_token_id
+    config.architectures = None
+    return config
+
+
+def _give_pad_token(model: Any, tokenizer: Tokenizer, *, quiet: bool) -> None:
+    """A pad token of its own: other programs mask by its value, and would mask the end token with it."""
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+        if PAD not in tokenizer.get_vocab():
+            tokenizer.add_special_tokens({"pad_token": PAD})
+        tokenizer.pad_token = PAD
+        rows = model.get_input_embeddings().weight.shape[0]
+        if tokenizer.pad_token_id >= rows:
+            model.resize_token_embeddings(tokenizer.pad_token_id + 1, mean_resizing=False)
+            with torch.no_grad():
+                for table in {model.get_input_embeddings(), model.get_output_embeddings()}:
+                    table.weight[rows:] = table.weight[:rows].mean(0)
+        if not quiet:
+            say(f"the tokenizer's pad token was its end token or missing: added {PAD}")
+    model.config.pad_token_id = tokenizer.pad_token_id
+    if getattr(model, "generation_config", None) is not None:
+        model.generation_config.pad_token_id = tokenizer.pad_token_id
+        model.generation_config.eos_token_id = tokenizer.eos_token_id
+
+
+@contextlib.contextmanager
+def _explained(name: str | Path) -> Iterator[None]:
+    """transformers' many errors → one sentence."""
+    path = Path(name)
+    if path.is_dir() and not (path / "config.json").exists():
+        inner = path / "model"
+        hint = f"; did you mean {inner}?" if (inner / "config.json").exists() else ""
+        raise ConfigError(f"{name} holds no model (no config.json){hint}")
+    try:
+        yield
+    except PreflabError:
+        raise
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        raise _explanation(name, path, error) from None
+
+
+def _explanation(name: str | Path, path: Path, error: Exception) -> PreflabError:
+    said = str(error)
+    first = " ".join(said.split("\n\n")[0].split())[:200]
+    if "safetensors" in said and path.is_dir() and any(path.glob("*.bin")):
+        return StorageError(f"{name} holds pickled weights (.bin), which can run code; convert them to safetensors")
+    if "trust_remote_code" in said:
+        return ConfigError(f"{name} comes with its own Python code; add --trust-remote-code if you trust it")
+    if not path.exists():
+        return ConfigError(f'there is no model "{name}": no such folder, and not on the Hub as seen from here')
+    return ConfigError(f'can\'t load the model "{name}": {first}')

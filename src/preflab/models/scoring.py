@@ -1,0 +1,65 @@
+"""The only place that knows logits and layouts: batches in, one number a response token out."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from preflab.data.pack import Packed
+from preflab.losses.logprobs import token_logprobs
+
+
+def response_logits(model: nn.Module, batch: Packed) -> Float[Tensor, "response token vocabulary"]:
+    """The logits that predict each response token: those at the position before it.
+
+    Logits of prompts are left out as far as the rows share them. What stands at masked tokens is arbitrary.
+    """
+    first = int(batch.starts.min()) - 1
+    last = batch.token_ids.shape[1] - 1  # the logits of the last position predict nothing that is there
+    kept = torch.arange(first, last, device=batch.token_ids.device)
+    logits = model(input_ids=batch.token_ids, use_cache=False, logits_to_keep=kept).logits
+    return _at(logits, _before(batch, offset=first))
+
+
+def response_logprobs(model: nn.Module, batch: Packed, *, temperature: float = 1.0) -> Float[Tensor, "response token"]:
+    """log π(y_t | x, y_<t) in nats at a temperature; 0 outside the mask."""
+    logprobs = token_logprobs(response_logits(model, batch), batch.response_ids, temperature=temperature)
+    return logprobs.masked_fill(~batch.mask, 0.0)
+
+
+def response_values(model: nn.Module, batch: Packed) -> Float[Tensor, "response token"]:
+    """A value model's V before each response token is emitted, in units of reward; 0 outside the mask."""
+    values = _scalars(model, batch)
+    return values.gather(1, _before(batch)).masked_fill(~batch.mask, 0.0)
+
+
+def response_scores(model: nn.Module, batch: Packed) -> Float[Tensor, " response"]:
+    """A reward model's score less its recorded offset, read at the last response token: found by length, never by
+    token value."""
+    last = batch.starts + batch.mask.sum(1) - 1
+    return _scalars(model, batch).gather(1, last.unsqueeze(1)).squeeze(1)
+
+
+def _scalars(model: nn.Module, batch: Packed) -> Float[Tensor, "response position"]:
+    """The score head at every position: a sequence-classification model's body and head, without its pooling.
+
+    The offset recorded by reward training is taken off: the head itself has no bias and is saved as trained.
+    """
+    states = model.base_model(input_ids=batch.token_ids, use_cache=False).last_hidden_state  # type: ignore[operator]
+    scores: Tensor = model.score(states)  # type: ignore[operator]
+    offset = float(getattr(model.config, "reward_offset", 0.0))
+    return scores.squeeze(-1).float() - offset
+
+
+def _before(batch: Packed, offset: int = 0) -> Int[Tensor, "response token"]:
+    """The position before each response token, counted from `offset`; a position inside the row where masked."""
+    steps = torch.arange(batch.mask.shape[1], device=batch.mask.device)
+    return (batch.starts.unsqueeze(1) - 1 - offset + steps).clamp(max=batch.token_ids.shape[1] - 2 - offset)
+
+
+def _at(
+    logits: Float[Tensor, "response position vocabulary"], positions: Int[Tensor, "response token"]
+) -> Float[Tensor, "response token vocabulary"]:
+    index = positions.unsqueeze(-1).expand(-1, -1, logits.shape[-1])
+    return logits.gather(1, index)

@@ -1,0 +1,79 @@
+"""From a study folder to `report.html`, `report.md`, `comparison.json` and `figures/*.svg`.
+
+Reads run folders alone, so a report can be drawn at any time, during a study too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.table import Table
+from rich.text import Text
+
+from preflab.report.comparison import comparison
+from preflab.report.content import Content, compose
+from preflab.report.page import html, markdown
+from preflab.report.study import read_study
+from preflab.report.verdicts import Verdict, mean_cost
+from preflab.report.wording import duration, interval, steps, visible
+from preflab.runs import write_json, write_text
+
+__all__ = ["Report", "write_report"]
+
+
+@dataclass(frozen=True)
+class Report:
+    """A written report: `path` is its page, `content` what it says."""
+
+    path: Path
+    content: Content
+
+    @property
+    def complete(self) -> bool:
+        """Whether the study had finished when the report was drawn."""
+        return self.content.study.complete
+
+    @property
+    def verdicts(self) -> tuple[Verdict, ...]:
+        """The answers, in the page's order."""
+        return self.content.verdicts
+
+    @property
+    def summary(self) -> str:
+        """The verdicts' headline: a few plain sentences for the terminal."""
+        return visible(" ".join(self.content.headline))
+
+    def table(self) -> Table:
+        """A short table for the terminal: `rich.console.Console().print(report.table())`."""
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        table.add_column("arm")
+        for title in ("step", visible(self.content.study.reward_name), "KL (nats)", "wins", "time"):
+            table.add_column(title, justify="right", no_wrap=True)
+        for row in self.content.rows:
+            cells = (
+                visible(row.arm.title).replace("\n", " "),
+                steps(row.steps),
+                interval(row.measures.reward),
+                interval(row.measures.kl, digits=1),
+                f"{row.measures.win_rate.mean:.0%}",
+                duration(mean_cost(row.arm, "wall_seconds")),
+            )
+            table.add_row(*(Text(cell) for cell in cells))
+        return table
+
+
+def write_report(folder: Path) -> Report:
+    """Draw the report of the study in `folder`, which may still be running, and write it there.
+
+    Raises StorageError where `folder` holds no study, or can't be read or written; NumericError where a row is not
+    finite.
+    """
+    content = compose(read_study(folder))
+    for picture in content.pictures:
+        write_text(folder / "figures" / f"{picture.name}.svg", picture.file)
+    write_json(folder / "comparison.json", comparison(content.study, content.rows, content.verdicts))
+    write_text(folder / "report.md", markdown(content))
+    path = folder / "report.html"
+    write_text(path, html(content))
+    return Report(path, content)

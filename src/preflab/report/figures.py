@@ -1,0 +1,358 @@
+"""The pictures, as vector graphics that read on light and on dark paper.
+
+Colours are Okabe and Ito's; text and axes take the colour of the text around them (`currentColor`), so one file serves
+both papers, inlined in the page or on its own. The same numbers give the same bytes.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Any, TypeGuard
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from preflab.report.measures import Curve
+from preflab.report.statistics import Estimate
+from preflab.report.study import Arm, Study
+from preflab.report.wording import visible
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6BB1", "#8A8A2B")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "h")
+INK = "#010203"  # stands for currentColor until the picture is written
+FONT = "ui-sans-serif, system-ui, 'Segoe UI', 'Helvetica Neue', Arial, sans-serif"
+STYLE: Any = {
+    "svg.fonttype": "none",
+    "text.parse_math": False,
+    "font.size": 11,
+    "text.color": INK,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.unicode_minus": True,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "xtick.major.size": 3,
+    "ytick.major.size": 3,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+}
+
+# The metrics worth a picture, by the first one that a run has; (key, title).
+PANELS = {
+    "loss": "loss",
+    "reward": "reward",
+    "accuracy": "accuracy",
+    "margin": "margin",
+    "chosen_reward": "implicit reward of chosen",
+    "kl_nats": "KL to the reference (nats)",
+    "perplexity": "perplexity",
+    "clip_fraction": "clip fraction",
+    "explained_variance": "explained variance",
+    "gradient_norm": "gradient norm",
+    "entropy_nats": "entropy (nats)",
+    "response_tokens": "response length (tokens)",
+    "end_rate": "end-token rate",
+    "learning_rate": "learning rate",
+}
+PANELS_IN_A_ROW = 4
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure: its file name without ending, what it shows in one line, how to read it, and the SVG element."""
+
+    name: str
+    title: str
+    reading: str
+    svg: str
+
+    @property
+    def file(self) -> str:
+        """The picture as a file of its own, with the colours of either paper."""
+        paper = "svg{color:#24262b}@media(prefers-color-scheme:dark){svg{color:#d9dce1}}"
+        head, body = self.svg.split(">", 1)
+        return f'<?xml version="1.0" encoding="utf-8"?>\n{head}><style>{paper}</style>{body}\n'
+
+
+def colour_of(study: Study, arm: Arm) -> str:
+    """The arm's colour, the same in every picture; the reference takes that of the text."""
+    if arm.name == study.reference_name:
+        return INK
+    return COLOURS[study.trained.index(arm) % len(COLOURS)]
+
+
+def marker_of(study: Study, arm: Arm) -> str:
+    """The arm's mark, so that colour is not the only difference."""
+    return MARKERS[0] if arm.name == study.reference_name else MARKERS[study.trained.index(arm) % len(MARKERS)]
+
+
+def pictures(study: Study, curves: Sequence[Curve]) -> tuple[Picture, ...]:
+    """Every picture that the study has numbers for."""
+    trained = [curve for curve in curves if curve.arm.name != study.reference_name]
+    drawn = []
+    if trained:
+        drawn.append(frontier(study, curves))
+        drawn.append(reward_by_step(study, curves))
+        if any(m.proxy_reward for curve in trained for m in curve.measures):
+            drawn.append(proxy_against_gold(study, curves))
+    with_metrics = [arm for arm in study.arms if any(run.metrics for run in arm.runs)]
+    drawn += [picture for arm in with_metrics if (picture := training_curves(study, arm, study.arms.index(arm)))]
+    return tuple(drawn)
+
+
+def frontier(study: Study, curves: Sequence[Curve]) -> Picture:
+    """Reward against KL, a curve per arm from the reference at KL 0."""
+    figure, axes = sheet(7.2, 4.4)
+    axes.set_xlabel("KL to the reference, nats per response")
+    axes.set_ylabel(named(study.reward_name))
+    origin = reference_curve(study, curves)
+    ends = []
+    for curve in trained_curves(study, curves):
+        path = sorted(zip(curve.measures, curve.steps, strict=True), key=lambda point: point[0].kl.mean)
+        kl, reward = [m.kl for m, _ in path], [m.reward for m, _ in path]
+        chosen = [step in curve.arm.chosen_steps for _, step in path]
+        start = [origin.measures[0]] if origin else []
+        line(study, axes, curve.arm, [m.kl for m in start] + kl, [m.reward for m in start] + reward)
+        dots(study, axes, curve.arm, kl, reward, chosen)
+        ends.append((curve.arm, kl[-1].high, reward[-1].mean))
+    if origin:
+        mark_reference(study, axes, origin.arm, origin.measures[0].kl, origin.measures[0].reward)
+    label_ends(study, axes, ends)
+    return Picture(
+        "frontier",
+        f"{study.reward_name} against KL",
+        "Higher is better, further left stays closer to the reference: of two curves the upper one buys more "
+        "reward for the same KL. A dot is a checkpoint with its 95 % intervals, a ring the checkpoint that was "
+        "chosen, both on validation prompts; a dashed curve is an oracle, which trained on the gold reward itself.",
+        to_svg(figure, "frontier", f"{study.reward_name} against KL, one curve per arm"),
+    )
+
+
+def proxy_against_gold(study: Study, curves: Sequence[Curve]) -> Picture:
+    """Gold reward against proxy reward through the checkpoints of each arm."""
+    figure, axes = sheet(7.2, 3.9)
+    axes.set_xlabel(named(f"{study.proxy_name} (proxy)"))
+    axes.set_ylabel(named(study.reward_name))
+    origin = reference_curve(study, curves)
+    start = [m for m in (origin.measures if origin else ()) if m.proxy_reward][:1]
+    ends = []
+    for curve in trained_curves(study, curves):
+        path = [(m, s) for m, s in zip(curve.measures, curve.steps, strict=True) if m.proxy_reward]
+        if not path:
+            continue
+        proxy, gold = [m.proxy_reward for m, _ in path if m.proxy_reward], [m.reward for m, _ in path]
+        before = [m.proxy_reward for m in start if m.proxy_reward]
+        line(study, axes, curve.arm, before + proxy, [m.reward for m in start] + gold)
+        dots(study, axes, curve.arm, proxy, gold, [step in curve.arm.chosen_steps for _, step in path])
+        ends.append((curve.arm, proxy[-1].high, gold[-1].mean))
+    if origin and start and start[0].proxy_reward:
+        mark_reference(study, axes, origin.arm, start[0].proxy_reward, start[0].reward)
+    label_ends(study, axes, ends)
+    return Picture(
+        "proxy",
+        f"Does the {study.proxy_name} tell the truth?",
+        "Training moves along a curve from the reference. Up and to the right: both rewards rise. To the right and "
+        "down: the proxy is being exploited, it rises while the gold reward falls.",
+        to_svg(figure, "proxy", f"{study.reward_name} against {study.proxy_name} through training"),
+    )
+
+
+def reward_by_step(study: Study, curves: Sequence[Curve]) -> Picture:
+    """Validation reward against optimiser steps."""
+    figure, axes = sheet(7.2, 3.9)
+    axes.set_xlabel("optimiser step")
+    axes.set_ylabel(named(study.reward_name))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    origin = reference_curve(study, curves)
+    start = [origin.measures[0].reward] if origin else []
+    ends = []
+    for curve in trained_curves(study, curves):
+        steps = [0] * len(start) + list(curve.steps)
+        reward = start + [m.reward for m in curve.measures]
+        colour = colour_of(study, curve.arm)
+        low, high = [r.low for r in reward], [r.high for r in reward]
+        axes.fill_between(steps, low, high, color=colour, alpha=0.14, linewidth=0)
+        axes.plot(steps, [r.mean for r in reward], color=colour, linewidth=1.6, linestyle=dash(curve.arm))
+        ends.append((curve.arm, float(steps[-1]), reward[-1].mean))
+    label_ends(study, axes, ends)
+    last = max(step for _, step, _ in ends)
+    axes.set_xticks([tick for tick in axes.get_xticks() if 0 <= tick <= last])
+    return Picture(
+        "reward-by-step",
+        f"{study.reward_name} by step",
+        "How fast each arm gets there, on validation prompts; the band is the 95 % interval. "
+        "A step of one method need not cost what a step of another costs.",
+        to_svg(figure, "reward-by-step", f"{study.reward_name} by optimiser step"),
+    )
+
+
+def training_curves(study: Study, arm: Arm, position: int) -> Picture | None:
+    """What one arm logged while it trained, against optimiser steps: a panel per metric, a line per seed."""
+    series = {key: found for key in PANELS if (found := logged(arm, key))}
+    if not series:
+        return None
+    shown = list(series)[:PANELS_IN_A_ROW]
+    with mpl.rc_context(STYLE | {"font.size": 9.5}):
+        figure = Figure(figsize=(9.2, 1.9), layout="constrained")
+        figure.patch.set_alpha(0)
+        panels = figure.subplots(1, PANELS_IN_A_ROW, squeeze=False)[0]
+        for axes, key in zip(panels, shown, strict=False):
+            axes.patch.set_alpha(0)
+            axes.set_title(PANELS[key], fontsize=9.5, loc="left")
+            axes.xaxis.set_major_locator(MaxNLocator(3, integer=True))
+            axes.yaxis.set_major_locator(MaxNLocator(4))
+            axes.grid(axis="y", color=INK, alpha=0.12, linewidth=0.6)
+            for steps, values in series[key]:
+                axes.plot(steps, values, color=colour_of(study, arm), linewidth=1.2, alpha=0.9)
+        for axes in panels[len(shown) :]:
+            axes.set_axis_off()
+    name = f"training-{position}"
+    return Picture(name, arm.title, "", to_svg(figure, name, f"Training curves of {arm.title}"))
+
+
+def logged(arm: Arm, key: str) -> list[tuple[list[float], list[float]]]:
+    """Steps and finite values of a metric, per seed; [] where nothing was logged."""
+    found = []
+    for run in arm.runs:
+        pairs = [(entry.get("step"), entry.get(key)) for entry in run.metrics]
+        finite = [(s, v) for s, v in pairs if is_finite(s) and is_finite(v)]
+        if finite:
+            found.append(([s for s, _ in finite], [v for _, v in finite]))
+    return found
+
+
+def is_finite(value: object) -> TypeGuard[float]:
+    """Whether a logged value can be drawn."""
+    return isinstance(value, int | float) and bool(np.isfinite(value))
+
+
+def reference_curve(study: Study, curves: Sequence[Curve]) -> Curve | None:
+    """The reference's curve: one point."""
+    return next((curve for curve in curves if curve.arm.name == study.reference_name), None)
+
+
+def trained_curves(study: Study, curves: Sequence[Curve]) -> list[Curve]:
+    """The curves of all other arms."""
+    return [curve for curve in curves if curve.arm.name != study.reference_name]
+
+
+def named(text: str) -> str:
+    """A name as a picture can hold it: on one line, nothing unseen, not too long."""
+    line = " ".join(visible(text).split())
+    return line if len(line) <= 40 else line[:39] + "…"
+
+
+def sheet(width: float, height: float) -> tuple[Figure, Axes]:
+    """One empty plot, sizes in inches."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        figure.patch.set_alpha(0)
+        axes = figure.subplots()
+        axes.patch.set_alpha(0)
+        axes.grid(color=INK, alpha=0.12, linewidth=0.6)
+        axes.set_axisbelow(True)
+    return figure, axes
+
+
+def dash(arm: Arm) -> str:
+    """An oracle is dashed."""
+    return "--" if arm.oracle else "-"
+
+
+def line(study: Study, axes: Axes, arm: Arm, x: Sequence[Estimate], y: Sequence[Estimate]) -> None:
+    """A curve through means."""
+    means = [e.mean for e in x], [e.mean for e in y]
+    axes.plot(*means, color=colour_of(study, arm), linewidth=1.6, linestyle=dash(arm), zorder=2)
+
+
+def dots(
+    study: Study, axes: Axes, arm: Arm, x: Sequence[Estimate], y: Sequence[Estimate], ringed: Sequence[bool]
+) -> None:
+    """Means with their intervals both ways; a ring around some."""
+    colour = colour_of(study, arm)
+    for a, b, ring in zip(x, y, ringed, strict=True):
+        axes.plot([a.low, a.high], [b.mean, b.mean], color=colour, alpha=0.55, linewidth=1.0, zorder=2)
+        axes.plot([a.mean, a.mean], [b.low, b.high], color=colour, alpha=0.55, linewidth=1.0, zorder=2)
+        axes.plot(a.mean, b.mean, marker_of(study, arm), color=colour, markersize=5, zorder=3)
+        if ring:
+            axes.plot(a.mean, b.mean, "o", color="none", markeredgecolor=colour, markersize=12, markeredgewidth=1.3)
+
+
+def mark_reference(study: Study, axes: Axes, arm: Arm, x: Estimate, y: Estimate) -> None:
+    """The reference's point, its name below it, where no curve goes."""
+    dots(study, axes, arm, [x], [y], [False])
+    below = y.low - 0.02 * (axes.get_ylim()[1] - axes.get_ylim()[0])
+    axes.annotate(
+        named(arm.title), (x.mean, below), xytext=(-4, -4), textcoords="offset points", va="top", color=INK, fontsize=11
+    )
+    axes.set_ylim(bottom=min(axes.get_ylim()[0], below - 0.08 * (axes.get_ylim()[1] - below)))
+
+
+def label_ends(study: Study, axes: Axes, ends: Sequence[tuple[Arm, float, float]]) -> None:
+    """Each arm's name to the right of its last point, moved up or down until no two names touch."""
+    if not ends:
+        return
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    low = axes.get_xlim()[0]
+    high = max(x for _, x, _ in ends)
+    names = {arm.name: named(arm.title) for arm, _, _ in ends}
+    # Room for the names: about 0.088 inch a character.
+    rooms = [min(0.55, (len(names[arm.name]) * 0.088 + 0.25) / figure.get_figwidth()) for arm, _, _ in ends]
+    axes.set_xlim(
+        low, max(high, *(low + (x - low) / (0.98 - room) for (_, x, _), room in zip(ends, rooms, strict=True)))
+    )
+    with mpl.rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")
+        figure.draw_without_rendering()
+    points_per_pixel = 72 / figure.dpi
+    taken: list[tuple[float, float, float]] = []  # left, right, baseline, in points
+    for arm, x, y in sorted(ends, key=lambda end: end[2]):
+        at_x, at_y = axes.transData.transform((x, y)) * points_per_pixel
+        start, end = at_x + 10, at_x + 10 + len(names[arm.name]) * 6.2
+        wanted = at_y
+        for left_edge, right_edge, baseline in taken:
+            if start < right_edge and end > left_edge and abs(wanted - baseline) < 13:
+                wanted = baseline + 13
+        taken.append((start, end, wanted))
+        axes.annotate(
+            names[arm.name],
+            (x, y),
+            xytext=(10, wanted - at_y),
+            textcoords="offset points",
+            va="center",
+            fontsize=11,
+            fontweight="bold",
+            color=colour_of(study, arm),
+            annotation_clip=False,
+        )
+
+
+def to_svg(figure: Figure, name: str, description: str) -> str:
+    """The figure as one <svg> element: deterministic, its ids its own, its ink the colour of the text around it."""
+    buffer = io.StringIO()
+    with mpl.rc_context(STYLE | {"svg.hashsalt": name}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")
+        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :].strip()
+    # matplotlib's global style rule would reach the page around the picture.
+    text = re.sub(r"<metadata>.*?</metadata>\s*|<defs>\s*<style.*?</style>\s*</defs>\s*", "", text, flags=re.DOTALL)
+    text = text.replace(INK, "currentColor")
+    text = re.sub(r"((?:font: |font-family: )[^;\"]*?)'DejaVu Sans'[^;\"]*", lambda m: m[1] + FONT, text)
+    text = re.sub(r'\bid="', f'id="{name}-', text)
+    text = re.sub(r'(url\(#|href="#)', rf"\g<1>{name}-", text)
+    described = f'<svg role="img" stroke-linejoin="round" aria-label="{escape(visible(description), quote=True)}"'
+    return text.replace("<svg", described, 1)

@@ -1,0 +1,423 @@
+"""A study folder, read: study.json and, for every arm and seed, the rows that evaluation wrote.
+
+Nothing here computes a result. A study that is still running has arms without points; they are read as such.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from preflab.errors import NumericError, StorageError
+from preflab.runs import JSON, RunFolder, read_json, read_lines
+
+Matrix = NDArray[np.float64]
+
+COSTS = (
+    "wall_seconds",
+    "trained_tokens",
+    "generated_tokens",
+    "reward_calls",
+    "gold_calls",
+    "peak_memory_bytes",
+    "flops",
+)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One evaluated response."""
+
+    prompt_id: str
+    prompt: str
+    response: str
+    reward: float
+    kl_nats: float
+
+
+@dataclass(frozen=True)
+class Point:
+    """An arm at one step, scored on one split: matrices with a row per seed and a column per prompt."""
+
+    step: int
+    split: str
+    seeds: tuple[int, ...]
+    prompts: tuple[str, ...]
+    reward: Matrix
+    proxy_reward: Matrix | None
+    kl_nats: Matrix
+    response_tokens: Matrix
+    ended: Matrix
+    win: Matrix
+    nll_nats: Matrix  # a column per held-out text
+    nll_tokens: Matrix
+    samples: tuple[tuple[Sample, ...], ...]  # per seed
+
+    def each(self, change: Callable[[Matrix], Matrix], **other: Any) -> Point:
+        """The same point with every matrix changed alike, and `other` fields replaced."""
+        matrices: dict[str, Any] = {
+            name: None if (m := getattr(self, name)) is None else change(m) for name in MATRICES
+        }
+        return replace(self, **matrices, **other)
+
+    def of_seeds(self, seeds: Sequence[int]) -> Point:
+        """The same point of these seeds only, in this order."""
+        rows = [self.seeds.index(seed) for seed in seeds]
+        return self.each(lambda m: m[rows], seeds=tuple(seeds), samples=tuple(self.samples[row] for row in rows))
+
+    def mean_as(self, seeds: Sequence[int]) -> Point:
+        """The mean over this point's seeds, standing for each of `seeds`."""
+        shape = (len(seeds), 1)
+        return self.each(lambda m: np.tile(m.mean(axis=0), shape), seeds=tuple(seeds), samples=((),) * len(seeds))
+
+
+MATRICES = ("reward", "proxy_reward", "kl_nats", "response_tokens", "ended", "win", "nll_nats", "nll_tokens")
+
+
+def stack(points: Sequence[Point]) -> Point:
+    """The points of several seeds as one; of the first one's step, where they differ."""
+    first = points[0]
+    stacked: dict[str, Any] = {}
+    for name in MATRICES:
+        parts = [getattr(point, name) for point in points]
+        stacked[name] = None if any(part is None for part in parts) else np.concatenate(parts)
+    return replace(
+        first,
+        **stacked,
+        seeds=tuple(seed for point in points for seed in point.seeds),
+        samples=tuple(samples for point in points for samples in point.samples),
+    )
+
+
+@dataclass(frozen=True)
+class Run:
+    """One arm trained with one seed."""
+
+    seed: int
+    done: bool
+    settings: Mapping[str, JSON]
+    validation: tuple[Point, ...]  # by step
+    test: Point | None
+    chosen_step: int | None
+    cost: Mapping[str, float | None]
+    metrics: tuple[Mapping[str, JSON], ...]
+
+    @property
+    def chosen(self) -> Point | None:
+        """The point that speaks for the run: on test prompts, or until then the chosen or last validation point."""
+        if self.test or not self.validation:
+            return self.test
+        return next((p for p in self.validation if p.step == self.chosen_step), self.validation[-1])
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One method with one setting, over all its seeds."""
+
+    name: str
+    method: str
+    label: str
+    oracle: bool
+    description: str
+    settings: Mapping[str, JSON]
+    runs: tuple[Run, ...]
+
+    @property
+    def title(self) -> str:
+        """The label, with the mark of an arm that sees the gold reward."""
+        return f"{self.label} (oracle)" if self.oracle and "oracle" not in self.label.lower() else self.label
+
+    @cached_property
+    def validation(self) -> tuple[Point, ...]:
+        """The validation points by step, each over the seeds that got there."""
+        steps = sorted({point.step for run in self.runs for point in run.validation})
+        return tuple(stack([p for run in self.runs for p in run.validation if p.step == step]) for step in steps)
+
+    @cached_property
+    def final(self) -> Point | None:
+        """The chosen checkpoint of every seed on test prompts; while no seed has been there, on validation prompts."""
+        tests = [run.test for run in self.runs if run.test]
+        chosen = tests or [run.chosen for run in self.runs if run.chosen]
+        return stack(chosen) if chosen else None
+
+    @property
+    def chosen_steps(self) -> tuple[int, ...]:
+        """The step that each seed chose (or, while it runs, its last)."""
+        return tuple(run.chosen.step for run in self.runs if run.chosen)
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A number about the study that no arm owns, such as the reward model's accuracy."""
+
+    name: str
+    value: float
+    low: float | None
+    high: float | None
+    note: str
+
+
+@dataclass(frozen=True)
+class Study:
+    """A whole study, as far as it has come."""
+
+    folder: Path
+    config: Mapping[str, JSON]
+    config_text: str
+    task: str
+    title: str
+    task_summary: str
+    reward_name: str
+    reward_explanation: str
+    proxy_name: str
+    proxy_explanation: str
+    reference_name: str
+    arms: tuple[Arm, ...]
+    prompts: Mapping[str, int]
+    facts: tuple[Fact, ...]
+    counts: tuple[tuple[str, int], ...]  # what was dropped, and how often
+    warnings: tuple[str, ...]
+    stages: tuple[tuple[str, float], ...]  # what arms share, in seconds
+    environment: Mapping[str, JSON]
+    complete: bool
+
+    @property
+    def reference(self) -> Arm | None:
+        """The arm at KL 0, once it has a point."""
+        return next((arm for arm in self.arms if arm.name == self.reference_name and arm.final), None)
+
+    @property
+    def trained(self) -> tuple[Arm, ...]:
+        """Every arm but the reference."""
+        return tuple(arm for arm in self.arms if arm.name != self.reference_name)
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """All seeds of the study."""
+        return tuple(sorted({run.seed for arm in self.arms for run in arm.runs}))
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """What the study has not done yet, in words."""
+        lines = []
+        for arm in self.arms:
+            for run in arm.runs:
+                where = arm.title if len(arm.runs) == 1 else f"{arm.title}, seed {run.seed}"
+                if run.chosen is None:
+                    lines.append(f"{where}: no checkpoint evaluated yet")
+                elif not run.done or run.test is None:
+                    lines.append(f"{where}: evaluated up to step {run.validation[-1].step if run.validation else 0}")
+        return tuple(lines)
+
+
+def read_study(folder: Path) -> Study:
+    """Read a study folder.
+
+    Raises StorageError where `folder` holds no study or a file is damaged, NumericError where a row is not finite.
+    """
+    path = folder / "study.json"
+    if not path.is_file():
+        raise StorageError(
+            f"{folder} is not a study folder: it has no study.json; name a folder that preflab compare wrote"
+        )
+    content = Fields(read_json(path), path)
+    arms: dict[str, Arm] = {}
+    environment: Mapping[str, JSON] = {}
+    for entry in content.items("arms"):
+        run_folder = folder / entry.text("folder")
+        run = read_run(
+            run_folder, entry.text("name"), entry.whole("seed"), entry.flag("done"), entry.mapping("settings")
+        )
+        before = arms.get(entry.text("name"))
+        arms[entry.text("name")] = Arm(
+            name=entry.text("name"),
+            method=entry.text("method"),
+            label=entry.text("label"),
+            oracle=entry.flag("oracle"),
+            description=entry.text("description"),
+            settings=before.settings if before else entry.mapping("settings"),
+            runs=(*before.runs, run) if before else (run,),
+        )
+        recorded = run_folder / "environment.json"
+        if not environment and recorded.is_file():
+            environment = Fields(read_json(recorded), recorded).value
+    config = folder / "study.yaml"
+    reward, proxy = content.inner("reward"), content.inner("proxy")
+    study = Study(
+        folder=folder,
+        config=content.mapping("study"),
+        config_text=config.read_text("utf-8") if config.is_file() else "",
+        task=content.text("task"),
+        title=content.text("title"),
+        task_summary=content.text("task_summary"),
+        reward_name=reward.text("name"),
+        reward_explanation=reward.text("explanation"),
+        proxy_name=proxy.text("name"),
+        proxy_explanation=proxy.text("explanation"),
+        reference_name=content.text("reference"),
+        arms=tuple(arms.values()),
+        prompts=content.mapping("prompts"),
+        facts=tuple(read_fact(item) for item in content.items("facts")),
+        counts=tuple((item.text("name"), item.whole("count")) for item in content.items("counts")),
+        warnings=tuple(str(line) for line in content.listing("warnings")),
+        stages=tuple((item.text("name"), item.number("seconds")) for item in content.items("stages")),
+        environment=environment,
+        complete=content.flag("complete"),
+    )
+    refuse_other_prompts(study)
+    return study
+
+
+def read_fact(content: Fields) -> Fact:
+    """Read one fact; its interval and its note may be missing."""
+    ends = [None if content.value.get(end) is None else content.number(end) for end in ("low", "high")]
+    note = str(content.value.get("note") or "")
+    return Fact(content.text("name"), content.number("value"), ends[0], ends[1], note)
+
+
+def refuse_other_prompts(study: Study) -> None:
+    """Raise StorageError where two runs were scored on different prompts: they can't be compared."""
+    seen: dict[str, tuple[str, tuple[str, ...], int]] = {}
+    for arm in study.arms:
+        for run in arm.runs:
+            for point in (*run.validation, *([run.test] if run.test else [])):
+                texts = point.nll_nats.shape[1]
+                where, *scored_on = seen.setdefault(point.split, (f"{arm.name} seed {run.seed}", point.prompts, texts))
+                if scored_on != [point.prompts, texts]:
+                    raise StorageError(
+                        f"{study.folder}: {arm.name} seed {run.seed} step {point.step} and {where} were scored on "
+                        f"different {point.split} prompts or texts; run the study again in a new folder"
+                    )
+
+
+def read_run(folder: Path, arm: str, seed: int, done: bool, settings: Mapping[str, JSON]) -> Run:
+    """Read one run folder; a run that has not been evaluated yet has no points."""
+    run = RunFolder(folder)
+    where = f"{arm} seed {seed}"
+    if not run.evaluation.is_file():
+        empty = dict.fromkeys(COSTS)
+        return Run(seed, done, settings, (), None, None, empty, tuple(read_lines(run.metrics)))
+    content = Fields(read_json(run.evaluation), run.evaluation)
+    samples: dict[tuple[int, str], list[Sample]] = {}
+    for line in (Fields(line, run.samples) for line in read_lines(run.samples)):
+        sample = Sample(
+            line.text("prompt_id"),
+            line.text("prompt"),
+            line.text("response"),
+            line.number("reward"),
+            line.number("kl_nats"),
+        )
+        samples.setdefault((line.whole("step"), line.text("split")), []).append(sample)
+    points = [
+        read_point(point, seed, samples.get((point.whole("step"), point.text("split")), []), where)
+        for point in content.items("points")
+    ]
+    costs = content.value.get("cost") or {}
+    return Run(
+        seed=seed,
+        done=done,
+        settings=settings,
+        validation=tuple(sorted((p for p in points if p.split == "validation"), key=lambda p: p.step)),
+        test=next((p for p in points if p.split == "test"), None),
+        chosen_step=content.value.get("chosen_step"),
+        cost={name: costs.get(name) for name in COSTS},
+        metrics=tuple(read_lines(run.metrics)),
+    )
+
+
+def read_point(content: Fields, seed: int, samples: Sequence[Sample], where: str) -> Point:
+    """Read one evaluated checkpoint; rows of the same prompt are averaged, since prompts are what is independent."""
+    rows = content.inner("rows")
+    step, split = content.whole("step"), content.text("split")
+    ids = [str(x) for x in rows.listing("prompt")]
+    prompts = tuple(dict.fromkeys(ids))
+    column = {prompt: i for i, prompt in enumerate(prompts)}
+    index = np.array([column[x] for x in ids], dtype=np.intp)
+
+    def matrix(name: str) -> Matrix:
+        values = rows.finite(name, f"{where} step {step} {split}: {name}")
+        if len(values) != len(ids):
+            raise StorageError(
+                f"{rows.path}: {name} has {len(values)} rows for {len(ids)} prompts; evaluate {where} again"
+            )
+        return (np.bincount(index, values, len(prompts)) / np.bincount(index, minlength=len(prompts)))[None, :]
+
+    held_out = content.inner("held_out") if content.value.get("held_out") else Fields({}, content.path)
+    texts = [
+        held_out.finite(name, f"{where} step {step}: held-out {name}")[None, :] if held_out.value else np.zeros((1, 0))
+        for name in ("nll_nats", "tokens")
+    ]
+    return Point(
+        step=step,
+        split=split,
+        seeds=(seed,),
+        prompts=prompts,
+        reward=matrix("reward"),
+        proxy_reward=None if rows.value.get("proxy_reward") is None else matrix("proxy_reward"),
+        kl_nats=matrix("kl_nats"),
+        response_tokens=matrix("response_tokens"),
+        ended=matrix("ended"),
+        win=matrix("win"),
+        nll_nats=texts[0],
+        nll_tokens=texts[1],
+        samples=(tuple(samples),),
+    )
+
+
+class Fields:
+    """A JSON object from a file, read field by field; a missing or mistyped field is named with its file."""
+
+    def __init__(self, value: JSON, path: Path) -> None:
+        self.path = path
+        self.value: Mapping[str, Any] = value
+        if not isinstance(value, dict):
+            raise StorageError(f"{path}: expected a JSON object; delete it and run the command again")
+
+    def get(self, name: str, kind: type | tuple[type, ...], described: str) -> Any:
+        value = self.value.get(name)
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            raise StorageError(f'{self.path}: "{name}" should be {described}; run the command that wrote it again')
+        return value
+
+    def text(self, name: str) -> str:
+        return str(self.get(name, str, "a text"))
+
+    def whole(self, name: str) -> int:
+        return int(self.get(name, int, "a whole number"))
+
+    def number(self, name: str) -> float:
+        return float(self.get(name, (int, float), "a number"))
+
+    def flag(self, name: str) -> bool:
+        return bool(self.get(name, bool, "true or false"))
+
+    def mapping(self, name: str) -> Mapping[str, Any]:
+        value: Mapping[str, Any] = self.get(name, dict, "an object")
+        return value
+
+    def listing(self, name: str) -> list[Any]:
+        value: list[Any] = self.get(name, list, "a list")
+        return value
+
+    def inner(self, name: str) -> Fields:
+        return Fields(self.mapping(name), self.path)
+
+    def items(self, name: str) -> list[Fields]:
+        return [Fields(item, self.path) for item in self.listing(name)]
+
+    def finite(self, name: str, what: str) -> Matrix:
+        """A list of numbers as a vector; NumericError names the first that is not finite."""
+        try:
+            values = np.array(self.listing(name), dtype=np.float64)
+        except (TypeError, ValueError):
+            raise StorageError(f'{self.path}: "{name}" should be a list of numbers; evaluate again') from None
+        bad = np.flatnonzero(~np.isfinite(values))
+        if len(bad):
+            raise NumericError(f"{what} is not finite (row {bad[0]}); score that checkpoint again")
+        return values

@@ -1,0 +1,1 @@
+"""Policy + prompts + seed → responses with their behaviour log-probabilities."""

@@ -1,0 +1,145 @@
+"""Sampling from a policy.
+
+Each response has its own stream of uniforms, a function of (seed, prompt key, sample index) alone; a token is the
+inverse of the cumulative distribution at the next uniform. So a response does not depend on its batch mates beyond
+rounding, and every arm meets the same luck. There is no top-k, top-p or penalty: what is sampled is the policy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from preflab.data.encode import Tree
+from preflab.seeds import derive
+
+
+@dataclass(frozen=True)
+class Response:
+    """One sampled response."""
+
+    key: str
+    """Which prompt it answers."""
+    prompt: tuple[int, ...]
+    tokens: tuple[int, ...]
+    """Its token ids, at least one; the end token last where `ended`."""
+    logprobs: tuple[float, ...]
+    """Behaviour log-probabilities at the sampling temperature, in nats, one a token."""
+    ended: bool
+    """True where the policy emitted its end token, False where the length limit cut it."""
+
+    @property
+    def tree(self) -> Tree:
+        """As a batch can hold it."""
+        return Tree(self.key, self.prompt, (self.tokens,))
+
+
+@torch.no_grad()
+def sample(
+    model: Any,
+    prompts: Sequence[tuple[int, ...]],
+    *,
+    keys: Sequence[str],
+    end_id: int,
+    max_new_tokens: int,
+    seed: int,
+    temperature: float = 1.0,
+    greedy: bool = False,
+    samples: int = 1,
+    batch_size: int = 256,
+) -> list[Response]:
+    """`samples` responses to each prompt, prompt by prompt.
+
+    Args:
+        model: a causal language model of transformers, in eval mode.
+        prompts: token ids, at least one each.
+        keys: one name a prompt; same key, seed and sample index, same uniforms.
+        end_id: the end token; nothing is sampled after it.
+        max_new_tokens: length limit of a response, ≥ 1.
+        temperature: T > 0: tokens come from softmax(logits / T).
+        greedy: take the likeliest token; the seed and the temperature then play no part.
+        batch_size: responses sampled at once; changes no response beyond rounding.
+    """
+    rows = [(key, prompt, index) for key, prompt in zip(keys, prompts, strict=True) for index in range(samples)]
+    # Longest first: a batch then pads little, and a memory limit shows at once.
+    order = sorted(range(len(rows)), key=lambda row: -len(rows[row][1]))
+    done: list[Response | None] = [None] * len(rows)
+    for begin in range(0, len(rows), batch_size):
+        chosen = order[begin : begin + batch_size]
+        batch = [rows[row] for row in chosen]
+        uniforms = np.stack(
+            [np.random.Generator(np.random.Philox(derive(seed, key, i))).random(max_new_tokens) for key, _, i in batch]
+        )
+        tokens, logprobs = _decode(
+            model,
+            [prompt for _, prompt, _ in batch],
+            None if greedy else torch.from_numpy(uniforms).to(model.device),
+            end_id=end_id,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+        )
+        for row, (key, prompt, _), ids, values in zip(chosen, batch, tokens.tolist(), logprobs.tolist(), strict=True):
+            length = ids.index(end_id) + 1 if end_id in ids else len(ids)
+            done[row] = Response(
+                key, prompt, tuple(ids[:length]), tuple(values[:length]), ended=ids[length - 1] == end_id
+            )
+    return [response for response in done if response is not None]
+
+
+def _decode(
+    model: Any,
+    prompts: Sequence[tuple[int, ...]],
+    uniforms: Float[Tensor, "row step"] | None,
+    *,
+    end_id: int,
+    max_new_tokens: int,
+    temperature: float,
+) -> tuple[Tensor, Tensor]:
+    """Tokens and log-probabilities [row, step]; after a row's end token they mean nothing."""
+    device = model.device
+    longest = max(len(prompt) for prompt in prompts)
+    token_ids = torch.zeros(len(prompts), longest, dtype=torch.long)
+    attention = torch.zeros(len(prompts), longest + max_new_tokens, dtype=torch.long)
+    attention[:, longest:] = 1
+    for row, prompt in enumerate(prompts):  # padded on the left, so that all rows emit at the same column
+        token_ids[row, longest - len(prompt) :] = torch.tensor(prompt)
+        attention[row, longest - len(prompt) : longest] = 1
+    token_ids, attention = token_ids.to(device), attention.to(device)
+    positions = (attention.cumsum(1) - 1).clamp(min=0)
+    # Without padding, no mask: the model's causal kernel is exact and faster.
+    padded = bool((attention == 0).any())
+    cache = None
+    ended = torch.zeros(len(prompts), dtype=torch.bool, device=device)
+    out_tokens, out_logprobs = [], []
+    for step in range(max_new_tokens):
+        begin, end = (0, longest) if step == 0 else (longest + step - 1, longest + step)
+        outputs = model(
+            input_ids=token_ids,
+            attention_mask=attention[:, :end] if padded else None,
+            position_ids=positions[:, begin:end],
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        cache = outputs.past_key_values
+        scores = (outputs.logits[:, -1].float() / temperature).log_softmax(-1)
+        if uniforms is None:
+            drawn = scores.argmax(-1)
+        else:
+            cdf = scores.double().exp().cumsum(-1)
+            # The last entry is 1 up to rounding: scale the uniform instead of the table.
+            drawn = torch.searchsorted(cdf, uniforms[:, step : step + 1] * cdf[:, -1:], right=True).squeeze(1)
+            drawn = drawn.clamp(max=scores.shape[-1] - 1)
+        out_tokens.append(drawn)
+        out_logprobs.append(scores.gather(1, drawn.unsqueeze(1)).squeeze(1))
+        ended |= drawn == end_id
+        if bool(ended.all()):
+            break
+        token_ids = drawn.unsqueeze(1)
+    return torch.stack(out_tokens, 1), torch.stack(out_logprobs, 1)

@@ -1,0 +1,111 @@
+"""The command `compare`: plan a study, make what arms share, run the arms, and keep study.json up to date."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from preflab.config.commands import ArmName, Compare
+from preflab.config.load import check, to_values, to_yaml
+from preflab.errors import ConfigError
+from preflab.progress import say, warn
+from preflab.runs import JSON, RunFolder, claim, environment, write_json
+from preflab.studies.arms import Bench, describe, finished, run_arm
+from preflab.studies.dialogue import dialogue
+from preflab.studies.reviews import generated_reviews, real_reviews
+from preflab.studies.shared import make_base, make_preferences, make_reference
+from preflab.studies.stages import Stages
+from preflab.studies.task import Task, as_json
+
+
+def compare(config: Compare) -> Path:
+    """Run a study to its end, from wherever an earlier start left it. Returns its folder.
+
+    Raises:
+        ConfigError, DataError, StorageError: before any training, where the study can't be run as asked.
+    """
+    config = check(config)
+    arms = _arms(config)
+    task = _task(config)
+    claim(config.out, "study.yaml", to_yaml(config))
+    if not (config.out / "environment.json").exists():
+        write_json(config.out / "environment.json", environment())
+    for warning in task.warnings:
+        warn(warning)
+    study = _Study(config, task, arms)
+    study.write()
+
+    base = make_base(config, task, study.stages)
+    reference, counts = make_reference(config, task, base, study.stages)
+    study.counts += counts
+    for seed in study.seeds:
+        preferences = make_preferences(config, task, reference, study.stages, seed)
+        study.facts += preferences.facts
+        study.counts += preferences.counts
+        study.write()
+        bench = Bench.of(config, task, study.stages, reference, preferences, seed)
+        for arm in arms:
+            run_arm(bench, arm)
+            study.write()
+    say(f"study finished: {config.out}")
+    return config.out
+
+
+class _Study:
+    """What study.json says."""
+
+    def __init__(self, config: Compare, task: Task, arms: tuple[ArmName, ...]) -> None:
+        self.config, self.task, self.arms = config, task, arms
+        self.seeds = range(config.seed, config.seed + config.seeds)
+        self.stages = Stages(config.out / "stages")
+        self.facts: list[JSON] = as_json(task.facts)
+        self.counts: list[JSON] = [{"name": name, "count": count} for name, count in task.counts.items()]
+
+    def write(self) -> None:
+        """Write study.json as things stand: a report can be drawn at any time."""
+        arms = [
+            describe(self.config, arm, seed, done=finished(self._run(arm, seed)))
+            for arm in self.arms
+            for seed in self.seeds
+        ]
+        task = self.task
+        value = {
+            "study": to_values(self.config),
+            "task": task.name,
+            "title": task.title,
+            "task_summary": task.summary,
+            "reward": vars(task.reward),
+            "proxy": vars(task.proxy),
+            "reference": "reference",
+            "arms": arms,
+            "prompts": {split: len(prompts) for split, prompts in task.prompts.items()},
+            "facts": self.facts,
+            "counts": self.counts,
+            "warnings": list(task.warnings),
+            "stages": [{"name": name, "seconds": seconds} for name, seconds in self.stages.seconds.items()],
+            "complete": all(arm["done"] for arm in arms),
+        }
+        write_json(self.config.out / "study.json", value)
+
+    def _run(self, arm: ArmName, seed: int) -> RunFolder:
+        return RunFolder(self.config.out / "arms" / arm / f"seed-{seed}")
+
+
+def _arms(config: Compare) -> tuple[ArmName, ...]:
+    """The arms in their order, each once, the reference first: the others are measured from it."""
+    if config.task == "dialogue" and "ppo-gold" in config.arms:
+        raise ConfigError("arms = ppo-gold: dialogue has no gold reward; leave that arm out")
+    return ("reference", *dict.fromkeys(arm for arm in config.arms if arm != "reference"))
+
+
+def _task(config: Compare) -> Task:
+    match config.task, config.data:
+        case "reviews", None:
+            return generated_reviews(config)
+        case "reviews", Path() as path:
+            return real_reviews(config, path)
+        case "dialogue", None:
+            raise ConfigError("dialogue needs preference pairs: --data pairs.jsonl (HH-RLHF's format, or explicit)")
+        case "dialogue", Path() as path:
+            return dialogue(config, path)
+        case _:
+            raise ConfigError(f"there is no task {config.task}; known: reviews, dialogue")

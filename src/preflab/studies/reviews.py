@@ -1,0 +1,165 @@
+"""The task `reviews`: film reviews from a grammar whose parser is the gold reward, or real labelled reviews."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from preflab.config.commands import Compare
+from preflab.data.records import Demonstration, Prompt, Rating
+from preflab.data.reviews import generate_reviews
+from preflab.data.sources import read_ratings
+from preflab.data.split import first_prompts, split_by_prompt, split_in_halves
+from preflab.errors import DataError
+from preflab.rewards.sentiment import ClassifierSentiment, GrammarSentiment
+from preflab.seeds import derive
+from preflab.studies.task import Fact, Task, Words, few_prompts_warning, share
+
+PROXY = Words(
+    "reward model",
+    "score",
+    "A Bradley–Terry reward model trained on the sampled pairs; PPO is paid by it, and never sees gold.",
+)
+PROMPT_WORDS = (2, 8)  # arXiv 2305.18290, App. C.1: prefixes of 2 to 8 tokens
+FEWEST_REVIEWS = 200
+
+
+def generated_reviews(config: Compare) -> Task:
+    """The controlled task: every figure can be checked against the grammar."""
+    wanted = config.prompts
+    # Twice the reviews that the prompts need: many share a prefix, and the sides of a split vary.
+    texts = generate_reviews(
+        max(config.base.texts, 4 * (wanted.train + wanted.validation + wanted.test)),
+        seed=derive(config.seed, "reviews"),
+    )
+    rows = _cut(enumerate(texts), random.Random(derive(config.seed, "prompts")), origin="generated")
+    shares = {
+        "train": wanted.train * 1.0,
+        "validation": wanted.validation * 1.5,
+        "test": wanted.test * 1.5,
+    }
+    sides = split_by_prompt(rows, shares, seed=derive(config.seed, "split") % 2**31)
+    prompts = {
+        side: _prompts(sides[side], getattr(wanted, side), config.seed) for side in ("train", "validation", "test")
+    }
+    tested = {prompt.text for prompt in prompts["test"]}
+    return Task(
+        name="reviews",
+        title="Film reviews with an exactly known reward",
+        summary=(
+            "A small language model writes film reviews; the prompt is the first 2 to 8 words. The reward is the "
+            "review's sentiment, read clause by clause by the parser of the grammar that made the corpus."
+        ),
+        reward=Words(
+            "gold sentiment",
+            "reward",
+            f"{config.pairs.gold_scale:g} × the sentiment of prompt + response in [−1, 1]; a sentence that the grammar "
+            "can't have produced counts as −1.",
+        ),
+        proxy=PROXY,
+        corpus=tuple(texts[: config.base.texts]),
+        demonstrations=tuple(sides["train"][: config.base.texts // 4]),
+        prompts=prompts,
+        held_out=tuple(row for row in sides["test"] if row.prompt in tested)[:128],
+        gold=GrammarSentiment(config.pairs.gold_scale),
+        pairs=None,
+        facts=(Fact("Distinct texts among the generated reviews", len(set(texts)) / len(texts)),),
+        counts={"reviews generated": len(texts)},
+        warnings=few_prompts_warning(prompts),
+    )
+
+
+def real_reviews(config: Compare, path: Path) -> Task:
+    """Labelled reviews: one half trains the classifier that is the gold reward, the other half everything else.
+
+    Raises:
+        DataError: there are fewer than 200 reviews, or only one label.
+    """
+    loaded = read_ratings(path)
+    if len(loaded.rows) < FEWEST_REVIEWS:
+        raise DataError(f"{path} has {len(loaded.rows)} reviews; the study needs at least {FEWEST_REVIEWS}")
+    for_gold, for_text = split_in_halves(loaded.rows, seed=config.seed)
+    limit = config.lengths.response_tokens * 2 // 3  # words: a word of a real review is about 1.4 tokens
+    gold_sides = split_by_prompt(for_gold, {"train": 0.8, "test": 0.2}, seed=config.seed)
+    learned_from = [excerpt for row in gold_sides["train"] for excerpt in _excerpts(row, limit)]
+    if len({row.label for row in learned_from}) < 2:
+        raise DataError(f"{path}: all labels are the same; a classifier needs both 0 and 1")
+    gold = ClassifierSentiment.fit(learned_from, scale=config.pairs.gold_scale)
+    whole = gold.accuracy(gold_sides["test"])
+    parts = gold.accuracy([excerpt for row in gold_sides["test"] for excerpt in _excerpts(row, limit)])
+
+    sides = split_by_prompt(for_text, {"train": 0.7, "validation": 0.12, "test": 0.18}, seed=config.seed + 1)
+    rng = random.Random(derive(config.seed, "prompts"))
+    rows = {
+        side: _cut(
+            ((row.origin, excerpt.text) for row in ratings for excerpt in _excerpts(row, limit)), rng, origin=path.name
+        )
+        for side, ratings in sides.items()
+    }
+    seen: set[str] = set()
+    prompts: dict[str, tuple[Prompt, ...]] = {}
+    for side in ("train", "validation", "test"):  # a prefix like "the film" may start excerpts of two sides
+        fresh = [row for row in rows[side] if row.prompt not in seen]
+        if not fresh:
+            raise DataError(f"{path}: no prompt is left for {side}; give more reviews")
+        prompts[side] = _prompts(fresh, getattr(config.prompts, side), config.seed)
+        seen |= {row.prompt for row in rows[side]}
+    return Task(
+        name="reviews",
+        title="Real film reviews, judged by a classifier",
+        summary=(
+            "A language model continues excerpts of real reviews; the prompt is an excerpt's first 2 to 8 words. The "
+            "reward is a sentiment classifier trained on reviews that no model here has seen."
+        ),
+        reward=Words(
+            "classifier sentiment",
+            "reward",
+            f"{config.pairs.gold_scale:g} × (2p − 1), p the probability of a positive label for prompt + response.",
+        ),
+        proxy=PROXY,
+        corpus=tuple(row.prompt + row.response for row in rows["train"]),
+        demonstrations=tuple(rows["train"]),
+        prompts=prompts,
+        held_out=tuple(rows["test"][:128]),
+        gold=gold,
+        pairs=None,
+        facts=(
+            share("Gold classifier, accuracy on held-out reviews", sum(whole), len(whole)),
+            share("Gold classifier, accuracy on held-out excerpts", sum(parts), len(parts), "the length of a response"),
+        ),
+        counts=dict(loaded.counts) | {"excerpts for training": len(rows["train"])},
+        warnings=few_prompts_warning(prompts),
+    )
+
+
+def _prompts(rows: Sequence[Demonstration], count: int, seed: int) -> tuple[Prompt, ...]:
+    """Up to `count` distinct prompts."""
+    distinct = {row.prompt: Prompt(row.prompt, row.origin) for row in rows}
+    return first_prompts(tuple(distinct.values()), min(count, len(distinct)), seed=seed)
+
+
+def _cut(texts: Iterable[tuple[object, str]], rng: random.Random, *, origin: str) -> list[Demonstration]:
+    """Each text cut after its first 2 to 8 words; the response keeps the space before it."""
+    rows = []
+    for number, text in texts:
+        words = [match.end() for match in re.finditer(r"\S+", text)]
+        if len(words) > PROMPT_WORDS[0]:
+            end = words[min(rng.randint(*PROMPT_WORDS), len(words) - 1) - 1]
+            rows.append(Demonstration(text[:end], text[end:], f"{origin}:{number}"))
+    return rows
+
+
+def _excerpts(row: Rating, words: int) -> list[Rating]:
+    """Runs of whole sentences of up to `words` words; a longer sentence is cut. Labelled as the review is."""
+    excerpts: list[str] = []
+    current: list[str] = []
+    for sentence in re.split(r"\s*\n\s*|(?<=[.!?])\s+(?=[A-Z\"'])", row.text.strip()):
+        tokens = sentence.split()[:words]
+        if current and len(current) + len(tokens) > words:
+            excerpts.append(" ".join(current))
+            current = []
+        current += tokens
+    excerpts.append(" ".join(current))
+    return [Rating(text, row.label, row.origin) for text in excerpts if len(text.split()) >= 6]

@@ -1,0 +1,220 @@
+"""What the arms of a study share: base, reference, pairs and reward models."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from preflab.config.commands import Compare
+from preflab.config.load import to_values, to_yaml
+from preflab.config.methods import SFT
+from preflab.data.encode import Encoder, Tree
+from preflab.data.records import Prompt
+from preflab.data.reviews import parse_review
+from preflab.data.sources import read_pairs, write_pairs
+from preflab.data.split import split_by_prompt
+from preflab.models.base import new_model, new_tokenizer
+from preflab.models.load import Policy, load_policy, load_reward_model, new_reward_model, pick_device, save_model
+from preflab.progress import say
+from preflab.rewards.learned import LearnedReward
+from preflab.rewards.sentiment import GrammarSentiment
+from preflab.runs import JSON, RunFolder
+from preflab.seeds import derive
+from preflab.studies.preferences import sample_pairs
+from preflab.studies.stages import Stages
+from preflab.studies.task import Fact, Task, as_json, share
+from preflab.training.ppo import PromptIds
+from preflab.training.reward import centre, reward_figures, train_reward
+from preflab.training.sft import train_sft
+
+
+def make_base(config: Compare, task: Task, stages: Stages) -> str:
+    """The base model: the one that was named, or a small one trained on the task's texts. A folder or Hub name."""
+    if config.model is not None:
+        return config.model
+
+    def work(folder: Path) -> JSON:
+        say(f"base: a {config.base.layers}-block GPT-2 of width {config.base.width} learns to write from scratch")
+        tokenizer = new_tokenizer(task.corpus, vocabulary=config.base.vocabulary)
+        longest = config.lengths.prompt_tokens + config.lengths.response_tokens + 2
+        encoder = Encoder(tokenizer, prompt_tokens=longest, response_tokens=longest - 1)
+        policy = new_model(tokenizer, config.base, positions=longest, seed=derive(config.seed, "base"))
+        policy.model.to(device(config))
+        trees = [
+            Tree(f"text:{number}", encoder.prompt(""), (encoder.response(text),))
+            for number, text in enumerate(task.corpus)
+        ]
+        settings = SFT(
+            epochs=config.base.epochs,
+            batch_size=config.base.batch_size,
+            micro_batch_size=config.base.batch_size,
+            optimizer=config.base.optimizer,
+            evaluations=1,
+        )
+        run = RunFolder.open(folder, to_yaml(settings), ours=True)
+        train_sft(policy, trees, settings, run, seed=derive(config.seed, "base"), title="base model")
+        save_model(policy, run.model)
+        return None
+
+    folder, _ = stages.make("base", _inputs(config, "seed", "data", "base", "lengths", "prompts"), work)
+    return str(folder / "model")
+
+
+def make_reference(config: Compare, task: Task, base: str, stages: Stages) -> tuple[Policy, list[JSON]]:
+    """The reference: the base after SFT on the task's demonstrations. Every arm starts here."""
+
+    def work(folder: Path) -> JSON:
+        policy = load_policy(base, device=device(config), trust_remote_code=config.trust_remote_code, quiet=False)
+        encoder = encoder_of(config, policy)
+        run = RunFolder.open(folder, to_yaml(config.reference), ours=True)
+        trees = encoder.demonstrations(task.demonstrations)
+        train_sft(
+            policy,
+            trees,
+            config.reference,
+            run,
+            seed=derive(config.seed, "reference"),
+            log_every=config.log_every,
+            title="reference (SFT)",
+        )
+        save_model(policy, run.model)
+        return dict(encoder.counts)
+
+    folder, counts = stages.make(
+        "reference", _inputs(config, "seed", "data", "model", "base", "lengths", "prompts", "reference"), work
+    )
+    policy = load_policy(folder / "model", device=device(config), trust_remote_code=config.trust_remote_code)
+    policy.model.requires_grad_(False)
+    return policy, [{"name": f"demonstrations: {name}", "count": count} for name, count in counts.items()]
+
+
+@dataclass(frozen=True)
+class Preferences:
+    """The preference data of one seed, and the reward models trained on it."""
+
+    train: list[Tree]
+    reward_model: Path
+    """What PPO is paid by, and what its value model starts as."""
+    judge: Path | None
+    """What judges where there is no gold reward."""
+    facts: list[JSON]
+    counts: list[JSON]
+
+
+def make_preferences(config: Compare, task: Task, reference: Policy, stages: Stages, seed: int) -> Preferences:
+    """Pairs and reward models of one seed."""
+    encoder = encoder_of(config, reference)
+    name = f"seed-{seed}"
+    asked = _inputs(config, "seed", "data", "model", "base", "lengths", "prompts", "reference", "pairs", "reward") | {
+        "this_seed": seed
+    }
+
+    def pairs_work(folder: Path) -> JSON:
+        assert task.gold is not None
+        say("pairs: the reference answers every training prompt; Bradley–Terry labels on the gold reward")
+        labelled = sample_pairs(
+            reference,
+            encoder,
+            prompt_ids(encoder, task.prompts["train"]),
+            task.gold,
+            config.pairs,
+            max_new_tokens=config.lengths.response_tokens,
+            seed=derive(seed, "preferences"),
+        )
+        ceilings = {id(pair): value for pair, value in zip(labelled.pairs, labelled.ceiling, strict=True)}
+        sides = split_by_prompt(labelled.pairs, {"train": 0.9, "held-out": 0.1}, seed=seed)
+        for side, pairs in sides.items():
+            write_pairs(folder / f"{side}.jsonl", pairs)
+        held_out = [ceilings[id(pair)] for pair in sides["held-out"]]
+        facts = [Fact("Bayes ceiling on held-out pairs", sum(held_out) / len(held_out), note="a judge that knows gold")]
+        facts.append(share("Labels that agree with gold", sum(labelled.agrees), len(labelled.agrees)))
+        texts = [answer.prompt + answer.response for answer in labelled.answers[:: config.pairs.responses][:256]]
+        facts.append(share("Reference samples that are distinct", len(set(texts)), len(texts)))
+        if isinstance(task.gold, GrammarSentiment):
+            inside = sum(parse_review(text).grammatical for text in texts)
+            facts.append(share("Reference samples inside the grammar", inside, len(texts)))
+        return {"facts": as_json(tuple(facts)), "labels": len(labelled.pairs)}
+
+    if task.pairs is None:
+        folder, made = stages.make(f"{name}/pairs", asked, pairs_work)
+        train = read_pairs(folder / "train.jsonl").rows
+        held_out = read_pairs(folder / "held-out.jsonl").rows
+        facts, ceiling = list(made["facts"]), f"Bayes ceiling {made['facts'][0]['value']:.3f}"
+        counts = [{"name": "preference labels taken from the gold reward", "count": made["labels"]}]
+    else:
+        train, held_out, facts, counts, ceiling = task.pairs.policy, task.pairs.held_out, [], [], ""
+    trees = encoder.pairs(train)
+    held_out_trees = encoder.pairs(held_out)
+    counts += [{"name": f"pairs: {what}", "count": count} for what, count in encoder.counts.items()]
+
+    def reward_work(pairs: list[Tree], label: str) -> Any:
+        def work(folder: Path) -> JSON:
+            model = new_reward_model(
+                stages.folder / "reference" / "model",
+                seed=derive(seed, label, "head"),
+                device=device(config),
+                trust_remote_code=config.trust_remote_code,
+            )
+            run = RunFolder.open(folder, to_yaml(config.reward), ours=True)
+            train_reward(
+                model,
+                pairs,
+                config.reward,
+                run,
+                seed=derive(seed, label),
+                log_every=config.log_every,
+                title=label,
+            )
+            centre(model, pairs)
+            save_model(model, run.model)
+            accuracy = reward_figures(model, held_out_trees).accuracy
+            fact = share(f"{label.capitalize()}, accuracy on held-out pairs", sum(accuracy), len(accuracy), ceiling)
+            return as_json((fact,))
+
+        return work
+
+    reward_folder, fact = stages.make(f"{name}/reward-model", asked, reward_work(trees, "reward model"))
+    facts += fact
+    judge = None
+    if task.pairs is not None:
+        judge_trees = encoder_of(config, reference).pairs(task.pairs.judge)
+        judge_folder, fact = stages.make(f"{name}/judge", asked, reward_work(judge_trees, "judge"))
+        facts += fact
+        judge = judge_folder / "model"
+    if config.seeds > 1:
+        facts = [fact | {"name": f"{fact['name']} (seed {seed})"} for fact in facts]
+        counts = [count | {"name": f"{count['name']} (seed {seed})"} for count in counts]
+    return Preferences(trees, reward_folder / "model", judge, facts, counts)
+
+
+def learned_reward(path: Path, policy: Policy, *, name: str) -> LearnedReward:
+    """A reward model from disk as a reward for this policy's responses."""
+    return LearnedReward(load_reward_model(path, device=policy.device), policy.tokenizer, name=name)
+
+
+def encoder_of(config: Compare, policy: Policy) -> Encoder:
+    """A fresh encoder with the study's lengths."""
+    return Encoder(policy.tokenizer, config.lengths.prompt_tokens, config.lengths.response_tokens)
+
+
+def prompt_ids(encoder: Encoder, prompts: tuple[Prompt, ...]) -> list[PromptIds]:
+    """Prompts as token ids, keyed by their origin."""
+    return [PromptIds(prompt.origin, prompt.text, encoder.prompt(prompt.text)) for prompt in prompts]
+
+
+def device(config: Compare) -> Any:
+    """The device that the study runs on."""
+    return pick_device(config.device)
+
+
+def _inputs(config: Compare, *names: str) -> dict[str, JSON]:
+    """The settings that a stage's result depends on."""
+    values = to_values(config)
+    return {name: values[name] for name in names}
+
+
+def pairs_chosen(pairs: list[Tree]) -> list[Tree]:
+    """The chosen responses as demonstrations."""
+    return [dataclasses.replace(tree, responses=tree.responses[:1]) for tree in pairs]

@@ -1,0 +1,69 @@
+"""What a run cost."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+
+@dataclass
+class Cost:
+    """Counts of one run; they go on where a resumed run's checkpoint left them. Evaluation is not counted."""
+
+    wall_seconds: float = 0.0
+    trained_tokens: int = 0
+    """Tokens that went forward and backward, prompt tokens included."""
+    scored_tokens: int = 0
+    """Tokens that went forward alone: references, values, old log-probabilities."""
+    generated_tokens: int = 0
+    reward_calls: int = 0
+    """Responses that a learned reward scored."""
+    gold_calls: int = 0
+    """Labels or scores taken from the gold reward."""
+    peak_memory_bytes: int = 0
+    """Of the process while it ran; what was resident before is included."""
+    flops: float = 0.0
+    """Estimate: 6 × weights × trained tokens + 2 × weights × other tokens; attention's share is left out."""
+
+    def values(self) -> dict[str, float]:
+        """As JSON."""
+        return asdict(self)
+
+
+class Stopwatch:
+    """Adds the seconds of `with` blocks, and the peak memory seen, to a cost."""
+
+    def __init__(self, cost: Cost) -> None:
+        self.cost = cost
+
+    def __enter__(self) -> Stopwatch:
+        reset_peak_memory()
+        self.began = time.perf_counter()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.cost.wall_seconds += time.perf_counter() - self.began
+        self.cost.peak_memory_bytes = max(self.cost.peak_memory_bytes, peak_memory_bytes())
+
+
+def reset_peak_memory() -> None:
+    """Start the peak anew, where the system can (Linux)."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return  # elsewhere the peak is that of the process since it began
+
+
+def peak_memory_bytes() -> int:
+    """Largest resident memory of this process since the last reset."""
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,99 @@
+"""The loop over a fixed data set: SFT, the reward model and DPO are step functions handed to it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from preflab.config.methods import Fit
+from preflab.data.encode import Tree
+from preflab.errors import NumericError
+from preflab.models.freezing import freeze
+from preflab.models.load import Policy, parameters_without_embeddings
+from preflab.progress import stage
+from preflab.runs import RunFolder
+from preflab.seeds import derive
+from preflab.training.cost import Cost
+from preflab.training.optimizer import Stepper
+from preflab.training.order import batch_at, evaluation_steps
+from preflab.training.session import Evaluate, Session
+
+Loss = Callable[[Sequence[int], float], tuple[Float[Tensor, ""], dict[str, Tensor]]]
+"""(indices of a micro-batch, the step's global count) → (its share of the mean loss, shares of other means)."""
+
+
+def total_steps(examples: int, settings: Fit) -> int:
+    """Optimiser steps in `settings.epochs` passes."""
+    return max(1, math.ceil(settings.epochs * examples / settings.batch_size))
+
+
+def fit(
+    policy: Policy,
+    trees: Sequence[Tree],
+    settings: Fit,
+    run: RunFolder,
+    *,
+    count: Callable[[Sequence[int]], float],
+    loss: Loss,
+    seed: int,
+    title: str,
+    log_every: int,
+    evaluate: Evaluate | None = None,
+) -> Cost:
+    """Train in place, and return what it cost.
+
+    Args:
+        count: how many pairs or tokens a whole optimiser step averages over, from its indices.
+        loss: the method.
+        evaluate: called at `settings.evaluations` evenly spread steps.
+
+    Raises:
+        NumericError: a loss or gradient is not finite; the step is not taken.
+        Interrupted: SIGTERM or Ctrl-C; the state is saved.
+    """
+    freeze(policy.model, settings.freeze_blocks)
+    total = total_steps(len(trees), settings)
+    stepper = Stepper(policy.model, settings.optimizer, total)
+    marks = evaluation_steps(total, settings.evaluations)
+    session = Session(run, {"policy": policy.model}, {"policy": stepper}, marks=marks, evaluate=evaluate)
+    weights = parameters_without_embeddings(policy.model)
+    with session.stoppable(), stage(title, total, session.start) as advance:
+        for step in range(session.start, total):
+            indices = batch_at(step, examples=len(trees), batch_size=settings.batch_size, seed=derive(seed, "data"))
+            with session.step(step, lambda rows=indices: [trees[i].origin for i in rows]):  # type: ignore[misc]
+                global_count = count(indices)
+                means: dict[str, Tensor] = {}
+                for begin in range(0, len(indices), settings.micro_batch_size):
+                    share, others = loss(indices[begin : begin + settings.micro_batch_size], global_count)
+                    share.backward()
+                    for name, value in ({"loss": share} | others).items():
+                        means[name] = means.get(name, torch.zeros_like(value)) + value.detach()
+                if not math.isfinite(float(means["loss"])):
+                    raise NumericError(
+                        f"the loss is {float(means['loss'])} at step {step + 1}; no weight was changed. Lower "
+                        f"optimizer.learning_rate, or look at the rows named in {run.path / 'crash.json'}"
+                    )
+                figures = stepper.step(step, f"step {step + 1}")
+                tokens = sum(len(trees[i].prompt) * len(trees[i].responses) for i in indices)
+                tokens += sum(len(response) for i in indices for response in trees[i].responses)
+                session.cost.trained_tokens += tokens
+                session.cost.flops += 6 * weights * tokens
+            done = step + 1
+            if done % log_every == 0 or done == total:
+                values = {name: float(value) for name, value in means.items()} | figures
+                run.log({"step": done, **values})
+                advance(done, _note(values))
+            else:
+                advance(done, "")
+            session.after(done)
+    return session.cost
+
+
+def _note(values: dict[str, float]) -> str:
+    """The few figures worth a glance."""
+    shown = ("loss", "accuracy", "margin")
+    return ", ".join(f"{name} {values[name]:.3f}" for name in shown if name in values)

@@ -1,0 +1,97 @@
+"""What both loops share: resume, evaluate, save, stop when asked, and say where it broke."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from torch import nn
+
+from preflab.errors import Interrupted, NumericError
+from preflab.progress import say
+from preflab.runs import RunFolder, write_json
+from preflab.training import checkpoint
+from preflab.training.cost import Cost, Stopwatch
+from preflab.training.optimizer import Stepper
+
+Evaluate = Callable[[int], None]
+"""Called with the number of finished steps; reads the policy, changes nothing."""
+
+SECONDS_BETWEEN_SAVES = 120.0
+
+
+class Session:
+    """One run of one method in its folder, from start or from its newest checkpoint."""
+
+    def __init__(
+        self,
+        run: RunFolder,
+        models: Mapping[str, nn.Module],
+        steppers: Mapping[str, Stepper],
+        *,
+        marks: Sequence[int],
+        evaluate: Evaluate | None,
+    ) -> None:
+        self.run, self.models, self.marks, self.evaluate = run, models, set(marks), evaluate
+        self.optimizers = {name: stepper.optimizer for name, stepper in steppers.items()}
+        self.cost = Cost()
+        self.start = 0
+        found = checkpoint.latest(run.checkpoints)
+        if found is not None:
+            checkpoint.restore(found, self.models, self.optimizers)
+            self.start, self.cost = found.step, Cost(**found.state["cost"])
+            say(f"going on at step {found.step} of {run.path}")
+        run.rewind(self.start)
+        self.saved_at = time.monotonic()
+        self.stop_signal: int | None = None
+
+    @contextmanager
+    def step(self, step: int, origins: Callable[[], Sequence[str]]) -> Iterator[None]:
+        """Time one step; on a non-finite value, write the rows that made it to crash.json."""
+        try:
+            with Stopwatch(self.cost):
+                yield
+        except NumericError as error:
+            write_json(self.run.path / "crash.json", {"step": step, "error": str(error), "rows": list(origins())})
+            raise
+
+    def after(self, done: int) -> None:
+        """Evaluate and save where it's due after `done` steps; stop here if asked to.
+
+        Raises:
+            Interrupted: SIGTERM or Ctrl-C came; the state is saved.
+        """
+        if done in self.marks and self.evaluate is not None:
+            self.evaluate(done)
+        due = time.monotonic() - self.saved_at > SECONDS_BETWEEN_SAVES
+        if done in self.marks or due or self.stop_signal is not None:
+            checkpoint.save(self.run.checkpoints, done, self.models, self.optimizers, {"cost": self.cost.values()})
+            self.saved_at = time.monotonic()
+        if self.stop_signal is not None:
+            raise Interrupted(
+                f"stopped after step {done}, saved in {self.run.path}; the same command goes on", self.stop_signal
+            )
+
+    @contextmanager
+    def stoppable(self) -> Iterator[None]:
+        """Inside, the first SIGTERM or Ctrl-C waits for the end of the step; a second one stops at once."""
+
+        def handle(number: int, frame: FrameType | None) -> None:
+            if self.stop_signal is not None:
+                raise KeyboardInterrupt
+            self.stop_signal = number
+            say("stopping after this step; once more to stop at once")
+
+        try:
+            old: dict[int, Any] = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        except ValueError:  # not in the main thread: no handler can be set, and none is needed
+            old = {}
+        try:
+            yield
+        finally:
+            for number, handler in old.items():
+                signal.signal(number, handler)
