@@ -74,3 +74,4 @@ def test_diagnostics_are_not_differentiated() -> None:
     leaf, mask = torch.tensor([0.5, 0.1], requires_grad=True), torch.tensor([True, True])
     assert not clip_fraction(leaf, torch.zeros(2), mask, clip=0.2).requires_grad
     assert not explained_variance(leaf, torch.tensor([1.0, 2.0]), mask).requires_grad
+    assert not explained_variance(torch.tensor([1.0, 2.0]), leaf, mask).requires_grad

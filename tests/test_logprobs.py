@@ -114,6 +114,9 @@ def test_masked_sum_by_hand() -> None:
     mask = torch.tensor([[True, True, False], [False, True, False]])
     assert masked_sum(values, mask).tolist() == [-3.0, -16.0]
     assert masked_sum(values, torch.zeros_like(mask)).tolist() == [0.0, 0.0]
+    # Over the last axis, however many come before it.
+    assert masked_sum(values[0], mask[0]).item() == -3.0
+    assert masked_sum(values[:, None], mask[:, None]).tolist() == [[-3.0], [-16.0]]
 
 
 @pytest.mark.parametrize("filler", [0.0, 7.0, NAN, INF, -INF])

@@ -135,6 +135,8 @@ def test_an_unclipped_token_that_vanished_costs_nothing_more() -> None:
 def test_a_clip_outside_its_range_is_refused(clip: float) -> None:
     with pytest.raises(ValueError, match="clip"):
         ppo_clip(torch.zeros(1), torch.zeros(1), torch.zeros(1), clip=clip)
+    with pytest.raises(ValueError, match="clip"):
+        ppo_clip(torch.zeros(1), torch.zeros(1), torch.zeros(1), clip=clip, clip_higher=0.2)
 
 
 @pytest.mark.parametrize("clip_higher", [0.0, -0.1, math.nan])

@@ -17,6 +17,7 @@ def test_a_mean_by_hand() -> None:
     assert mean_by(torch.tensor([1.0, 2.0, 6.0]), 3).item() == 3.0
     assert mean_by(torch.tensor([[1.0, 0.0], [3.0, 4.0]]), 4).item() == 2.0
     assert mean_by(torch.tensor([1.0, 2.0]), 8).item() == 0.375  # a share of a larger step
+    assert mean_by(torch.tensor([7.0]), 1).item() == 7.0
 
 
 @pytest.mark.parametrize("count", [0, -1, NAN])

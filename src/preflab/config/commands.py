@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
-from annotated_types import Gt
+from annotated_types import Gt, Le
+from tyro.conf import Positional
 
 from preflab.config.methods import DPO, PPO, SFT, Optimizer, Positive, Reward, Seed
 
@@ -35,7 +36,7 @@ class Run:
     """Determines the whole run."""
     lengths: Lengths = field(default_factory=Lengths)
     """What fits in a sequence."""
-    holdout: Annotated[float, Gt(0)] = 0.1
+    holdout: Annotated[float, Gt(0), Le(0.5)] = 0.1
     """Share of the prompts held out for the figures at the end, in (0, 0.5]."""
     log_every: Positive = 10
     """Steps between two lines of metrics.jsonl."""
@@ -46,22 +47,22 @@ class Run:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainSFT(Run, SFT):
+class TrainSFT(SFT, Run):
     """Supervised fine-tuning on demonstrations (prompt, response), texts, or the chosen responses of pairs."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainReward(Run, Reward):
+class TrainReward(Reward, Run):
     """Train a Bradley–Terry reward model on preference pairs (prompt, chosen, rejected)."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainDPO(Run, DPO):
+class TrainDPO(DPO, Run):
     """Direct preference optimisation on preference pairs (prompt, chosen, rejected). The reference is the start."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainPPO(Run, PPO):
+class TrainPPO(PPO, Run):
     """Proximal policy optimisation against a reward model, on prompts. The reference is the start."""
 
     reward: str
@@ -72,7 +73,7 @@ class TrainPPO(Run, PPO):
 class Generate:
     """Print responses of a model to prompts."""
 
-    model: str
+    model: Positional[str]
     """A folder in the Hugging Face format or a name on the Hub."""
     prompt: tuple[str, ...] = ()
     """Prompts, as text."""
@@ -100,7 +101,7 @@ class Generate:
 class Evaluate:
     """What a policy is worth: KL from a reference, reward, win rate, length, diversity, each with its interval."""
 
-    model: str
+    model: Positional[str]
     """The policy: a folder in the Hugging Face format or a name on the Hub."""
     reference: str
     """What it is compared with, and what KL is measured from."""
@@ -126,7 +127,7 @@ class Evaluate:
 class Report:
     """Draw the report of a study folder again, also while the study runs."""
 
-    study: Path
+    study: Positional[Path]
     """The study's folder."""
 
 

@@ -38,7 +38,7 @@ class Fit:
     """Passes over the data, > 0; 0.5 is half of it."""
     batch_size: Positive = 32
     """Examples in an optimiser step (pairs, or demonstrations)."""
-    micro_batch_size: Positive = 32
+    micro_batch_size: Positive = 8
     """Examples in memory at once; a step adds up micro-batches with one global count, so this changes no figure."""
     optimizer: Optimizer = field(default_factory=Optimizer)
     """How a step is taken."""
@@ -51,6 +51,9 @@ class Fit:
 @dataclass(frozen=True, kw_only=True)
 class SFT(Fit):
     """Supervised fine-tuning: cross-entropy of response tokens, averaged over the tokens of a step."""
+
+    optimizer: Optimizer = field(default_factory=lambda: Optimizer(learning_rate=2e-5))
+    """How a step is taken."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +70,8 @@ class RewardLoss:
 class Reward(Fit):
     """A Bradley–Terry reward model."""
 
+    optimizer: Optimizer = field(default_factory=lambda: Optimizer(learning_rate=1e-5))
+    """How a step is taken."""
     loss: RewardLoss = field(default_factory=RewardLoss)
     """The loss."""
 
@@ -85,6 +90,8 @@ class DPOLoss:
 class DPO(Fit):
     """Direct preference optimisation."""
 
+    optimizer: Optimizer = field(default_factory=lambda: Optimizer(learning_rate=5e-6))
+    """How a step is taken."""
     loss: DPOLoss = field(default_factory=DPOLoss)
     """The loss."""
 
@@ -99,7 +106,7 @@ class PPO:
     """Responses in a rollout, one a prompt."""
     mini_batch_size: Positive = 64
     """Responses in an optimiser step; must divide batch_size."""
-    micro_batch_size: Positive = 64
+    micro_batch_size: Positive = 16
     """Responses in memory at once; changes no figure."""
     epochs: Positive = 2
     """Passes over each rollout."""
@@ -119,9 +126,9 @@ class PPO:
     """Taken from the score of a response that the length limit cut before its end token, in units of reward, ≥ 0."""
     temperature: Annotated[float, Gt(0)] = 1.0
     """Of sampling, and of scoring alike, > 0. KL is reported at temperature 1 always."""
-    optimizer: Optimizer = field(default_factory=lambda: Optimizer(learning_rate=3e-5))
+    optimizer: Optimizer = field(default_factory=lambda: Optimizer(learning_rate=3e-6))
     """Of the policy."""
-    value_optimizer: Optimizer = field(default_factory=lambda: Optimizer(learning_rate=1e-4))
+    value_optimizer: Optimizer = field(default_factory=lambda: Optimizer(learning_rate=1e-5))
     """Of the value model."""
     freeze_blocks: Count = 0
     """Hold the policy's embeddings and first N transformer blocks fixed; 0 trains everything."""

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TypeVar
 
 from preflab.config.commands import Base, Compare, Lengths, Pairs, Prompts
-from preflab.config.methods import DPO, PPO, SFT, DPOLoss, Optimizer, Reward
+from preflab.config.methods import DPO, PPO, SFT, DPOLoss, Fit, Optimizer, Reward
+
+AnyFit = TypeVar("AnyFit", bound=Fit)
 
 
 def preset(task: str, *, data: bool = False, model: bool = False, quick: bool = False) -> Compare:
@@ -92,15 +95,12 @@ def _quick(config: Compare) -> Compare:
 def _gentle(config: Compare) -> Compare:
     """Rates for a model that can already write, and micro-batches for one with a large vocabulary."""
 
-    def slower(fit: SFT | DPO | Reward, rate: float) -> dict[str, object]:
-        return {"optimizer": replace(fit.optimizer, learning_rate=rate), "batch_size": 32, "micro_batch_size": 8}
-
     return replace(
         config,
-        reference=replace(config.reference, **slower(config.reference, 2e-5)),
-        reward=replace(config.reward, **slower(config.reward, 2e-5)),
-        sft=replace(config.sft, **slower(config.sft, 1e-5)),
-        dpo=replace(config.dpo, **slower(config.dpo, 5e-6)),
+        reference=_small(config.reference, 2e-5),
+        reward=_small(config.reward, 2e-5),
+        sft=_small(config.sft, 1e-5),
+        dpo=_small(config.dpo, 5e-6),
         ppo=replace(
             config.ppo,
             batch_size=64,
@@ -110,3 +110,7 @@ def _gentle(config: Compare) -> Compare:
             value_optimizer=replace(config.ppo.value_optimizer, learning_rate=2e-5),
         ),
     )
+
+
+def _small(fit: AnyFit, rate: float) -> AnyFit:
+    return replace(fit, batch_size=32, micro_batch_size=8, optimizer=replace(fit.optimizer, learning_rate=rate))

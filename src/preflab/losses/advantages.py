@@ -28,13 +28,16 @@ def token_rewards(
         kl_coefficient: β ≥ 0, reward per nat; usual 0.01 to 0.2.
 
     Raises:
-        ValueError: a response without tokens has no place for its score.
+        ValueError: a response without tokens has no place for its score; or β < 0, which would pay for leaving the
+            reference.
 
     >>> policy, reference = torch.tensor([[-1.0, -2.0, 0.0]]), torch.full((1, 3), -1.5)
     >>> mask = torch.tensor([[True, True, False]])
     >>> token_rewards(torch.tensor([1.0]), policy, reference, mask, kl_coefficient=0.1)
     tensor([[-0.0500,  1.0500,  0.0000]])
     """
+    if not kl_coefficient >= 0:
+        raise ValueError(f"kl_coefficient must be >= 0, not {kl_coefficient}")
     lengths = mask.sum(-1)
     if bool((lengths == 0).any()):
         raise ValueError("a response without tokens has no place for its score")
@@ -101,7 +104,8 @@ def whiten(
     tensor([ 0.9671,  0.4100, -1.3772])
     """
     count = mask.sum().clamp(min=1)
-    mean = values.masked_fill(~mask, 0.0).sum() / count
+    values = values.masked_fill(~mask, 0.0)
+    mean = values.sum() / count
     variance = ((values - mean) ** 2).masked_fill(~mask, 0.0).sum() / count
     whitened = (values - mean) * torch.rsqrt(variance + 1e-8)
     return (whitened if shift_mean else whitened + mean).masked_fill(~mask, 0.0)

@@ -38,7 +38,6 @@ def explained_variance(
     tensor(1.)
     """
     values, returns = values.detach()[mask], returns.detach()[mask]
-    variance = returns.var(correction=0)
-    if variance == 0:
-        return torch.zeros_like(variance)
-    return 1 - (returns - values).var(correction=0) / variance
+    if bool((returns == returns[:1]).all()):  # not by the variance, which rounding leaves at 1e-17
+        return returns.new_zeros(())
+    return 1 - (returns - values).var(correction=0) / returns.var(correction=0)

@@ -62,8 +62,9 @@ def kl_full(
     log_p = logits.to(wide).log_softmax(-1)
     log_q = reference_logits.to(wide).log_softmax(-1)
     # A token that π never emits adds 0, also where its log-probability is −∞.
-    terms = torch.where(log_p == -torch.inf, torch.zeros_like(log_p), log_p.exp() * (log_p - log_q))
-    return terms.sum(-1).clamp(min=0.0)  # rounding can leave −1e-8
+    # Filled before the product, or 0·∞ would make the gradient NaN.
+    log_ratio = (log_p - log_q).masked_fill(log_p == -torch.inf, 0.0)
+    return (log_p.exp() * log_ratio).sum(-1).clamp(min=0.0)  # rounding can leave −1e-8
 
 
 def entropy(logits: Float[Tensor, "*batch vocabulary"]) -> Float[Tensor, "*batch"]:
@@ -73,4 +74,4 @@ def entropy(logits: Float[Tensor, "*batch vocabulary"]) -> Float[Tensor, "*batch
     tensor(1.3863)
     """
     logprobs = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
-    return -torch.where(logprobs == -torch.inf, torch.zeros_like(logprobs), logprobs.exp() * logprobs).sum(-1)
+    return -(logprobs.exp() * logprobs.masked_fill(logprobs == -torch.inf, 0.0)).sum(-1)

@@ -19,9 +19,14 @@ def token_logprobs(
         tokens: the tokens whose log-probability is asked, each in [0, vocabulary).
         temperature: T > 0, in sampling and in scoring alike.
 
+    Raises:
+        ValueError: T is not positive.
+
     >>> token_logprobs(torch.zeros(1, 3, 4), torch.tensor([[0, 1, 3]]))  # uniform over four tokens: −ln 4
     tensor([[-1.3863, -1.3863, -1.3863]])
     """
+    if not temperature > 0:
+        raise ValueError(f"temperature must be > 0, not {temperature}")
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
     chosen = logits.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
     return chosen - logits.logsumexp(-1)

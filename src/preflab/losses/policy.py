@@ -40,7 +40,8 @@ def ppo_clip(
     if not 0 < clip < 1 or not upper > 0:
         raise ValueError(f"clip must be in (0, 1) and clip_higher > 0, not {clip} and {upper}")
     advantages = advantages.detach()
-    ratio = torch.exp(logprobs - old_logprobs.detach())
+    # e^20 is beyond any clip, and still finite: at 0·∞ the gradient of a clipped or padded token would be NaN.
+    ratio = torch.exp((logprobs - old_logprobs.detach()).clamp(max=20.0))
     return torch.maximum(-advantages * ratio, -advantages * ratio.clamp(1 - clip, 1 + upper))
 
 

@@ -27,8 +27,13 @@ def bradley_terry(
         margin: m ≥ 0, by how much the chosen score should lead (Llama 2, arXiv 2307.09288, Eq. 2).
         centring: c ≥ 0, pulls scores towards 0 (arXiv 2312.09244); usual 0 to 0.01.
 
+    Raises:
+        ValueError: c is negative: the loss would have no lower bound.
+
     >>> bradley_terry(torch.tensor([1.2]), torch.tensor([0.4]))
     tensor([0.3711])
     """
+    if not centring >= 0:
+        raise ValueError(f"centring must be >= 0, not {centring}")
     loss = -F.logsigmoid(chosen_score - rejected_score - margin)
     return loss + centring * (chosen_score + rejected_score) ** 2

@@ -1,0 +1,5 @@
+"""`python -m preflab` is `preflab`."""
+
+from preflab.cli.main import main
+
+main()

@@ -1,0 +1,15 @@
+"""`preflab compare`: run a study and draw its report."""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+from preflab.cli.report import show
+from preflab.config.commands import Compare
+from preflab.report import write_report
+from preflab.studies.compare import compare
+
+
+def run(config: Compare) -> None:
+    """Run the study, write the report, print its short table."""
+    show(write_report(compare(config)), Console(soft_wrap=False))

@@ -1,0 +1,71 @@
+"""Flags → a checked config: tyro parses, `config/load.py` reads the YAML files and checks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from preflab.config import commands
+from preflab.config.load import check, from_files, read_yaml
+from preflab.config.presets import preset
+from preflab.errors import ConfigError, nearest
+
+TASKS = ("reviews", "dialogue")
+
+
+def parse(name: str, class_name: str, arguments: list[str]) -> Any:
+    """The config of a command: defaults < --config files, in order < flags.
+
+    Raises:
+        ConfigError: a value is unknown or out of range. For a flag that doesn't parse, tyro explains and exits with 2.
+    """
+    cls = getattr(commands, class_name)
+    files, flags = _take_files(arguments)
+    default = None
+    if cls is commands.Compare:
+        default, flags = _compare_preset(files, flags)
+    base = from_files(cls, files, default=default, missing=tyro.MISSING)
+    note = "\n\nAny flag can stand in a YAML file: --config FILE.yaml (repeatable; flags go above it)."
+    config = tyro.cli(cls, args=flags, default=base, prog=f"preflab {name}", description=(cls.__doc__ or "") + note)
+    return check(config)
+
+
+def _take_files(arguments: list[str]) -> tuple[list[Path], list[str]]:
+    """Split --config FILE (or --config=FILE) from the other flags."""
+    files: list[Path] = []
+    rest: list[str] = []
+    waiting = False
+    for argument in arguments:
+        if waiting:
+            files.append(Path(argument))
+            waiting = False
+        elif argument == "--config":
+            waiting = True
+        elif argument.startswith("--config="):
+            files.append(Path(argument.removeprefix("--config=")))
+        else:
+            rest.append(argument)
+    if waiting:
+        raise ConfigError("--config needs a file: --config study.yaml")
+    return files, rest
+
+
+def _compare_preset(files: list[Path], flags: list[str]) -> tuple[Any, list[str]]:
+    """What `compare` starts from depends on the task and on whether data and a model are given."""
+    values: dict[str, Any] = {}
+    for file in files:
+        values |= read_yaml(file)[0]
+    task = str(values.get("task", "reviews"))
+    if flags and not flags[0].startswith("-"):
+        task, flags = flags[0], flags[1:]
+        if task not in TASKS:
+            raise ConfigError(f'there is no task "{task}"; {nearest(task, TASKS)}')
+        flags = ["--task", task, *flags]
+
+    def given(flag: str) -> bool:
+        asked = any(argument == f"--{flag}" or argument.startswith(f"--{flag}=") for argument in flags)
+        return asked or values.get(flag) not in (None, False)
+
+    return preset(task, data=given("data"), model=given("model"), quick=given("quick")), flags

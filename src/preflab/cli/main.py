@@ -1,0 +1,122 @@
+"""The entry point: find the command, parse its flags, run it, and end with one sentence and an exit code if it fails.
+
+Imports are lazy: `preflab --help` loads neither torch nor tyro.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from importlib import import_module
+
+from preflab import __version__
+from preflab.errors import ConfigError, PreflabError, nearest
+
+
+@dataclass(frozen=True)
+class Command:
+    """Where a command lives."""
+
+    config: str
+    """Class in `config/commands.py`."""
+    function: str
+    """module:function under `preflab.cli`."""
+    summary: str
+
+
+COMMANDS = {
+    "compare": Command("Compare", "compare:run", "compare methods on one task, and write a report"),
+    "train sft": Command("TrainSFT", "train:sft", "supervised fine-tuning on demonstrations"),
+    "train reward": Command("TrainReward", "train:reward", "a Bradley–Terry reward model from preference pairs"),
+    "train dpo": Command("TrainDPO", "train:dpo", "direct preference optimisation on preference pairs"),
+    "train ppo": Command("TrainPPO", "train:ppo", "proximal policy optimisation against a reward model"),
+    "generate": Command("Generate", "generate:run", "responses of a model to prompts"),
+    "evaluate": Command("Evaluate", "evaluate:run", "KL, reward, win rate and diversity of a model"),
+    "report": Command("Report", "report:run", "draw a study's report again, also while it runs"),
+}
+
+EXAMPLES = """examples:
+  preflab compare reviews --out runs/demo
+  preflab train dpo --model gpt2 --data pairs.jsonl --loss.beta 0.1 --out runs/dpo
+  preflab generate runs/dpo/model --prompt "The plot was"
+"""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run `preflab ARGUMENTS` and exit."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
+    given = [argument for argument in given if argument != "--debug"]
+    # Threads that wait without spinning: a busy core costs a run its share, not a factor of ten.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    try:
+        _run(given)
+    except PreflabError as error:
+        if debug:
+            raise
+        _stop(str(error), error.exit_code)
+    except BrokenPipeError:  # `preflab … | head`: the reader has seen enough
+        os._exit(0)
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        _stop("interrupted; the same command goes on from the last checkpoint", 130)
+    except Exception as error:
+        if debug:
+            raise
+        message = " ".join(str(error).split())[:300]
+        _stop(f"this is a fault of preflab: {type(error).__name__}: {message}; run again with --debug and report it", 1)
+
+
+def _run(given: list[str]) -> None:
+    if not given or given[0] in ("-h", "--help", "help"):
+        print(_overview())
+        return
+    if given[0] == "--version":
+        print(f"preflab {__version__}")
+        return
+    name = given.pop(0)
+    groups = {command.split()[0] for command in COMMANDS if " " in command}
+    if name in groups:
+        members = {command.split()[1] for command in COMMANDS if command.startswith(f"{name} ")}
+        if not given or given[0] in ("-h", "--help"):
+            print(_overview(name))
+            return
+        method = given.pop(0)
+        if method not in members:
+            raise ConfigError(f'there is no method "{method}"; {nearest(method, members)}')
+        name = f"{name} {method}"
+    elif name not in COMMANDS:
+        known = {command.split()[0] for command in COMMANDS}
+        raise ConfigError(f'there is no command "{name}"; {nearest(name, known)}')
+
+    command = COMMANDS[name]
+    from preflab.cli.flags import parse
+
+    config = parse(name, command.config, given)
+    module, function = command.function.split(":")
+    getattr(import_module(f"preflab.cli.{module}"), function)(config)
+
+
+def _overview(group: str = "") -> str:
+    shown = {name: command for name, command in COMMANDS.items() if name.startswith(group)}
+    lines = [f"  {name:<14}{command.summary}" for name, command in shown.items()]
+    return "\n".join(
+        [
+            f"usage: preflab {group or 'COMMAND'} {'METHOD ' if group else ''}[flags]      (preflab {__version__})",
+            "",
+            *lines,
+            "",
+            "`preflab COMMAND --help` lists its flags. --config FILE.yaml (repeatable) sets any of them, flags go",
+            "above it; --debug shows a traceback.",
+            "",
+            EXAMPLES.rstrip(),
+        ]
+    )
+
+
+def _stop(message: str, code: int) -> None:
+    printable = "".join(c if c.isprintable() or c == "\n" else f"\\x{ord(c):02x}" for c in message)
+    print(f"preflab: {printable}", file=sys.stderr)
+    sys.exit(code)
