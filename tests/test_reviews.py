@@ -143,8 +143,6 @@ GOOD = "The plot was not dull. It is set in Paris. I loved the score."
         ("It is set in Paris. The director used to paint. I loved the score.", [1]),  # two neutral sentences
         ("Skip it. I loved the score.", [1]),  # advice closes a review
         (GOOD + " Skip it.", [3]),  # a fourth sentence
-        ("The plot was dull, but the score was thin. Skip it.", [0]),  # a contrast of one sign
-        ("The plot was dull, and the score was fine. Skip it.", [0]),
         ("The plot was dull, but the plot was fine. Skip it.", [0]),
         ("The plot was dull ,but the score was fine. Skip it.", [0]),
     ],

@@ -25,7 +25,7 @@ def parse(name: str, class_name: str, arguments: list[str]) -> Any:
     files, flags = _take_files(arguments)
     default = None
     if cls is commands.Compare:
-        default, flags = _compare_preset(files, flags)
+        default, flags = _compare_preset(files, _one_flag_each(flags, "--arms"))
     base = from_files(cls, files, default=default, missing=tyro.MISSING)
     note = "\n\nAny flag can stand in a YAML file: --config FILE.yaml (repeatable; flags go above it)."
     config = tyro.cli(cls, args=flags, default=base, prog=f"preflab {name}", description=(cls.__doc__ or "") + note)
@@ -52,17 +52,32 @@ def _take_files(arguments: list[str]) -> tuple[list[Path], list[str]]:
     return files, rest
 
 
+def _one_flag_each(flags: list[str], name: str) -> list[str]:
+    """`--arms sft,dpo` and `--arms=sft,dpo` → `--arms sft dpo`, as tyro reads lists."""
+    parts: list[str] = []
+    inside = False
+    for flag in flags:
+        if flag.startswith(f"{name}="):
+            parts += [name, *flag.removeprefix(f"{name}=").split(",")]
+        else:
+            parts += flag.split(",") if inside and not flag.startswith("-") else [flag]
+        inside = flag == name or (inside and not flag.startswith("-"))
+    return parts
+
+
 def _compare_preset(files: list[Path], flags: list[str]) -> tuple[Any, list[str]]:
     """What `compare` starts from depends on the task and on whether data and a model are given."""
     values: dict[str, Any] = {}
     for file in files:
         values |= read_yaml(file)[0]
-    task = str(values.get("task", "reviews"))
     if flags and not flags[0].startswith("-"):
-        task, flags = flags[0], flags[1:]
-        if task not in TASKS:
-            raise ConfigError(f'there is no task "{task}"; {nearest(task, TASKS)}')
-        flags = ["--task", task, *flags]
+        flags = ["--task", *flags]
+    task = str(values.get("task", "reviews"))
+    for flag, following in zip(flags, [*flags[1:], task], strict=True):
+        if flag == "--task" or flag.startswith("--task="):
+            task = flag.removeprefix("--task=") if "=" in flag else following
+    if task not in TASKS:
+        raise ConfigError(f'there is no task "{task}"; {nearest(task, TASKS)}')
 
     def given(flag: str) -> bool:
         asked = any(argument == f"--{flag}" or argument.startswith(f"--{flag}=") for argument in flags)

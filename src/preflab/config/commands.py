@@ -135,9 +135,9 @@ class Report:
 class Base:
     """The small base model trained from scratch where no --model is given."""
 
-    vocabulary: Annotated[int, Gt(300)] = 1024
+    vocabulary: Annotated[int, Gt(300)] = 1400
     """Tokens of the byte-level BPE tokenizer, trained on the same texts."""
-    layers: Positive = 4
+    layers: Positive = 2
     """Transformer blocks (GPT-2 architecture)."""
     width: Positive = 128
     """Width of the residual stream; a multiple of heads."""
@@ -147,10 +147,16 @@ class Base:
     """Texts generated for it (the study reviews without --data; real texts are all used)."""
     epochs: Annotated[float, Gt(0)] = 1.0
     """Passes over the texts."""
-    batch_size: Positive = 64
+    batch_size: Positive = 16
     """Texts in an optimiser step."""
-    optimizer: Optimizer = field(default_factory=lambda: Optimizer(learning_rate=2e-3, warmup_steps=50, decay="linear"))
+    optimizer: Optimizer = field(default_factory=lambda: Optimizer(learning_rate=3e-3, warmup_steps=50, decay="linear"))
     """How a step is taken."""
+
+    def misfit(self) -> str | None:
+        """What does not fit together, or None."""
+        if self.width % self.heads == 0:
+            return None
+        return f"width = {self.width} is no multiple of heads = {self.heads}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 import yaml
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from preflab.errors import ConfigError, nearest
 
@@ -28,28 +28,35 @@ class _Loader(yaml.SafeLoader):
     """
 
 
+_FLOAT = re.compile(
+    r"^[-+]?(?:\d+\.\d*(?:[eE][-+]?\d+)?|\.\d+(?:[eE][-+]?\d+)?|\d+[eE][-+]?\d+|\.inf|\.Inf|\.nan|\.NaN)$"
+)
 _REPLACED = {"tag:yaml.org,2002:bool", "tag:yaml.org,2002:float", "tag:yaml.org,2002:timestamp"}
 _Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if tag not in _REPLACED]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|false|False)$"), list("tTfF"))
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:\d+\.\d*(?:[eE][-+]?\d+)?|\.\d+(?:[eE][-+]?\d+)?|\d+[eE][-+]?\d+|\.inf|\.Inf|\.nan|\.NaN)$"),
-    list("-+.0123456789"),
-)
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes what PyYAML would read as something else than a word, and what `_Loader` would."""
+
+
+_Dumper.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
 
 
 def read_yaml(path: Path) -> tuple[dict[str, Any], Origins]:
     """A YAML mapping, and the line of each dotted key.
 
     Raises:
-        ConfigError: the file is missing, is no YAML, is no mapping, or sets a key twice.
+        ConfigError: the file is missing, is no YAML, is no mapping, holds itself, or sets a key twice.
     """
     try:
         text = path.read_text(encoding="utf-8")
         tree = yaml.compose(text, Loader=_Loader)
+        values = yaml.load(text, Loader=_Loader)
     except OSError as error:
         raise ConfigError(f"--config {path}: {error.strerror or error}") from None
     except UnicodeDecodeError as error:
@@ -58,13 +65,18 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], Origins]:
         mark = getattr(error, "problem_mark", None)
         place = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
         raise ConfigError(f"{place}: not valid YAML: {getattr(error, 'problem', error)}") from None
+    except RecursionError:
+        raise ConfigError(f"{path}: nested too deeply") from None
     if tree is None:
         return {}, {}
     if not isinstance(tree, yaml.MappingNode):
         raise ConfigError(f"{path}:1: a configuration is a mapping of keys to values")
     origins: Origins = {}
-    _find_origins(tree, "", path, origins)
-    return yaml.load(text, Loader=_Loader), origins
+    try:
+        _find_origins(tree, "", path, origins)
+    except RecursionError:
+        raise ConfigError(f"{path}: a mapping holds itself by an alias; write its values out") from None
+    return values, origins
 
 
 def _find_origins(node: yaml.MappingNode, prefix: str, path: Path, origins: Origins) -> None:
@@ -158,11 +170,14 @@ def _checked(dotted: str, hint: Any, value: Any, origins: Origins) -> Any:
     place = f"{origins[dotted]}: " if dotted in origins else ""
     if isinstance(value, bool) and bool not in _members(hint):  # pydantic would read true as 1
         raise ConfigError(f"{place}{dotted} = {str(value).lower()}: a true or false has no meaning here")
+    if dataclasses.is_dataclass(hint):
+        names = ", ".join(field.name for field in dataclasses.fields(hint))
+        raise ConfigError(f"{place}{dotted} = {value}: must be a group of settings: {names}")
     try:
-        return TypeAdapter(hint).validate_python(value)
+        return TypeAdapter(hint, config=ConfigDict(allow_inf_nan=False)).validate_python(value)
     except ValidationError as error:
         first = error.errors()[0]
-        problem = first["msg"][0].lower() + first["msg"][1:]
+        problem = (first["msg"][0].lower() + first["msg"][1:]).removesuffix(" for <class 'pathlib.Path'>")
         raise ConfigError(f"{place}{dotted} = {value}: {problem.replace('input should be', 'must be')}") from None
 
 
@@ -173,8 +188,22 @@ def _members(hint: Any) -> set[Any]:
 
 
 def check(config: Config) -> Config:
-    """The same config with every field checked, whoever made it (flags and Python code pass here too)."""
-    return build(type(config), to_values(config))
+    """The same config with every field checked, whoever made it (flags and Python code pass here too).
+
+    Raises:
+        ConfigError: a value has the wrong type, is out of range, or does not fit another (the class's `misfit`).
+    """
+    checked = build(type(config), to_values(config))
+    _check_fit(checked, "")
+    return checked
+
+
+def _check_fit(config: Any, prefix: str) -> None:
+    if hasattr(config, "misfit") and (problem := config.misfit()):
+        raise ConfigError(f"{prefix}{problem}")
+    for field in dataclasses.fields(config):
+        if dataclasses.is_dataclass(part := getattr(config, field.name)):
+            _check_fit(part, f"{prefix}{field.name}.")
 
 
 def to_values(config: Any) -> dict[str, Any]:
@@ -197,7 +226,7 @@ def to_values(config: Any) -> dict[str, Any]:
 
 def to_yaml(config: Any) -> str:
     """The resolved configuration as YAML that is itself a valid `--config`."""
-    return yaml.safe_dump(to_values(config), sort_keys=False, allow_unicode=True)
+    return yaml.dump(to_values(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -134,3 +134,11 @@ class PPO:
     """Hold the policy's embeddings and first N transformer blocks fixed; 0 trains everything."""
     evaluations: Positive = 4
     """Checkpoints at which the policy is evaluated (and saved), spread evenly; the last is the last update."""
+
+    def misfit(self) -> str | None:
+        """What does not fit together, or None."""
+        size, mini = self.batch_size, self.mini_batch_size
+        if size % mini == 0:
+            return None
+        near = min((d for d in range(1, size + 1) if size % d == 0), key=lambda divisor: abs(divisor - mini))
+        return f"mini_batch_size = {mini} does not divide batch_size = {size}; try {near}"

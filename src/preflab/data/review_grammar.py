@@ -23,8 +23,8 @@ from typing import NamedTuple
 class Link(Enum):
     """How a sentence joins its two clauses."""
 
-    CONTRAST = "contrast"  # the signs differ, and the second clause weighs more
-    AGREEMENT = "agreement"  # the signs are the same
+    CONTRAST = "contrast"  # the signs usually differ, and the second clause weighs more
+    AGREEMENT = "agreement"  # the signs are usually the same
 
 
 class Kind(Enum):

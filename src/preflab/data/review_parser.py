@@ -2,8 +2,8 @@
 
 A review has two or three sentences:
 
-- an **opinion** has one clause, or two joined by contrast ("…, but …": opposite signs) or agreement ("…, and …": the
-  same sign); each clause judges one topic, and no topic is judged twice in a review;
+- an **opinion** has one clause, or two joined by contrast ("…, but …", usually of opposite signs) or agreement ("…, and
+  …", usually of one sign); each clause judges one topic, and no topic is judged twice in a review;
 - a **neutral** sentence states a fact about the film and is not counted; a review has one at most;
 - **advice** has one clause and closes the review: nothing follows it.
 
@@ -46,6 +46,8 @@ class SentenceParse:
 
     clauses: tuple[Clause, ...] = ()
     fault: str = ""
+    concordant: bool = True
+    """False where "but" joins clauses of one sign, or "and" clauses of opposite signs: rare, and no fault."""
 
     @property
     def grammatical(self) -> bool:
@@ -80,7 +82,6 @@ UNFINISHED = SentenceParse(fault="does not end in a full stop")
 SURPLUS = SentenceParse(fault=f"comes after the {MOST_SENTENCES} sentences of a review")
 REPEATED = SentenceParse(fault="judges a topic again, or is a second neutral sentence")
 AFTER_ADVICE = SentenceParse(fault="follows the advice that closes a review")
-DISCORDANT = SentenceParse(fault="joins clauses of one sign by a contrast, or of opposite signs by an agreement")
 
 
 def review_sentiment(text: str) -> float:
@@ -164,11 +165,14 @@ def interpret(meanings: Sequence[Meaning], seen: set[str | Kind]) -> SentencePar
     if meanings[-1] is Kind.NEUTRAL:
         return SentenceParse()
     clauses.append(Clause(_clip(product), CONTRAST_WEIGHTS[1] if link is Link.CONTRAST else 1.0))
-    if link is not None:
-        same_sign = clauses[0].sentiment * clauses[1].sentiment > 0
-        if same_sign != (link is Link.AGREEMENT):
-            return DISCORDANT
-    return SentenceParse(tuple(clauses))
+    return SentenceParse(tuple(clauses), concordant=_concordant(clauses, link))
+
+
+def _concordant(clauses: Sequence[Clause], link: Link | None) -> bool:
+    if link is None:
+        return True
+    same_sign = clauses[0].sentiment * clauses[1].sentiment > 0
+    return same_sign is (link is Link.AGREEMENT)
 
 
 def _clip(sentiment: float) -> float:

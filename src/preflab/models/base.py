@@ -52,8 +52,8 @@ def new_model(tokenizer: Tokenizer, settings: Base, *, positions: int, seed: int
     Raises:
         ConfigError: the width is no multiple of the heads.
     """
-    if settings.width % settings.heads:
-        raise ConfigError(f"base.width = {settings.width} is no multiple of base.heads = {settings.heads}")
+    if problem := settings.misfit():
+        raise ConfigError(f"base.{problem}")
     config = transformers.GPT2Config(
         vocab_size=len(tokenizer),
         n_positions=positions,
@@ -61,6 +61,7 @@ def new_model(tokenizer: Tokenizer, settings: Base, *, positions: int, seed: int
         n_layer=settings.layers,
         n_head=settings.heads,
         activation_function="gelu_pytorch_tanh",  # the same function as gelu_new, in one kernel
+        initializer_range=0.05,  # of the order of 1/√width: GPT-2's 0.02 is meant for width 768
         resid_pdrop=0.0,
         embd_pdrop=0.0,
         attn_pdrop=0.0,

@@ -64,7 +64,9 @@ class Stepper:
 def _make(parameters: list[nn.Parameter], settings: Optimizer) -> torch.optim.Optimizer:
     match settings.name:
         case "adamw":
-            return torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+            return torch.optim.AdamW(
+                parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
+            )
         case "rmsprop":
             return torch.optim.RMSprop(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
         case never:

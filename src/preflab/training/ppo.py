@@ -115,11 +115,8 @@ def train_ppo(
         NumericError: a reward, loss or gradient is not finite, or the sampler's policy is not the scorer's.
         Interrupted: SIGTERM or Ctrl-C; the state is saved.
     """
-    if settings.batch_size % settings.mini_batch_size:
-        raise ConfigError(
-            f"mini_batch_size = {settings.mini_batch_size} does not divide batch_size = {settings.batch_size}; "
-            f"try {_nearest_divisor(settings.batch_size, settings.mini_batch_size)}"
-        )
+    if problem := settings.misfit():
+        raise ConfigError(problem)
     freeze(policy.model, settings.freeze_blocks)
     steps_per_update = settings.epochs * (settings.batch_size // settings.mini_batch_size)
     total_steps = settings.updates * steps_per_update
@@ -315,7 +312,3 @@ def _rollout_figures(rollout: Rollout, returns: Float[Tensor, "response token"],
         "end_rate": float(rollout.ended.mean()),
         "sampler_gap_nats": rollout.sampler_gap,
     }
-
-
-def _nearest_divisor(number: int, near: int) -> int:
-    return min((d for d in range(1, number + 1) if number % d == 0), key=lambda d: abs(d - near))

@@ -1,0 +1,292 @@
+"""YAML files and flags become one checked config object, or one sentence that names the place."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import itertools
+import math
+import re
+from dataclasses import is_dataclass, replace
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+import preflab
+from preflab.cli.flags import parse
+from preflab.cli.main import COMMANDS
+from preflab.config import commands, methods
+from preflab.config.commands import Base, Compare, Evaluate, Generate, Report, TrainDPO, TrainPPO, TrainReward, TrainSFT
+from preflab.config.load import build, check, flatten, from_files, read_yaml, to_values, to_yaml
+from preflab.config.methods import DPO, PPO, Optimizer
+from preflab.config.presets import preset
+from preflab.errors import ConfigError
+
+REQUIRED = ["--model", "m", "--data", "d.jsonl", "--out", "o"]
+EXAMPLES = [
+    TrainSFT(model="m", data=Path("d"), out=Path("o")),
+    TrainReward(model="m", data=Path("d"), out=Path("o")),
+    TrainDPO(model="m", data=Path("d"), out=Path("o")),
+    TrainPPO(model="m", data=Path("d"), out=Path("o"), reward="r"),
+    Generate(model="m"),
+    Evaluate(model="m", reference="r", data=Path("d")),
+    Report(study=Path("s")),
+    Compare(),
+]
+CONFIG_CLASSES = [
+    cls
+    for module in (methods, commands)
+    for cls in vars(module).values()
+    if inspect.isclass(cls) and is_dataclass(cls) and cls.__module__ == module.__name__
+]
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def train_dpo(*flags: str) -> TrainDPO:
+    config = parse("train dpo", "TrainDPO", [*REQUIRED, *flags])
+    assert isinstance(config, TrainDPO)
+    return config
+
+
+def test_flags_go_above_later_files_above_earlier_files_above_defaults(tmp_path: Path) -> None:
+    a = write(tmp_path / "a.yaml", "loss: {beta: 0.2, label_smoothing: 0.1}\nseed: 1\nbatch_size: 4\n")
+    b = write(tmp_path / "b.yaml", "loss: {beta: 0.3}\nseed: 2\n")
+    config = train_dpo("--config", str(a), "--seed", "3", f"--config={b}")
+    assert (config.seed, config.loss.beta, config.loss.label_smoothing, config.batch_size) == (3, 0.3, 0.1, 4)
+    assert config.epochs == DPO().epochs
+    assert config.optimizer == DPO().optimizer
+
+
+def test_a_setting_inside_a_group_leaves_the_rest_of_the_group_alone(tmp_path: Path) -> None:
+    config = train_dpo("--config", str(write(tmp_path / "a.yaml", "optimizer:\n  warmup_steps: 3\n")))
+    assert config.optimizer == replace(DPO().optimizer, warmup_steps=3)
+
+
+def test_required_settings_may_come_from_a_file(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.yaml", "model: m\ndata: d.jsonl\nout: o\n")
+    assert parse("train sft", "TrainSFT", ["--config", str(file)]) == TrainSFT(
+        model="m", data=Path("d.jsonl"), out=Path("o")
+    )
+
+
+@pytest.mark.parametrize("text", ["1e-6", "1E-6", "1.0e-6", ".000001", "0.000001"])
+def test_floats_are_floats(tmp_path: Path, text: str) -> None:
+    values, _ = read_yaml(write(tmp_path / "a.yaml", f"learning_rate: {text}\n"))
+    assert values["learning_rate"] == 1e-6
+    assert type(values["learning_rate"]) is float
+
+
+def test_words_stay_words_where_words_are_meant(tmp_path: Path) -> None:
+    for word in ("no", "yes", "on", "off", "2026-01-01"):
+        assert train_dpo_from(tmp_path, f"model: {word}").model == word
+
+
+def test_no_means_false_where_a_bool_is_meant_and_nothing_where_a_number_is(tmp_path: Path) -> None:
+    assert train_dpo_from(tmp_path, "trust_remote_code: no").trust_remote_code is False
+    assert train_dpo_from(tmp_path, "trust_remote_code: true").trust_remote_code is True
+    for text in ("seed: true", "loss: {beta: true}", "model: false", "loss: {beta: no}", "device: true"):
+        with pytest.raises(ConfigError, match=r"a\.yaml:1: "):
+            train_dpo_from(tmp_path, text)
+
+
+def train_dpo_from(folder: Path, text: str) -> TrainDPO:
+    file = write(folder / "a.yaml", text + "\n")
+    return check(from_files(TrainDPO, [file], missing="m"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("seed: 1\nloss:\n  bta: 0.1\n", r'a\.yaml:3: there is no setting loss\.bta; did you mean "beta"\?'),
+        ("sed: 1\n", r'a\.yaml:1: there is no setting sed; did you mean "seed"\?'),
+        ("1: 2\n", r"a\.yaml:1: there is no setting 1; known: "),
+        ("seed: 1\nlog_every: 2\nseed: 3\n", r"a\.yaml:3: seed is set twice \(first at .*a\.yaml:1\)"),
+        ("loss:\n  beta: 1\n  beta: 2\n", r"a\.yaml:3: loss\.beta is set twice"),
+        ("loss:\n  beta: -1\n", r"a\.yaml:2: loss\.beta = -1: must be greater than 0"),
+        ("loss: 0.1\n", r"a\.yaml:1: loss = 0\.1: "),
+        ("loss:\n", r"a\.yaml:1: loss = "),
+        ("optimizer: {name: adam}\n", r"a\.yaml:1: optimizer\.name = adam: must be 'adamw' or 'rmsprop'"),
+        ("seed: 1.5\n", r"a\.yaml:1: seed = 1\.5: "),
+        ("seed: [1]\n", r"a\.yaml:1: seed = \[1\]: "),
+        ("- seed\n", r"a\.yaml:1: a configuration is a mapping"),
+        ("seed: [1\n", r"a\.yaml:2:1: not valid YAML"),
+        ("[seed]: 1\n", r"a\.yaml:1:1: not valid YAML"),
+        ("seed: !!python/object:os.system x\n", r"a\.yaml:1:7: not valid YAML"),
+        ("seed: &x {a: *x}\n", r"a\.yaml"),
+    ],
+)
+def test_refused_files(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        train_dpo_from(tmp_path, text)
+
+
+def test_files_that_can_not_be_read(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="none.yaml: No such file"):
+        read_yaml(tmp_path / "none.yaml")
+    (tmp_path / "latin.yaml").write_bytes(b"model: caf\xe9\n")
+    with pytest.raises(ConfigError, match=r"latin\.yaml: not UTF-8 at byte 10"):
+        read_yaml(tmp_path / "latin.yaml")
+    assert read_yaml(write(tmp_path / "empty.yaml", "# nothing\n")) == ({}, {})
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        ("loss.beta", "0"),
+        ("loss.beta", "-0.1"),
+        ("loss.label-smoothing", "0.5"),
+        ("optimizer.learning-rate", "nan"),
+        ("optimizer.learning-rate", "2"),
+        ("optimizer.max-gradient-norm", "0"),
+        ("epochs", "0"),
+        ("batch-size", "0"),
+        ("holdout", "0.6"),
+        ("seed", "-1"),
+        ("freeze-blocks", "-1"),
+    ],
+)
+def test_out_of_range(flag: str, value: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^{re.escape(flag.replace('-', '_'))} = {value}[.\d]*: must be "):
+        train_dpo(f"--{flag}", value)
+
+
+@pytest.mark.parametrize(("flag", "value"), [("kl-coefficient", "-0.1"), ("clip", "1"), ("discount", "1.1")])
+def test_out_of_range_for_ppo(flag: str, value: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^{flag.replace('-', '_')} = {value}[.\d]*: must be "):
+        parse("train ppo", "TrainPPO", [*REQUIRED, "--reward", "r", f"--{flag}", value])
+
+
+def float_fields() -> list[tuple[type, str]]:
+    return [(cls, name) for cls in CONFIG_CLASSES for name, hint in get_type_hints(cls).items() if float in plain(hint)]
+
+
+def plain(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) or (hint,)
+
+
+@pytest.mark.parametrize(("cls", "name"), float_fields())
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_no_setting_takes_a_value_that_is_not_finite(cls: type, name: str, value: float) -> None:
+    with pytest.raises(ConfigError, match=rf"^{name} = "):
+        build(cls, {name: value}, missing="x")
+
+
+@pytest.mark.parametrize("config", EXAMPLES, ids=lambda config: type(config).__name__)
+def test_the_resolved_file_is_itself_a_config(tmp_path: Path, config: Any) -> None:
+    file = write(tmp_path / "config.yaml", to_yaml(config))
+    assert build(type(config), read_yaml(file)[0]) == config
+    # And as anyone else's YAML: no word of ours turns into a bool or a date there.
+    assert yaml.safe_load(to_yaml(config)) == to_values(config)
+
+
+def test_the_resolved_file_gives_the_same_command(tmp_path: Path) -> None:
+    first = parse("compare", "Compare", ["dialogue", "--data", "d.jsonl", "--quick", "--dpo.loss.beta", "1e-3"])
+    file = write(tmp_path / "study.yaml", to_yaml(first))
+    assert parse("compare", "Compare", ["--config", str(file)]) == first
+    assert first.dpo.loss.beta == 1e-3
+    assert first.task == "dialogue"
+
+
+numbers = st.floats(min_value=1e-300, max_value=1e300)
+words = st.text(st.characters(codec="utf-8", exclude_characters="\0")) | st.sampled_from(
+    ["no", "1e-6", "1_0", "0x1", "12:30", "null", "~", "true", ".nan", "2026-01-01", "- a", "a: b", "# x", "a\u2028b"]
+)
+
+
+@given(beta=numbers, rate=st.floats(0, 1), model=words, prompt=st.lists(words))
+def test_any_values_survive_the_round_trip(
+    tmp_path_factory: pytest.TempPathFactory, beta: float, rate: float, model: str, prompt: list[str]
+) -> None:
+    values = {"model": model, "data": "d", "out": "1e-6", "loss": {"beta": beta}, "optimizer": {"learning_rate": rate}}
+    for config in (build(TrainDPO, values), Generate(model=model, prompt=tuple(prompt))):
+        file = write(tmp_path_factory.getbasetemp() / "round-trip.yaml", to_yaml(config))
+        assert build(type(config), read_yaml(file)[0]) == config
+
+
+@pytest.mark.parametrize("cls", CONFIG_CLASSES, ids=lambda cls: cls.__name__)
+def test_every_field_is_documented(cls: type) -> None:
+    assert cls.__doc__
+    source = inspect.getsource(cls)
+    for name in cls.__annotations__:
+        assert re.search(rf'^    {name}: .*\n    """[^"]{{10,}}"""$', source, re.MULTILINE), f"{cls.__name__}.{name}"
+
+
+def test_every_field_is_read() -> None:
+    """An option that does nothing is a fault: each is an attribute that code outside config/ looks at."""
+    source = Path(preflab.__file__).parent
+    code = "\n".join(path.read_text() for path in source.rglob("*.py") if path.parent.name != "config")
+    holders = r"(?:config|settings|self\.\w+|config(?:\.\w+)+|settings(?:\.\w+)+|optimizer|fit)"
+    unread = [
+        f"{cls.__name__}.{name}"
+        for cls in CONFIG_CLASSES
+        for name in cls.__annotations__
+        if not re.search(rf"\b{holders}\.{name}\b", code)
+    ]
+    assert unread == []
+
+
+def test_every_command_has_its_config() -> None:
+    assert {command.config for command in COMMANDS.values()} == {type(config).__name__ for config in EXAMPLES}
+
+
+@pytest.mark.parametrize(
+    ("task", "data", "model", "quick"),
+    itertools.product(("reviews", "dialogue"), *[(False, True)] * 3),
+)
+def test_presets_are_in_range(task: str, data: bool, model: bool, quick: bool) -> None:
+    config = preset(task, data=data, model=model, quick=quick)
+    assert check(config) == config
+    assert (config.task, config.quick) == (task, quick)
+    assert config.base.width % config.base.heads == 0
+
+
+def test_the_task_chooses_the_preset_however_it_is_given(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.yaml", "task: dialogue\n")
+    expected = preset("dialogue", data=True)
+    for given_task in (["dialogue"], ["--task", "dialogue"], ["--task=dialogue"], ["--config", str(file)]):
+        config = parse("compare", "Compare", [*given_task, "--data", "d"])
+        assert config == replace(expected, data=Path("d")), given_task
+
+
+def test_arms_are_given_with_commas_or_spaces() -> None:
+    for flags in (["--arms", "sft,dpo"], ["--arms", "sft", "dpo"], ["--arms=sft,dpo"]):
+        assert parse("compare", "Compare", flags).arms == ("sft", "dpo")
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (PPO(batch_size=128, mini_batch_size=48), "mini_batch_size = 48 does not divide batch_size = 128; try 64"),
+        (Compare(ppo=PPO(batch_size=8, mini_batch_size=16)), "ppo.mini_batch_size = 16 does not divide .* try 8"),
+        (Compare(base=Base(width=100, heads=3)), "base.width = 100 is no multiple of base.heads = 3"),
+    ],
+)
+def test_settings_that_do_not_fit_each_other(config: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check(config)
+
+
+def test_a_file_and_a_flag_may_make_sizes_that_fit_together(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.yaml", "ppo: {batch_size: 48}\n")
+    config = parse("compare", "Compare", ["--config", str(file), "--ppo.mini-batch-size", "16"])
+    assert (config.ppo.batch_size, config.ppo.mini_batch_size) == (48, 16)
+
+
+def test_build_takes_what_is_not_given_from_the_default() -> None:
+    default = Optimizer(learning_rate=0.5, warmup_steps=1)
+    assert build(Optimizer, {"warmup_steps": 2}, default=default) == Optimizer(learning_rate=0.5, warmup_steps=2)
+
+
+def test_flatten_names_every_leaf() -> None:
+    flat = flatten(to_values(Compare()))
+    assert flat["dpo.loss.beta"] == 0.1
+    assert not any(isinstance(value, dict) for value in flat.values())
+    assert dataclasses.is_dataclass(Compare)

@@ -1,0 +1,161 @@
+"""What is sampled is the policy, and nothing but the policy."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import torch
+import transformers
+from enumerable import END_ID, VOCABULARY, every_response, exact_logprobs, letters_policy, next_token, total
+from scipy.stats import chisquare
+from tiny import tiny_policy
+
+from preflab.data.pack import pack
+from preflab.models.load import Policy
+from preflab.models.scoring import response_logprobs
+from preflab.rollouts.sampler import Response, sample
+
+PROMPTS = ((5,), (9, 30, 31, 32, 33, 34, 35), (40, 41, 42), (7, 8), (100, 101, 102, 103, 104))
+KEYS = ("p0", "p1", "p2", "p3", "p4")
+
+
+@pytest.fixture(scope="module")
+def policy() -> Policy:
+    """Its distributions are uneven, and a response ends after a dozen tokens or so."""
+    made = tiny_policy()
+    with torch.no_grad():
+        made.model.transformer.wte.weight.mul_(4.0)
+        made.model.transformer.wte.weight[made.tokenizer.eos_token_id] *= 3.0
+    return made
+
+
+def draw(policy: Policy, prompts: tuple[tuple[int, ...], ...] = PROMPTS, **changes: object) -> list[Response]:
+    given = {"keys": KEYS[: len(prompts)], "end_id": policy.tokenizer.eos_token_id, "max_new_tokens": 24, "seed": 0}
+    return sample(policy.model, prompts, **(given | changes))  # type: ignore[arg-type]
+
+
+def same(first: list[Response], second: list[Response]) -> bool:
+    """The same tokens, and log-probabilities up to rounding."""
+    close = all(a.logprobs == pytest.approx(b.logprobs, abs=1e-5) for a, b in zip(first, second, strict=True))
+    return close and [(a.key, a.tokens, a.ended) for a in first] == [(b.key, b.tokens, b.ended) for b in second]
+
+
+def test_a_response_does_not_depend_on_batch_size_mates_or_padding(policy: Policy) -> None:
+    """The prompts are of different lengths: in a batch they are padded, one by one they are not."""
+    together = draw(policy)
+    assert len({response.tokens for response in together}) == len(PROMPTS)
+    for batch_size in (1, 2, 3):
+        assert same(draw(policy, batch_size=batch_size), together)
+    assert same([draw(policy, PROMPTS[i : i + 1], keys=KEYS[i : i + 1])[0] for i in range(5)], together)
+    turned = draw(policy, PROMPTS[::-1], keys=KEYS[::-1])
+    assert same(turned[::-1], together)
+
+
+def test_left_padding_does_not_matter_to_llama_either() -> None:
+    config = transformers.LlamaConfig(
+        vocab_size=110, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24
+    )
+    torch.manual_seed(0)
+    model = transformers.LlamaForCausalLM(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(3.0)
+    rows = {"keys": KEYS, "end_id": 2, "max_new_tokens": 10, "seed": 0}
+    assert same(sample(model, PROMPTS, **rows), sample(model, PROMPTS, **rows, batch_size=1))  # type: ignore[arg-type]
+
+
+def test_the_seed_the_key_and_the_index_determine_a_response(policy: Policy) -> None:
+    prompt = PROMPTS[1:2]
+    (first,) = draw(policy, prompt, keys=("x",))
+    assert draw(policy, prompt, keys=("x",)) == [first]
+    assert draw(policy, prompt, keys=("y",))[0].tokens != first.tokens
+    assert draw(policy, prompt, keys=("x",), seed=1)[0].tokens != first.tokens
+    several = draw(policy, prompt, keys=("x",), samples=3)
+    assert same(several[:1], [first])
+    assert len({response.tokens for response in several}) == 3
+    assert [response.key for response in draw(policy, samples=2)] == [key for key in KEYS for _ in range(2)]
+
+
+def test_global_random_state_is_neither_read_nor_changed(policy: Policy) -> None:
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    first = draw(policy)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(2)
+    assert same(draw(policy), first)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7, 1.5])
+@torch.no_grad()
+def test_behaviour_logprobs_are_the_scorers(policy: Policy, temperature: float) -> None:
+    responses = draw(policy, temperature=temperature, samples=4)
+    batch = pack([response.tree for response in responses])
+    scored = response_logprobs(policy.model, batch, temperature=temperature)
+    for response, row in zip(responses, scored.tolist(), strict=True):
+        assert len(response.logprobs) == len(response.tokens)
+        assert row[: len(response.tokens)] == pytest.approx(response.logprobs, abs=1e-4)
+
+
+def test_nothing_follows_the_end_token_and_ended_is_right(policy: Policy) -> None:
+    end = policy.tokenizer.eos_token_id
+    responses = draw(policy, samples=12, max_new_tokens=10)
+    assert 0 < sum(response.ended for response in responses) < len(responses)
+    for response in responses:
+        assert end not in response.tokens[:-1]
+        assert response.ended == (response.tokens[-1] == end)
+        assert response.ended or len(response.tokens) == 10
+
+
+def test_an_end_token_in_the_prompt_ends_nothing(policy: Policy) -> None:
+    end = policy.tokenizer.eos_token_id
+    responses = draw(policy, ((end, 5, end), (6, end)), samples=12, max_new_tokens=6)
+    assert not all(response.ended for response in responses)
+    assert any(len(response.tokens) > 1 for response in responses)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_tokens_come_from_the_exact_distribution(temperature: float) -> None:
+    """χ² of 6,000 responses against all that can be said in two tokens; a policy of another temperature is found out."""
+    policy, prompt, count = letters_policy(), (2, 3), 6000
+    responses = sample(
+        policy.model, [prompt], keys=["x"], end_id=END_ID, max_new_tokens=2, seed=0, samples=count, batch_size=2000,
+        temperature=temperature,
+    )  # fmt: skip
+    seen = Counter(response.tokens for response in responses)
+    assert set(seen) <= set(every_response(2))
+
+    def p_value(at: float) -> float:
+        first = next_token(policy, prompt, temperature=at)
+        expected = [float(first[END_ID])] + [
+            float(first[a] * next_token(policy, (*prompt, a), temperature=at)[b])
+            for a in range(VOCABULARY) if a != END_ID for b in range(VOCABULARY)
+        ]  # fmt: skip
+        assert sum(expected) == pytest.approx(1, abs=1e-6)
+        words = [(END_ID,)] + [(a, b) for a in range(VOCABULARY) if a != END_ID for b in range(VOCABULARY)]
+        cells = [(seen[word], count * p) for word, p in zip(words, expected, strict=True)]
+        common = [cell for cell in cells if cell[1] >= 5]
+        rare = [cell for cell in cells if cell[1] < 5]
+        grouped = [*common, (sum(n for n, _ in rare), sum(p for _, p in rare))] if rare else common
+        observed, wanted = (torch.tensor(column, dtype=torch.float64) for column in zip(*grouped, strict=True))
+        return float(chisquare(observed, wanted * observed.sum() / wanted.sum()).pvalue)
+
+    assert p_value(temperature) > 0.01
+    assert p_value(temperature + 0.15) < 1e-6
+
+
+def test_the_enumerated_responses_have_probability_1() -> None:
+    """What the tests of this file and of the KL enumerate is everything that can be sampled."""
+    assert total(exact_logprobs(letters_policy(), (2, 3), every_response(3))) == pytest.approx(1, abs=1e-5)
+
+
+def test_greedy_is_transformers_generate(policy: Policy) -> None:
+    end = policy.tokenizer.eos_token_id
+    responses = draw(policy, greedy=True, max_new_tokens=12)
+    for prompt, response in zip(PROMPTS, responses, strict=True):
+        ids = torch.tensor([prompt])
+        theirs = policy.model.generate(
+            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=12, eos_token_id=end
+        )
+        assert response.tokens == tuple(theirs[0, len(prompt) :].tolist())
+    assert draw(policy, greedy=True, max_new_tokens=12, seed=9, temperature=2.0)[0].tokens == responses[0].tokens
