@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import product
+from pathlib import Path
 
 import torch
 import transformers
@@ -11,11 +14,14 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from preflab.data.encode import Tree
 from preflab.data.pack import pack
-from preflab.models.load import PAD, Policy
+from preflab.models.load import PAD, Policy, new_reward_model, save_model
 from preflab.models.scoring import response_logprobs
+from preflab.rewards.protocol import Answer
+from preflab.runs import RunFolder
+from preflab.training.ppo import PromptIds
 
 LETTERS = "abcd"
-PAD_ID, END_ID = 0, 1
+PAD_ID, END_ID, FIRST_LETTER = 0, 1, 2
 VOCABULARY = 2 + len(LETTERS)
 
 
@@ -75,3 +81,41 @@ def next_token(policy: Policy, ids: tuple[int, ...], *, temperature: float = 1.0
 def total(logprobs: torch.Tensor) -> float:
     """The probability of all of them together."""
     return math.fsum(logprobs.exp().tolist())
+
+
+def letters_prompts(n: int) -> list[PromptIds]:
+    """`n` prompts of one to three letters; neighbours differ."""
+    return [
+        PromptIds(f"prompt:{i}", LETTERS[i % 4] * (1 + i % 3), (FIRST_LETTER + i % 4,) * (1 + i % 3)) for i in range(n)
+    ]
+
+
+@dataclass(frozen=True)
+class ShareOf:
+    """A reward: the share of a letter among the tokens of a response, its end token included; × scale."""
+
+    letter: str
+    scale: float = 1.0
+
+    @property
+    def name(self) -> str:
+        return f"share of {self.letter}"
+
+    def __call__(self, answers: Sequence[Answer]) -> list[float]:
+        return [self.scale * answer.response.count(self.letter) / len(answer.response_ids) for answer in answers]
+
+
+def reward_model(folder: Path, policy: Policy) -> Policy:
+    """A new reward model on a policy's body."""
+    save_model(policy, folder / "body")
+    return new_reward_model(folder / "body", seed=0)
+
+
+def value_model(folder: Path) -> Policy:
+    """A value model for the policies of this file."""
+    return reward_model(folder / "value", letters_policy(seed=2))
+
+
+def run_folder(path: Path) -> RunFolder:
+    """A new run folder, or the same one again."""
+    return RunFolder.open(path, "a: 1\n")

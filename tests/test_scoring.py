@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from tiny import save_tiny, tiny_policy
 
 from preflab.data.encode import Tree
 from preflab.data.pack import Packed, pack
 from preflab.models.load import Policy, load_reward_model, new_reward_model, save_model
 from preflab.models.scoring import response_logits, response_logprobs, response_scores, response_values
+from tiny import save_tiny, tiny_policy
 
 VOCABULARY = 40
 SIZE: dict[str, Any] = {
@@ -174,7 +174,9 @@ def test_scores_are_read_by_length_not_by_token_value(tmp_path: Path) -> None:
 def test_values_are_those_before_each_token(tmp_path: Path) -> None:
     loaded = reward_model(tmp_path)
     values = response_values(loaded.model, pack(reward_trees(loaded.tokenizer.pad_token_id)))
-    rows = [(tree.prompt, response) for tree in reward_trees(loaded.tokenizer.pad_token_id) for response in tree.responses]
+    rows = [
+        (tree.prompt, response) for tree in reward_trees(loaded.tokenizer.pad_token_id) for response in tree.responses
+    ]
     for (prompt, response), row in zip(rows, values, strict=True):
         for t in range(len(response)):
             states = loaded.model.base_model(input_ids=torch.tensor([prompt + response[:t]])).last_hidden_state[0, -1]

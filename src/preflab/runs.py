@@ -15,7 +15,7 @@ import platform
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -38,7 +38,8 @@ def write_text(path: Path, text: str) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # where there is no folder, there is no temporary file either
+            temporary.unlink()
         raise StorageError(
             f"can't write {path}: {error.strerror or error}; free space or choose another --out"
         ) from None
@@ -63,8 +64,11 @@ def read_lines(path: Path) -> list[JSON]:
     """The whole lines of a .jsonl file that preflab wrote; [] where there is none."""
     if not path.exists():
         return []
-    whole, _, _ = path.read_text(encoding="utf-8").rpartition("\n")  # splitlines() would also split at U+2028
-    return [json.loads(line) for line in whole.split("\n") if line]
+    whole, _, _ = path.read_bytes().rpartition(b"\n")  # a cut may split a character; text would also split at U+2028
+    try:
+        return [json.loads(line) for line in whole.split(b"\n") if line]
+    except ValueError as error:
+        raise StorageError(f"{path} is damaged ({error}); delete its folder and run the command again") from None
 
 
 @contextmanager
@@ -193,7 +197,7 @@ def claim(folder: Path, name: str, config: str) -> None:
             raise StorageError(f"{folder} is a file; name a folder with --out")
         folder.mkdir(parents=True, exist_ok=True)
         if recorded.exists():
-            before = recorded.read_text(encoding="utf-8")
+            before = recorded.read_text(encoding="utf-8", errors="replace")
             if before != config:
                 raise StorageError(
                     f"{folder} holds a run with other settings ({first_difference(before, config)}); "

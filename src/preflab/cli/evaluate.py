@@ -15,7 +15,8 @@ from preflab.data.split import first_prompts
 from preflab.errors import ConfigError
 from preflab.evaluation.policy import EvaluationPrompt, Judge
 from preflab.evaluation.rows import add_point
-from preflab.models.load import load_policy, load_reward_model, pick_device
+from preflab.models.load import check_length, load_policy, load_reward_model, pick_device
+from preflab.progress import say
 from preflab.report.statistics import Estimate, distinct_values, estimate, n_grams, repetition
 from preflab.rewards.learned import LearnedReward
 from preflab.runs import JSON, RunFolder, claim
@@ -25,24 +26,29 @@ from preflab.seeds import derive
 def run(config: Evaluate) -> None:
     """Sample, judge, print a table; write evaluation.json and samples.jsonl where asked to."""
     device = pick_device(config.device)
-    rows = first_prompts(read_prompts(config.data).rows, config.prompts, seed=config.seed)
+    loaded = read_prompts(config.data)
+    rows = first_prompts(loaded.rows, config.prompts, seed=config.seed)
     policy = load_policy(config.model, device=device, trust_remote_code=config.trust_remote_code)
     reference = load_policy(config.reference, device=device, trust_remote_code=config.trust_remote_code)
     if policy.tokenizer.get_vocab() != reference.tokenizer.get_vocab():
         raise ConfigError(f"{config.model} and {config.reference} have different tokenizers: no KL between them")
     reward = None
     if config.reward is not None:
-        model = load_reward_model(config.reward, device=device, trust_remote_code=config.trust_remote_code)
-        reward = LearnedReward(model, policy.tokenizer)
+        scorer = load_reward_model(config.reward, device=device, trust_remote_code=config.trust_remote_code)
+        reward = LearnedReward(scorer, policy.tokenizer)
     encoder = Encoder(policy.tokenizer, config.lengths.prompt_tokens, config.lengths.response_tokens)
     judge = Judge(
         reference.model, encoder, reward, None, (), config.lengths.response_tokens, derive(config.seed, "evaluation")
     )
     prompts = [EvaluationPrompt(row.origin, row.text, encoder.prompt(row.text)) for row in rows]
+    longest = max(len(prompt.ids) for prompt in prompts) + config.lengths.response_tokens
+    for model in (policy.model, reference.model):
+        check_length(model, longest, "lower lengths.prompt_tokens or lengths.response_tokens")
+    if config.out is not None:
+        claim(config.out, "config.yaml", to_yaml(config))
     before, before_samples = judge.point(reference, prompts, step=0, split="test", baseline=None)
     after, after_samples = judge.point(policy, prompts, step=1, split="test", baseline=before["rows"]["reward"])
     if config.out is not None:
-        claim(config.out, "config.yaml", to_yaml(config))
         add_point(RunFolder(config.out), before, before_samples)
         add_point(RunFolder(config.out), after, after_samples)
 
@@ -54,6 +60,9 @@ def run(config: Evaluate) -> None:
     for figure in columns["model"]:
         table.add_row(figure, *(_cell(column[figure]) for column in columns.values()))
     Console().print(table)
+    for name, count in (loaded.counts | encoder.counts).items():
+        if count and name != "read":
+            say(f"{name}: {count}")
 
 
 def _figures(point: dict[str, JSON], samples: list[dict[str, JSON]]) -> dict[str, Estimate]:

@@ -73,7 +73,7 @@ def _compare_preset(files: list[Path], flags: list[str]) -> tuple[Any, list[str]
     if flags and not flags[0].startswith("-"):
         flags = ["--task", *flags]
     task = str(values.get("task", "reviews"))
-    for flag, following in zip(flags, [*flags[1:], task], strict=True):
+    for flag, following in zip(flags, [*flags[1:], ""], strict=False):
         if flag == "--task" or flag.startswith("--task="):
             task = flag.removeprefix("--task=") if "=" in flag else following
     if task not in TASKS:

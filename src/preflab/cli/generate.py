@@ -9,7 +9,7 @@ from preflab.config.commands import Generate
 from preflab.data.encode import Encoder
 from preflab.data.sources import read_prompts
 from preflab.errors import ConfigError
-from preflab.models.load import load_policy, pick_device
+from preflab.models.load import check_length, load_policy, pick_device
 from preflab.rollouts.sampler import sample
 from preflab.runs import to_line, write_text
 
@@ -25,9 +25,11 @@ def run(config: Generate) -> None:
         config.model, device=pick_device(config.device), trust_remote_code=config.trust_remote_code, quiet=True
     )
     encoder = Encoder(policy.tokenizer, prompt_tokens=2**20, response_tokens=config.max_new_tokens)
+    ids = [encoder.prompt(prompt) for prompt in prompts]
+    check_length(policy.model, max(map(len, ids)) + config.max_new_tokens, "lower --max-new-tokens")
     responses = sample(
         policy.model,
-        [encoder.prompt(prompt) for prompt in prompts],
+        ids,
         keys=[f"{number}" for number in range(len(prompts))],
         end_id=encoder.end_id,
         max_new_tokens=config.max_new_tokens,

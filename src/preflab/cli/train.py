@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
-from preflab.config.commands import Run, TrainDPO, TrainPPO, TrainReward, TrainSFT
+from preflab.config.commands import Lengths, Run, TrainDPO, TrainPPO, TrainReward, TrainSFT
 from preflab.config.load import to_yaml
 from preflab.data.encode import Encoder, Tree
 from preflab.data.sources import Loaded, read_demonstrations, read_pairs, read_prompts
 from preflab.data.split import split_by_prompt
+from preflab.errors import ConfigError
 from preflab.evaluation.policy import EvaluationPrompt, Judge
+from preflab.models.freezing import check_blocks
 from preflab.models.load import (
     Policy,
+    check_length,
     copy_of,
     load_policy,
     load_reward_model,
@@ -32,6 +34,7 @@ from preflab.training.ppo import PromptIds, train_ppo
 from preflab.training.reward import centre, reward_figures, train_reward
 from preflab.training.sft import train_sft
 
+Train = TrainSFT | TrainReward | TrainDPO | TrainPPO
 Figures = dict[str, dict[str, float]]
 """name → {mean, low, high}, over held-out prompts."""
 
@@ -45,12 +48,12 @@ def sft(config: TrainSFT) -> None:
     policy = _policy(config)
     encoder = _encoder(config, policy)
     train, held_out = encoder.demonstrations(train_rows), encoder.demonstrations(held_out_rows)
-    run = _open(config, rows, encoder, train, held_out)
+    run = _open(config, rows, encoder, policy, train, held_out)
     cost = train_sft(policy, train, config, run, seed=config.seed, log_every=config.log_every)
     judge = Judge(policy.model, encoder, None, None, held_out, config.lengths.response_tokens, config.seed)
     likelihood = judge.likelihood(policy)
     value = perplexity(likelihood["nll_nats"], likelihood["tokens"])
-    _finish(config, run, policy, {"perplexity": value.json()}, cost, encoder)
+    _finish(config, run, policy, {"perplexity": value.json()}, cost, rows, encoder)
 
 
 def reward(config: TrainReward) -> None:
@@ -68,10 +71,10 @@ def reward(config: TrainReward) -> None:
     )
     encoder = _encoder(config, model)
     train, held_out = encoder.pairs(train_rows), encoder.pairs(held_out_rows)
-    run = _open(config, rows, encoder, train, held_out)
+    run = _open(config, rows, encoder, model, train, held_out)
     cost = train_reward(model, train, config, run, seed=config.seed, log_every=config.log_every)
     centre(model, train)
-    _finish(config, run, model, _means(vars(reward_figures(model, held_out))), cost, encoder)
+    _finish(config, run, model, _means(vars(reward_figures(model, held_out))), cost, rows, encoder)
 
 
 def dpo(config: TrainDPO) -> None:
@@ -83,11 +86,11 @@ def dpo(config: TrainDPO) -> None:
     policy = _policy(config)
     encoder = _encoder(config, policy)
     train, held_out = encoder.pairs(train_rows), encoder.pairs(held_out_rows)
-    run = _open(config, rows, encoder, train, held_out)
+    run = _open(config, rows, encoder, policy, train, held_out)
     of_reference = pair_logprobs(policy.model, held_out, title="held-out pairs: reference")
     cost = train_dpo(policy, train, config, run, seed=config.seed, log_every=config.log_every)
     figures = dpo_figures(policy, held_out, of_reference, beta=config.loss.beta)
-    _finish(config, run, policy, _means(vars(figures)), cost, encoder)
+    _finish(config, run, policy, _means(vars(figures)), cost, rows, encoder)
 
 
 def ppo(config: TrainPPO) -> None:
@@ -104,7 +107,12 @@ def ppo(config: TrainPPO) -> None:
     scorer = LearnedReward(model, policy.tokenizer)
     prompts = [PromptIds(row.origin, row.text, encoder.prompt(row.text)) for row in train_rows]
     held_out = [EvaluationPrompt(row.origin, row.text, encoder.prompt(row.text)) for row in held_out_rows[:128]]
-    run = _open(config, rows, encoder, prompts, held_out)
+    if model.tokenizer.get_vocab() != policy.tokenizer.get_vocab():
+        raise ConfigError(
+            f"{config.reward} and {config.model} have different tokenizers, and the value model starts as the reward "
+            "model; train one with `preflab train reward` on a model of the same family"
+        )
+    run = _open(config, rows, encoder, policy, prompts, held_out)
     cost = train_ppo(
         policy,
         value,
@@ -115,7 +123,7 @@ def ppo(config: TrainPPO) -> None:
         run,
         max_new_tokens=config.lengths.response_tokens,
         seed=config.seed,
-        log_every=1,
+        log_every=config.log_every,
     )
     judge = Judge(reference, encoder, scorer, None, (), config.lengths.response_tokens, derive(config.seed, "held-out"))
     before, _ = judge.point(Policy(reference, policy.tokenizer), held_out, step=0, split="test", baseline=None)
@@ -129,7 +137,7 @@ def ppo(config: TrainPPO) -> None:
             "response_tokens": after["rows"]["response_tokens"],
         }
     )
-    _finish(config, run, policy, figures, cost, encoder)
+    _finish(config, run, policy, figures, cost, rows, encoder)
 
 
 def _policy(config: Run) -> Policy:
@@ -149,9 +157,12 @@ def _split(config: Run, loaded: Loaded[Any]) -> tuple[tuple[Any, ...], tuple[Any
 
 
 def _open(
-    config: Run, loaded: Loaded[Any], encoder: Encoder, train: Sequence[Any], held_out: Sequence[Any]
+    config: Train, loaded: Loaded[Any], encoder: Encoder, policy: Policy, train: Sequence[Any], held_out: Sequence[Any]
 ) -> RunFolder:
-    """Claim the run folder, now that the data and the model are known to be good, and say what was read."""
+    """Claim the run folder, once data, model and settings are known to fit each other, and say what was read."""
+    check_blocks(policy.model, config.freeze_blocks)
+    longest = max(_tokens(row, config.lengths) for row in (*train, *held_out))
+    check_length(policy.model, longest, "lower lengths.prompt_tokens or lengths.response_tokens")
     run = RunFolder.open(config.out, to_yaml(config))
     counts = dict(loaded.counts) | dict(encoder.counts)
     say(f"{config.data}: {len(train)} rows to train on, {len(held_out)} held out")
@@ -165,14 +176,23 @@ def _open(
     return run
 
 
+def _tokens(row: Tree | PromptIds | EvaluationPrompt, lengths: Lengths) -> int:
+    """The longest sequence that comes of it."""
+    if isinstance(row, Tree):
+        return len(row.prompt) + max(map(len, row.responses))
+    return len(row.ids) + lengths.response_tokens
+
+
 def _means(values: dict[str, list[float]]) -> Figures:
     return {name: estimate([rows], name).json() for name, rows in values.items()}
 
 
-def _finish(config: Run, run: RunFolder, policy: Policy, figures: Figures, cost: Cost, encoder: Encoder) -> None:
+def _finish(
+    config: Run, run: RunFolder, policy: Policy, figures: Figures, cost: Cost, loaded: Loaded[Any], encoder: Encoder
+) -> None:
     save_model(policy, run.model)
-    evaluation = {"held_out": figures, "cost": cost.values(), "counts": dict(encoder.counts)}
-    write_json(run.evaluation, evaluation)
+    counts = dict(loaded.counts) | dict(encoder.counts)
+    write_json(run.evaluation, {"held_out": figures, "cost": cost.values(), "counts": counts})
     _show(config, figures)
 
 
@@ -181,7 +201,7 @@ def _already_finished(config: Run) -> bool:
     run = RunFolder(config.out)
     if not run.evaluation.exists() or not run.model.exists():
         return False
-    RunFolder.open(config.out, to_yaml(replace(config)))
+    RunFolder.open(config.out, to_yaml(config))
     say(f"{config.out} is finished already")
     _show(config, read_json(run.evaluation)["held_out"])
     return True

@@ -67,6 +67,8 @@ class TrainPPO(PPO, Run):
 
     reward: str
     """A reward model's folder or Hub name (sequence classification, one label), as `preflab train reward` writes."""
+    log_every: Positive = 1
+    """Updates between two lines of metrics.jsonl."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,13 +139,13 @@ class Base:
 
     vocabulary: Annotated[int, Gt(300)] = 1400
     """Tokens of the byte-level BPE tokenizer, trained on the same texts."""
-    layers: Positive = 2
+    layers: Positive = 3
     """Transformer blocks (GPT-2 architecture)."""
     width: Positive = 128
     """Width of the residual stream; a multiple of heads."""
     heads: Positive = 4
     """Attention heads."""
-    texts: Positive = 24000
+    texts: Positive = 28000
     """Texts generated for it (the study reviews without --data; real texts are all used)."""
     epochs: Annotated[float, Gt(0)] = 1.0
     """Passes over the texts."""
@@ -163,7 +165,7 @@ class Base:
 class Prompts:
     """How many prompts, in three sets that share none."""
 
-    train: Positive = 2000
+    train: Positive = 2500
     """For demonstrations, pairs, the reward model and the arms."""
     validation: Positive = 128
     """For choosing checkpoints."""
@@ -177,7 +179,7 @@ class Pairs:
 
     responses: Annotated[int, Gt(1)] = 4
     """K responses a prompt; their K(K − 1)/2 pairs are labelled, up to `per_prompt` of them."""
-    per_prompt: Positive = 2
+    per_prompt: Positive = 3
     """Pairs kept a prompt."""
     gold_scale: Annotated[float, Gt(0)] = 5.0
     """Gold reward = this × sentiment in [−1, 1], for labels and for the gold-rewarded arm alike."""

@@ -26,33 +26,33 @@ def preset(task: str, *, data: bool = False, model: bool = False, quick: bool = 
     return _gentle(config) if model else config
 
 
-def _adamw(rate: float, warmup_steps: int = 10) -> Optimizer:
-    return Optimizer(learning_rate=rate, warmup_steps=warmup_steps)
+def _adamw(rate: float, *, warmup_steps: int = 10, linear: bool = False) -> Optimizer:
+    return Optimizer(learning_rate=rate, warmup_steps=warmup_steps, decay="linear" if linear else "constant")
 
 
 def _reviews() -> Compare:
     return Compare(
         task="reviews",
         lengths=Lengths(prompt_tokens=16, response_tokens=48),
-        reference=SFT(epochs=1, batch_size=64, micro_batch_size=64, evaluations=1, optimizer=_adamw(3e-4)),
-        reward=Reward(epochs=2, batch_size=64, micro_batch_size=64, evaluations=1, optimizer=_adamw(5e-4)),
-        sft=SFT(epochs=2, batch_size=64, micro_batch_size=64, evaluations=5, optimizer=_adamw(3e-4)),
+        reference=SFT(epochs=1, batch_size=32, micro_batch_size=32, evaluations=1, optimizer=_adamw(1e-3, linear=True)),
+        reward=Reward(epochs=1, batch_size=32, micro_batch_size=32, evaluations=1, optimizer=_adamw(7e-4, linear=True)),
+        sft=SFT(epochs=1, batch_size=64, micro_batch_size=64, evaluations=5, optimizer=_adamw(3e-4)),
         dpo=DPO(
-            epochs=2,
+            epochs=1,
             batch_size=64,
             micro_batch_size=64,
             evaluations=5,
-            loss=DPOLoss(beta=0.1),
-            optimizer=_adamw(2e-4),
+            loss=DPOLoss(beta=0.05),
+            optimizer=_adamw(3e-4),
         ),
         ppo=PPO(
-            updates=40,
+            updates=24,
             batch_size=128,
             mini_batch_size=64,
             micro_batch_size=64,
             epochs=2,
             evaluations=5,
-            kl_coefficient=0.1,
+            kl_coefficient=0.2,
             optimizer=_adamw(2e-4),
             value_optimizer=_adamw(5e-4),
         ),

@@ -52,11 +52,22 @@ class Encoder:
         self.end_id: int = self.tokenizer.eos_token_id
         # What this tokenizer puts before a text by itself (Llama's <s>); GPT-2 puts nothing.
         self.begin: tuple[int, ...] = tuple(i for i in self.tokenizer("")["input_ids"] if i != self.end_id)
+        # Llama 2 and its like put a space before every text: before a response it would be one that nobody wrote.
+        self._adds_space = self._text_of((*self.text("a"), *self.text("b"))) != "ab"
 
     def text(self, text: str) -> tuple[int, ...]:
         """The ids of a text alone, with no begin or end token."""
         ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         return tuple(ids)
+
+    def continuation(self, text: str) -> tuple[int, ...]:
+        """The ids of a text that follows another, with no begin or end token."""
+        if self._adds_space:
+            for before in "\n|a0":  # one of them does not merge with the text
+                anchor, ids = self.text(before), self.text(before + text)
+                if ids[: len(anchor)] == anchor:
+                    return ids[len(anchor) :]
+        return self.text(text)
 
     def prompt(self, text: str) -> tuple[int, ...]:
         """Begin token where the model knows one, then the prompt. Never empty: the first response token needs a
@@ -74,7 +85,7 @@ class Encoder:
 
     def response(self, text: str) -> tuple[int, ...]:
         """The response and its end token, cut to the limit."""
-        ids = (*self.text(text), self.end_id)
+        ids = (*self.continuation(text), self.end_id)
         if len(ids) > self.response_tokens:
             self.counts["responses that lost their end"] += 1
             ids = ids[: self.response_tokens]
@@ -106,4 +117,10 @@ class Encoder:
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of a response, special tokens left out."""
+        if not self._adds_space:
+            return self._text_of(ids)
+        anchor = self.text("\n")  # decoded at the beginning, a response would lose its first space
+        return self._text_of((*anchor, *ids)).removeprefix(self._text_of(anchor))
+
+    def _text_of(self, ids: Iterable[int]) -> str:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))

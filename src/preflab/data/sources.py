@@ -260,7 +260,7 @@ class _File:
         if empty and allow_empty:
             self.counts["empty prompts"] = self.counts.get("empty prompts", 0) + 1
         elif empty:
-            self.faults.add(row.line, '"prompt" is empty; fill it, or allow empty prompts')
+            self.faults.add(row.line, '"prompt" is empty; fill it, or remove the line')
         return allow_empty or not empty
 
     def drop(self, row: Row, reason: str) -> None:
@@ -319,7 +319,7 @@ def _pair_texts(file: _File) -> list[tuple[Row, str, str, str]]:
     if file.unpaired and not {"chosen", "rejected"} & set(file.columns):
         raise DataError(
             f"{file.path}: this file is unpaired (KTO-shaped): prompt, completion and label; "
-            "a method that learns from pairs needs prompt, chosen and rejected, KTO takes it as it is"
+            "a method that learns from pairs needs prompt, chosen and rejected"
         )
     if "prompt" in file.columns or not {"chosen", "rejected"} <= set(file.columns):
         forms = 'pairs are "prompt", "chosen" and "rejected", or two whole dialogues "chosen" and "rejected"'

@@ -20,9 +20,8 @@ def freeze(model: Any, blocks: int) -> None:
     """
     if blocks == 0:
         return
+    check_blocks(model, blocks)
     stack = transformer_blocks(model)
-    if blocks > len(stack):
-        raise ConfigError(f"freeze_blocks = {blocks}, but the model has {len(stack)} blocks")
     body = model.base_model
     for module in body.modules():
         if isinstance(module, nn.Embedding):
@@ -34,6 +33,12 @@ def freeze(model: Any, blocks: int) -> None:
         say(
             f"frozen: embeddings, {blocks} of {len(stack)} blocks, and the output head, which is tied to the embeddings"
         )
+
+
+def check_blocks(model: Any, blocks: int) -> None:
+    """Raises ConfigError where the model has fewer blocks."""
+    if blocks and blocks > len(stack := transformer_blocks(model)):
+        raise ConfigError(f"freeze_blocks = {blocks}, but the model has {len(stack)} blocks")
 
 
 def transformer_blocks(model: Any) -> nn.ModuleList:

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import torch
 import transformers
+from safetensors import SafetensorError
 from torch import nn
 
 from preflab.data.encode import Tokenizer
@@ -54,9 +56,9 @@ def load_policy(
     """
     with _explained(name):
         tokenizer = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
-        model: Any = transformers.AutoModelForCausalLM.from_pretrained(
-            name, dtype=torch.float32, use_safetensors=True, trust_remote_code=trust_remote_code
-        )
+        model = _weights(transformers.AutoModelForCausalLM, name, trust_remote_code)
+    if any(architecture.endswith("ForSequenceClassification") for architecture in model.config.architectures or ()):
+        raise ConfigError(f"{name} is a reward model or classifier; name a language model")
     _give_pad_token(model, tokenizer, quiet=quiet)
     model.eval()  # for good: dropout is off in training too, or the ratio at step 0 would not be 1
     return Policy(model.to(device), tokenizer)
@@ -92,8 +94,11 @@ def load_reward_model(
     """
     with _explained(name):
         tokenizer = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
-        model = transformers.AutoModelForSequenceClassification.from_pretrained(
-            name, dtype=torch.float32, use_safetensors=True, trust_remote_code=trust_remote_code
+        model = _weights(
+            transformers.AutoModelForSequenceClassification,
+            name,
+            trust_remote_code,
+            remedy="`preflab train reward` makes a reward model",
         )
     if model.config.num_labels != 1 or not hasattr(model, "score"):
         raise ConfigError(
@@ -101,6 +106,13 @@ def load_reward_model(
         )
     model.eval()
     return Policy(model.to(device), tokenizer)
+
+
+def check_length(model: Any, tokens: int, remedy: str) -> None:
+    """Raises ConfigError where the model has positions for fewer than `tokens` tokens."""
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if positions is not None and tokens > positions:
+        raise ConfigError(f"sequences of {tokens} tokens, but the model has {positions} positions; {remedy}")
 
 
 def copy_of(model: Any) -> Any:
@@ -113,16 +125,48 @@ def copy_of(model: Any) -> Any:
 
 
 def save_model(policy: Policy, folder: Path) -> None:
-    """Write model and tokenizer in the Hugging Face format, whole or not at all."""
+    """Write model and tokenizer in the Hugging Face format, whole or not at all.
+
+    Raises:
+        StorageError: it can't be written.
+    """
     with new_folder(folder) as temporary:
-        policy.model.save_pretrained(temporary, safe_serialization=True)
-        policy.tokenizer.save_pretrained(temporary)
+        try:
+            policy.model.save_pretrained(temporary, safe_serialization=True)
+            policy.tokenizer.save_pretrained(temporary)
+        except SafetensorError as error:  # what safetensors makes of a full disk
+            raise StorageError(f"can't write {folder}: {error}; free space or choose another --out") from None
 
 
-def parameters_without_embeddings(model: nn.Module) -> int:
-    """Weights that work on every token, for FLOP counts: all but the input embeddings."""
-    tables = [module for module in model.modules() if isinstance(module, nn.Embedding)]
-    return sum(p.numel() for p in model.parameters()) - sum(table.weight.numel() for table in tables)
+def working_weights(model: Any) -> int:
+    """Weights that multiply every token, for FLOP counts: all but embedding tables, which are looked up.
+
+    A table tied to the output head counts: there it multiplies.
+    """
+    head = model.get_output_embeddings()
+    tables = [module.weight for module in model.modules() if isinstance(module, nn.Embedding)]
+    looked_up = [table for table in tables if head is None or table is not head.weight]
+    return sum(p.numel() for p in model.parameters()) - sum(table.numel() for table in looked_up)
+
+
+def _weights(auto: Any, name: str | Path, trust_remote_code: bool, *, remedy: str = "save or fetch it again") -> Any:
+    """The model; where weights are missing transformers would draw them at random without a word."""
+    model, info = auto.from_pretrained(
+        name,
+        dtype=torch.float32,
+        use_safetensors=True,
+        trust_remote_code=trust_remote_code,
+        output_loading_info=True,
+    )
+    if missing := sorted(info["missing_keys"]):
+        raise ConfigError(f"{name} has no weights for {missing[0]} ({len(missing)} missing in all); {remedy}")
+    return model
+
+
+def _look_up(name: str) -> None:
+    """One quick look at the Hub for a model that isn't here; transformers itself would try for a minute, and say so."""
+    if not Path(name).exists() and not huggingface_hub.try_to_load_from_cache(name, "config.json"):
+        huggingface_hub.get_hf_file_metadata(huggingface_hub.hf_hub_url(name, "config.json"), timeout=10)
 
 
 def _one_label(config: Any, tokenizer: Tokenizer) -> Any:
@@ -162,10 +206,11 @@ def _explained(name: str | Path) -> Iterator[None]:
         hint = f"; did you mean {inner}?" if (inner / "config.json").exists() else ""
         raise ConfigError(f"{name} holds no model (no config.json){hint}")
     try:
+        _look_up(str(name))
         yield
     except PreflabError:
         raise
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+    except Exception as error:  # tokenizers and safetensors raise classes of their own, or Exception itself
         raise _explanation(name, path, error) from None
 
 

@@ -28,6 +28,7 @@ from preflab.errors import DataError, NumericError
 Matrix = NDArray[np.float64]
 
 RESAMPLES = 4000
+ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -42,10 +43,12 @@ class Estimate:
     def sign(self) -> int:
         """+1 or −1 where the whole interval lies on one side of 0, else 0: nothing can be said.
 
+        What rounding leaves of equal rewards (1e-16) is no finding.
+
         >>> Estimate(1.0, 0.5, 1.5).sign, Estimate(1.0, -0.5, 2.5).sign
         (1, 0)
         """
-        return 1 if self.low > 0 else -1 if self.high < 0 else 0
+        return 1 if self.low > ROUNDING else -1 if self.high < -ROUNDING else 0
 
     def within(self, lowest: float, highest: float = float("inf")) -> Estimate:
         """The same, its ends kept inside the range that the quantity can take (never past the mean).

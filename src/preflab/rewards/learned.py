@@ -16,7 +16,7 @@ from preflab.rewards.protocol import Answer
 
 @dataclass(frozen=True)
 class LearnedReward:
-    """The score of a reward model less its recorded offset, so that the reference's responses average 0."""
+    """The score of a reward model less its recorded offset, so that the responses of its training pairs average 0."""
 
     model: Policy
     policy_tokenizer: Tokenizer
@@ -41,6 +41,6 @@ class LearnedReward:
         encoder = Encoder(own, prompt_tokens=2**20, response_tokens=2**20)
         trees = []
         for answer in answers:
-            ids = encoder.text(answer.response) + ((encoder.end_id,) if answer.ended else ())
+            ids = encoder.continuation(answer.response) + ((encoder.end_id,) if answer.ended else ())
             trees.append(Tree("answer", encoder.prompt(answer.prompt), (ids or (encoder.end_id,),)))
         return trees

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, SupportsFloat
 
 from preflab.errors import NumericError
 
@@ -44,12 +44,18 @@ def score(reward: Reward, answers: Sequence[Answer]) -> list[float]:
             offending response is named.
     """
     values = reward(answers)
+    if not hasattr(values, "__len__"):
+        raise NumericError(f"reward {reward.name} returned {type(values).__name__}, not a list of numbers")
     if len(values) != len(answers):
         raise NumericError(f"reward {reward.name} returned {len(values)} values for {len(answers)} responses")
     for value, answer in zip(values, answers, strict=True):
-        if isinstance(value, bool | str) or value is None or not math.isfinite(value):
+        if not _is_finite(value):
             raise NumericError(
                 f"reward {reward.name} gave {value!r}, not a finite number, to the response {answer.response[:80]!r} "
                 f"to the prompt {answer.prompt[-80:]!r}"
             )
     return [float(value) for value in values]
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, SupportsFloat) and not isinstance(value, bool) and math.isfinite(value)

@@ -29,7 +29,7 @@ LABELS: dict[ArmName, tuple[str, str]] = {
     "sft": ("SFT", "Further fine-tuning on the chosen responses."),
     "dpo": ("DPO", "Direct preference optimisation on the pairs."),
     "ppo": ("PPO", "PPO against the reward model trained on the same pairs."),
-    "ppo-gold": ("PPO (gold)", "An oracle: PPO paid by the gold reward itself, which no real task has."),
+    "ppo-gold": ("PPO on gold", "An oracle: PPO paid by the gold reward itself, which no real task has."),
 }
 METHODS: dict[ArmName, str] = {
     "reference": "reference",

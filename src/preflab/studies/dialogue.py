@@ -43,8 +43,8 @@ def dialogue(config: Compare, path: Path) -> Task:
         reward=Words(
             "judge",
             "judge's score",
-            "A Bradley–Terry reward model trained on pairs whose prompts no arm trained on; 0 is the reference's mean "
-            "on its own training pairs.",
+            "A Bradley–Terry reward model trained on pairs whose prompts no arm trained on; 0 is its mean over "
+            "the responses of its training pairs.",
         ),
         proxy=Words(
             "reward model", "score", "A Bradley–Terry reward model trained on the arms' own half of the pairs."

@@ -43,7 +43,7 @@ def sample_pairs(
 ) -> Labelled:
     """Up to `settings.per_prompt` pairs a prompt; the label is 1 with probability σ(gold_i − gold_j).
 
-    Pairs of equal texts are passed over: they say nothing.
+    Pairs of equal texts are passed over, they say nothing; so are empty responses.
     """
     responses = sample(
         policy.model,
@@ -63,8 +63,9 @@ def sample_pairs(
     agrees: list[float] = []
     for number, prompt in enumerate(prompts):
         group = range(number * settings.responses, (number + 1) * settings.responses)
+        said = [i for i in group if all_answers[i].response.strip()]
         candidates = [
-            (i, j) for i, j in itertools.combinations(group, 2) if all_answers[i].response != all_answers[j].response
+            (i, j) for i, j in itertools.combinations(said, 2) if all_answers[i].response != all_answers[j].response
         ]
         for i, j in rng.sample(candidates, min(settings.per_prompt, len(candidates))):
             probability = 1 / (1 + math.exp(golds[j] - golds[i]))

@@ -60,7 +60,7 @@ def generated_reviews(config: Compare) -> Task:
         ),
         proxy=PROXY,
         corpus=tuple(texts[: config.base.texts]),
-        demonstrations=tuple(sides["train"][: config.base.texts // 4]),
+        demonstrations=tuple(sides["train"][: config.base.texts // 2]),
         prompts=prompts,
         held_out=tuple(row for row in sides["test"] if row.prompt in tested)[:128],
         gold=GrammarSentiment(config.pairs.gold_scale),

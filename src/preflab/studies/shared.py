@@ -16,7 +16,15 @@ from preflab.data.reviews import parse_review
 from preflab.data.sources import read_pairs, write_pairs
 from preflab.data.split import split_by_prompt
 from preflab.models.base import new_model, new_tokenizer
-from preflab.models.load import Policy, load_policy, load_reward_model, new_reward_model, pick_device, save_model
+from preflab.models.load import (
+    Policy,
+    check_length,
+    load_policy,
+    load_reward_model,
+    new_reward_model,
+    pick_device,
+    save_model,
+)
 from preflab.progress import say
 from preflab.rewards.learned import LearnedReward
 from preflab.rewards.sentiment import GrammarSentiment
@@ -67,6 +75,8 @@ def make_reference(config: Compare, task: Task, base: str, stages: Stages) -> tu
 
     def work(folder: Path) -> JSON:
         policy = load_policy(base, device=device(config), trust_remote_code=config.trust_remote_code, quiet=False)
+        longest = config.lengths.prompt_tokens + config.lengths.response_tokens
+        check_length(policy.model, longest, "lower lengths.prompt_tokens or lengths.response_tokens")
         encoder = encoder_of(config, policy)
         run = RunFolder.open(folder, to_yaml(config.reference), ours=True)
         trees = encoder.demonstrations(task.demonstrations)

@@ -1,8 +1,8 @@
 """Checkpoints: safetensors and JSON, whole or not at all, checked byte by byte when read.
 
 `checkpoints/step-N/` holds the weights and the optimiser state of every model in training, and `manifest.json` with
-the SHA-256 of each file: safetensors itself loads a flipped bit without a word. A checkpoint is everything a run
-needs to go on exactly: data order and sampling are functions of the seed and the step.
+the SHA-256 of each file and a digest of itself: safetensors loads a flipped bit without a word. A checkpoint is
+everything a run needs to go on exactly: data order and sampling are functions of the seed and the step.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import nn
 
 from preflab.errors import StorageError
 from preflab.progress import warn
-from preflab.runs import new_folder, read_json, sha256, write_json
+from preflab.runs import digest, new_folder, read_json, sha256, write_json
 
 KEPT = 2  # the newest, and one to fall back on
 
@@ -48,33 +48,45 @@ def save(
     Raises:
         StorageError: there is too little space, or it can't be written; older checkpoints stay.
     """
+    for debris in folder.glob(".step-*"):  # of a process that was killed while it saved
+        shutil.rmtree(debris, ignore_errors=True)
     needed = sum(p.numel() * p.element_size() for model in models.values() for p in model.parameters()) * 3
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
     if free < needed:
-        raise StorageError(f"{folder}: a checkpoint needs {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are free")
+        raise StorageError(
+            f"{folder}: a checkpoint needs {needed / 1e9:.2g} GB, {free / 1e9:.2g} GB are free; free space or choose "
+            "another --out"
+        )
     with new_folder(folder / f"step-{step}") as temporary:
-        for name, model in models.items():
-            save_model(model, str(temporary / f"{name}.safetensors"))
-        for name, optimizer in optimizers.items():
-            save_file(_tensors(optimizer), str(temporary / f"{name}.optimizer.safetensors"))
+        try:
+            for name, model in models.items():
+                save_model(model, str(temporary / f"{name}.safetensors"))
+            for name, optimizer in optimizers.items():
+                save_file(_tensors(optimizer), str(temporary / f"{name}.optimizer.safetensors"))
+        except SafetensorError as error:  # what safetensors makes of a full disk
+            raise StorageError(
+                f"can't write {folder / f'step-{step}'}: {error}; free space or choose another --out"
+            ) from None
         files = {
             file.name: {"bytes": file.stat().st_size, "sha256": sha256(file)} for file in sorted(temporary.iterdir())
         }
         manifest = {"step": step, "torch": torch.__version__, "files": files, "state": dict(state)}
-        write_json(temporary / "manifest.json", manifest)
+        write_json(temporary / "manifest.json", manifest | {"digest": digest(manifest)})
     for old in _steps(folder)[KEPT:]:
         shutil.rmtree(folder / f"step-{old}", ignore_errors=True)
 
 
 def latest(folder: Path) -> Checkpoint | None:
     """The newest whole checkpoint; a damaged one is named and passed over. None where there is none."""
-    for step in _steps(folder):
+    steps = _steps(folder)
+    for step in steps:
         path = folder / f"step-{step}"
         problem = _problem(path)
         if problem is None:
             return Checkpoint(path, step, read_json(path / "manifest.json")["state"])
-        warn(f"{problem}; going back to an older checkpoint")
+        older = "going back to an older checkpoint" if step != steps[-1] else "no older checkpoint, so starting over"
+        warn(f"{problem}; {older}")
     return None
 
 
@@ -105,6 +117,8 @@ def _problem(path: Path) -> str | None:
         manifest = read_json(path / "manifest.json")
     except StorageError as error:
         return str(error)
+    if not isinstance(manifest, dict) or manifest.pop("digest", None) != digest(manifest):
+        return f"{path / 'manifest.json'} is damaged: its content is not what its digest says"
     for name, expected in manifest["files"].items():
         file = path / name
         if not file.exists():

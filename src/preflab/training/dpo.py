@@ -21,7 +21,7 @@ from preflab.config.methods import DPO
 from preflab.data.encode import Tree
 from preflab.data.pack import pack
 from preflab.losses import dpo, dpo_rewards, masked_sum, mean_by
-from preflab.models.load import Policy, parameters_without_embeddings
+from preflab.models.load import Policy, working_weights
 from preflab.models.scoring import response_logprobs
 from preflab.progress import stage
 from preflab.runs import RunFolder
@@ -78,8 +78,9 @@ def train_dpo(
     )
     scored = sum(len(tree.prompt) * 2 + sum(map(len, tree.responses)) for tree in pairs)
     cost.wall_seconds += before.wall_seconds
+    cost.peak_memory_bytes = max(cost.peak_memory_bytes, before.peak_memory_bytes)
     cost.scored_tokens += scored
-    cost.flops += 2 * parameters_without_embeddings(policy.model) * scored
+    cost.flops += 2 * working_weights(policy.model) * scored
     return cost
 
 

@@ -13,7 +13,7 @@ from preflab.config.methods import Fit
 from preflab.data.encode import Tree
 from preflab.errors import NumericError
 from preflab.models.freezing import freeze
-from preflab.models.load import Policy, parameters_without_embeddings
+from preflab.models.load import Policy, working_weights
 from preflab.progress import stage
 from preflab.runs import RunFolder
 from preflab.seeds import derive
@@ -43,6 +43,7 @@ def fit(
     title: str,
     log_every: int,
     evaluate: Evaluate | None = None,
+    derived: Callable[[dict[str, float]], dict[str, float]] = lambda means: {},
 ) -> Cost:
     """Train in place, and return what it cost.
 
@@ -50,6 +51,7 @@ def fit(
         count: how many pairs or tokens a whole optimiser step averages over, from its indices.
         loss: the method.
         evaluate: called at `settings.evaluations` evenly spread steps.
+        derived: further figures for the log, from a step's means.
 
     Raises:
         NumericError: a loss or gradient is not finite; the step is not taken.
@@ -60,7 +62,7 @@ def fit(
     stepper = Stepper(policy.model, settings.optimizer, total)
     marks = evaluation_steps(total, settings.evaluations)
     session = Session(run, {"policy": policy.model}, {"policy": stepper}, marks=marks, evaluate=evaluate)
-    weights = parameters_without_embeddings(policy.model)
+    weights = working_weights(policy.model)
     with session.stoppable(), stage(title, total, session.start) as advance:
         for step in range(session.start, total):
             indices = batch_at(step, examples=len(trees), batch_size=settings.batch_size, seed=derive(seed, "data"))
@@ -84,7 +86,8 @@ def fit(
                 session.cost.flops += 6 * weights * tokens
             done = step + 1
             if done % log_every == 0 or done == total:
-                values = {name: float(value) for name, value in means.items()} | figures
+                values = {name: float(value) for name, value in means.items()}
+                values |= derived(values) | figures
                 run.log({"step": done, **values})
                 advance(done, _note(values))
             else:

@@ -47,18 +47,31 @@ class Stepper:
         Raises:
             NumericError: the gradient is not finite; the weights are untouched.
         """
+        norm = self.clip(place)
+        return {"gradient_norm": norm, "learning_rate": self.update(step)}
+
+    def clip(self, place: str) -> float:
+        """Clip the gradients; returns their norm before.
+
+        Raises:
+            NumericError: it is not finite.
+        """
         norm = float(nn.utils.clip_grad_norm_(self.parameters, self.settings.max_gradient_norm))
         if not math.isfinite(norm):
             raise NumericError(
                 f"the gradient is not finite at {place}; no weight was changed. Lower optimizer.learning_rate, or "
                 "look at the rows named in crash.json"
             )
+        return norm
+
+    def update(self, step: int) -> float:
+        """Update the weights and clear the gradients; returns the learning rate."""
         rate = self.learning_rate(step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return {"gradient_norm": norm, "learning_rate": rate}
+        return rate
 
 
 def _make(parameters: list[nn.Parameter], settings: Optimizer) -> torch.optim.Optimizer:

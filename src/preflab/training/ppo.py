@@ -12,6 +12,7 @@ Schulman et al. 2017 (arXiv 1707.06347), Ziegler et al. 2019 (arXiv 1909.08593),
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -40,7 +41,7 @@ from preflab.losses import (
     whiten,
 )
 from preflab.models.freezing import freeze
-from preflab.models.load import Policy, parameters_without_embeddings
+from preflab.models.load import Policy, working_weights
 from preflab.models.scoring import response_logits, response_logprobs, response_values
 from preflab.progress import stage
 from preflab.rewards.protocol import Answer, Reward, score
@@ -128,7 +129,7 @@ def train_ppo(
     marks = evaluation_steps(settings.updates, settings.evaluations)
     session = Session(run, models, steppers, marks=marks, evaluate=evaluate)
     encoder = Encoder(policy.tokenizer, prompt_tokens=2**20, response_tokens=max_new_tokens)
-    weights = parameters_without_embeddings(policy.model)
+    weights = working_weights(policy.model)
 
     with session.stoppable(), stage(title, settings.updates, session.start) as advance:
         for update in range(session.start, settings.updates):
@@ -143,7 +144,8 @@ def train_ppo(
                 responses = sample(
                     policy.model,
                     [prompt.ids for prompt in chosen],
-                    keys=[prompt.key for prompt in chosen],
+                    # A prompt that a batch holds twice gets two responses, so the place is part of its name.
+                    keys=[f"{place}:{prompt.key}" for place, prompt in enumerate(chosen)],
                     end_id=encoder.end_id,
                     max_new_tokens=max_new_tokens,
                     temperature=settings.temperature,
@@ -215,7 +217,7 @@ def roll_out(
     """Score sampled responses under the policy that sampled them, the reference and the value model.
 
     Raises:
-        NumericError: the scorer's log-probabilities are not the sampler's.
+        NumericError: the scorer's log-probabilities are not the sampler's, or not finite.
     """
     batch = pack([response.tree for response in responses]).to(policy.device)
     temperature = settings.temperature
@@ -239,6 +241,8 @@ def roll_out(
     for row, response in enumerate(responses):
         behaviour[row, : len(response.logprobs)] = torch.tensor(response.logprobs)
     gap = float((logprobs - behaviour).abs().max())
+    if not math.isfinite(gap):
+        raise NumericError("the policy's log-probabilities are not finite: its weights hold NaN or infinity")
     if not gap < LARGEST_SAMPLER_GAP_NATS:
         raise NumericError(
             f"sampler and scorer differ by {gap:.3g} nats on a token (limit {LARGEST_SAMPLER_GAP_NATS}): the scored "
@@ -285,17 +289,18 @@ def _step(
         share = float(batch.mask.sum()) / tokens
         difference = (logprobs - old).detach()
         for name, figure in {
-            "policy_loss": float(policy_loss),
-            "value_loss": float(value_loss),
+            "policy_loss": float(policy_loss.detach()),
+            "value_loss": float(value_loss.detach()),
             "ratio": share * float(masked_mean(difference.exp(), batch.mask)),
             "approx_kl_nats": share * float(masked_mean(0.5 * difference**2, batch.mask)),
             "clip_fraction": share * float(clip_fraction(logprobs, old, batch.mask, clip=settings.clip)),
         }.items():
             figures[name] = figures.get(name, 0.0) + figure
     place = f"update {step // max(1, settings.epochs * (settings.batch_size // settings.mini_batch_size)) + 1}"
-    taken = steppers["policy"].step(step, place)
-    steppers["value"].step(step, f"{place} (value model)")
-    return figures | taken
+    # Both gradients are looked at before either model moves.
+    norm, _ = steppers["policy"].clip(place), steppers["value"].clip(f"{place} (value model)")
+    rate, _ = steppers["policy"].update(step), steppers["value"].update(step)
+    return figures | {"gradient_norm": norm, "learning_rate": rate}
 
 
 def _rollout_figures(rollout: Rollout, returns: Float[Tensor, "response token"], settings: PPO) -> dict[str, float]:

@@ -51,12 +51,12 @@ class Session:
 
     @contextmanager
     def step(self, step: int, origins: Callable[[], Sequence[str]]) -> Iterator[None]:
-        """Time one step; on a non-finite value, write the rows that made it to crash.json."""
+        """Time step 0, 1, …; on a non-finite value, crash.json names its rows and, counted from 1, the step."""
         try:
             with Stopwatch(self.cost):
                 yield
         except NumericError as error:
-            write_json(self.run.path / "crash.json", {"step": step, "error": str(error), "rows": list(origins())})
+            write_json(self.run.path / "crash.json", {"step": step + 1, "error": str(error), "rows": list(origins())})
             raise
 
     def after(self, done: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from jaxtyping import Float
@@ -47,6 +48,7 @@ def train_sft(
         run,
         count=tokens,
         loss=loss,
+        derived=lambda means: {"perplexity": math.exp(min(means["loss"], 700.0))},
         seed=seed,
         title=title,
         log_every=log_every,
