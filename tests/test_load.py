@@ -208,7 +208,7 @@ def test_lengths_beyond_the_positions_are_refused() -> None:
 def test_working_weights() -> None:
     policy = tiny_policy(positions=96)
     blocks = sum(parameter.numel() for name, parameter in policy.model.named_parameters() if ".h." in name)
-    assert working_weights(policy.model) == blocks + 2 * 32  # and the last layer norm
+    assert working_weights(policy.model) == blocks + 2 * 32 + 400 * 32  # the last layer norm, and the head
 
 
 def test_devices() -> None:

@@ -25,7 +25,7 @@ reference: {epochs: 1, batch_size: 16}
 pairs: {responses: 2, per_prompt: 1}
 reward: {epochs: 1, batch_size: 16}
 sft: {epochs: 2, batch_size: 8, evaluations: 4}
-dpo: {epochs: 2, batch_size: 8, evaluations: 4}
+dpo: {epochs: 2, batch_size: 8, evaluations: 4, loss: {beta: 0.1}}
 ppo: {updates: 4, batch_size: 8, mini_batch_size: 4, epochs: 1, evaluations: 4}
 log_every: 1
 """

@@ -35,12 +35,12 @@ def _reviews() -> Compare:
         task="reviews",
         lengths=Lengths(prompt_tokens=16, response_tokens=48),
         reference=SFT(epochs=1, batch_size=32, micro_batch_size=32, evaluations=1, optimizer=_adamw(1e-3, linear=True)),
-        reward=Reward(epochs=1, batch_size=32, micro_batch_size=32, evaluations=1, optimizer=_adamw(7e-4, linear=True)),
-        sft=SFT(epochs=1, batch_size=64, micro_batch_size=64, evaluations=5, optimizer=_adamw(3e-4)),
+        reward=Reward(epochs=1, batch_size=16, micro_batch_size=16, evaluations=1, optimizer=_adamw(1e-3, linear=True)),
+        sft=SFT(epochs=1, batch_size=32, micro_batch_size=32, evaluations=5, optimizer=_adamw(3e-4)),
         dpo=DPO(
             epochs=1,
-            batch_size=64,
-            micro_batch_size=64,
+            batch_size=32,
+            micro_batch_size=32,
             evaluations=5,
             loss=DPOLoss(beta=0.05),
             optimizer=_adamw(3e-4),
@@ -63,9 +63,15 @@ def _real_reviews() -> Compare:
     config = _reviews()
     return replace(
         config,
-        base=Base(vocabulary=4096, layers=4, width=192, heads=6, epochs=3, batch_size=64),
+        base=_wider_base(epochs=2),
         pairs=Pairs(responses=4, per_prompt=2),
     )
+
+
+def _wider_base(*, epochs: float) -> Base:
+    """For real text, whose words are many and whose sentences are long."""
+    optimizer = _adamw(2e-3, warmup_steps=50, linear=True)
+    return Base(vocabulary=4096, layers=4, width=192, heads=6, epochs=epochs, batch_size=16, optimizer=optimizer)
 
 
 def _dialogue() -> Compare:
@@ -74,8 +80,8 @@ def _dialogue() -> Compare:
         config,
         task="dialogue",
         arms=("reference", "sft", "dpo", "ppo"),
-        lengths=Lengths(prompt_tokens=96, response_tokens=48),
-        base=Base(vocabulary=4096, layers=4, width=192, heads=6, epochs=4, batch_size=32),
+        lengths=Lengths(prompt_tokens=160, response_tokens=64),
+        base=_wider_base(epochs=4),
         prompts=Prompts(train=1000, validation=128, test=256),
     )
 

@@ -34,7 +34,8 @@ def generated_reviews(config: Compare) -> Task:
         max(config.base.texts, 4 * (wanted.train + wanted.validation + wanted.test)),
         seed=derive(config.seed, "reviews"),
     )
-    rows = _cut(enumerate(texts), random.Random(derive(config.seed, "prompts")), origin="generated")
+    named = ((f"generated:{number}", text) for number, text in enumerate(texts))
+    rows = _cut(named, random.Random(derive(config.seed, "prompts")))
     shares = {
         "train": wanted.train * 1.0,
         "validation": wanted.validation * 1.5,
@@ -94,7 +95,12 @@ def real_reviews(config: Compare, path: Path) -> Task:
     rng = random.Random(derive(config.seed, "prompts"))
     rows = {
         side: _cut(
-            ((row.origin, excerpt.text) for row in ratings for excerpt in _excerpts(row, limit)), rng, origin=path.name
+            (
+                (f"{row.origin}#{number}", excerpt.text)
+                for row in ratings
+                for number, excerpt in enumerate(_excerpts(row, limit))
+            ),
+            rng,
         )
         for side, ratings in sides.items()
     }
@@ -140,14 +146,14 @@ def _prompts(rows: Sequence[Demonstration], count: int, seed: int) -> tuple[Prom
     return first_prompts(tuple(distinct.values()), min(count, len(distinct)), seed=seed)
 
 
-def _cut(texts: Iterable[tuple[object, str]], rng: random.Random, *, origin: str) -> list[Demonstration]:
-    """Each text cut after its first 2 to 8 words; the response keeps the space before it."""
+def _cut(texts: Iterable[tuple[str, str]], rng: random.Random) -> list[Demonstration]:
+    """Each (name, text) cut after its first 2 to 8 words; the response keeps the space before it."""
     rows = []
-    for number, text in texts:
+    for origin, text in texts:
         words = [match.end() for match in re.finditer(r"\S+", text)]
         if len(words) > PROMPT_WORDS[0]:
             end = words[min(rng.randint(*PROMPT_WORDS), len(words) - 1) - 1]
-            rows.append(Demonstration(text[:end], text[end:], f"{origin}:{number}"))
+            rows.append(Demonstration(text[:end], text[end:], origin))
     return rows
 
 
