@@ -87,6 +87,7 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 # (arguments, exit code, message). SHELF holds models and data, OUT is a new folder's path. One line on stderr each.
 TRAIN = "train dpo --model SHELF/base --data SHELF/pairs.jsonl --out OUT"
+COMPARE = "compare --base.texts 300 --prompts.train 20 --prompts.validation 5 --prompts.test 5"
 REFUSED = [
     ("train dpq", 2, r'there is no method "dpq"; did you mean "dpo"\?'),
     ("comprae", 2, r'there is no command "comprae"; did you mean "compare"\?'),
@@ -100,11 +101,10 @@ REFUSED = [
     ("compare --base.heads 3 --out OUT", 2, r"base\.width = 128 is no multiple of heads = 3"),
     ("compare --config", 2, r"--config needs a file"),
     ("compare --config SHELF/none.yaml", 2, r"none\.yaml: No such file"),
-    (
-        "compare --base.texts 300 --prompts.train 20 --prompts.validation 5 --prompts.test 5 --out SHELF/nothing",
-        5,
-        r"nothing is not empty and holds no preflab run",
-    ),
+    (f"{COMPARE} --out SHELF/nothing", 5, r"nothing is not empty and holds no preflab run"),
+    (f"{COMPARE} --model SHELF/none --out OUT", 2, r'there is no model ".*none"'),
+    (f"{COMPARE} --model SHELF/short --out OUT", 2, r"sequences of 64 tokens, but the model has 8 positions"),
+    (f"{COMPARE} --model SHELF/base --dpo.freeze-blocks 3 --out OUT", 2, r"freeze_blocks = 3, but the model has 2"),
     (f"{TRAIN} --loss.beta 0", 2, r"loss\.beta = 0\.0: must be greater than 0"),
     (f"{TRAIN} --freeze-blocks 3", 2, r"freeze_blocks = 3, but the model has 2 blocks"),
     (f"{TRAIN} --data SHELF/none.jsonl", 3, r"none\.jsonl isn't there"),

@@ -28,7 +28,7 @@ from enumerable import (
 )
 from preflab.config.methods import PPO, Optimizer
 from preflab.errors import ConfigError, NumericError
-from preflab.models.load import Policy, copy_of
+from preflab.models.load import Policy, copy_of, working_weights
 from preflab.rewards.protocol import Answer
 from preflab.rollouts.sampler import sample
 from preflab.runs import JSON, read_lines
@@ -61,13 +61,14 @@ def train(
     value: Policy | None = None,
     prompts: Sequence[PromptIds] | None = None,
     max_new_tokens: int = 4,
+    gold: bool = False,
     name: str = "run",
 ) -> tuple[Cost, list[JSON]]:
     policy = policy or letters_policy(spread=4.0)
     run = run_folder(tmp_path / name)
     cost = train_ppo(
         policy, value or value_model(tmp_path), copy_of(policy.model), reward, prompts or letters_prompts(16), settings,
-        run, max_new_tokens=max_new_tokens, seed=0,
+        run, max_new_tokens=max_new_tokens, seed=0, gold=gold,
     )  # fmt: skip
     return cost, read_lines(run.metrics)
 
@@ -125,6 +126,17 @@ def test_optimizer_steps_are_epochs_times_mini_batches(epochs: int, mini: int, m
     assert len({id(optimizer) for optimizer in steps}) == 2  # the policy's and the value model's, in turn
     assert cost.reward_calls == 32
     assert cost.generated_tokens == pytest.approx(16 * sum(line["response_tokens"] for line in lines))
+    read = cost.trained_tokens / (2 * epochs)  # by the policy and the value model, in each epoch
+    assert cost.scored_tokens == 4 * read  # the old policy, the reference, the values, the reward
+    weights = cost.flops / (6 * cost.trained_tokens + 2 * 5 * read)  # and sampling
+    assert weights == working_weights(letters_policy().model)
+
+
+def test_a_gold_reward_reads_no_tokens(tmp_path: Path) -> None:
+    settings = dataclasses.replace(BASE, updates=1, epochs=1)
+    cost, _ = train(tmp_path, settings, ShareOf("a"), gold=True)
+    assert (cost.gold_calls, cost.reward_calls) == (16, 0)
+    assert cost.scored_tokens == 3 * cost.trained_tokens / 2
 
 
 def test_a_mini_batch_that_does_not_divide_is_refused(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -147,9 +148,10 @@ def test_a_new_folder_is_whole_or_absent(tmp_path: Path) -> None:
     assert names(tmp_path / "model") == {"second"}
 
 
-def test_debris_of_a_killed_process_with_our_number_is_no_obstacle(tmp_path: Path) -> None:
-    for suffix in ("tmp", "old"):
-        debris = tmp_path / f".model.{os.getpid()}.{suffix}"
+def test_debris_of_killed_processes_is_removed(tmp_path: Path) -> None:
+    """Also where it bears our own number."""
+    for number, suffix in itertools.product((os.getpid(), 4711), ("tmp", "old")):
+        debris = tmp_path / f".model.{number}.{suffix}"
         debris.mkdir()
         (debris / "left").write_text("over")
     (tmp_path / "model").mkdir()
@@ -185,6 +187,26 @@ def test_claim_refuses_what_is_not_its_own(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match=r"^can't use .*thesis\.txt/below: Not a directory"):
         claim(tmp_path / "mine" / "thesis.txt" / "below", "config.yaml", "seed: 0\n")
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "mine"
+
+
+def test_claim_passes_over_what_a_start_killed_while_claiming_left(tmp_path: Path) -> None:
+    (tmp_path / ".config.yaml.4711.tmp").write_text("see")
+    claim(tmp_path, "config.yaml", "seed: 0\n")
+    assert (tmp_path / "config.yaml").read_text() == "seed: 0\n"
+
+
+def test_claim_refuses_data_that_changed_since_the_first_start(tmp_path: Path) -> None:
+    data, run = tmp_path / "pairs.jsonl", tmp_path / "run"
+    data.write_text("one\n")
+    claim(run, "config.yaml", "seed: 0\n", data=data)
+    recorded = (run / "environment.json").read_bytes()
+    claim(run, "config.yaml", "seed: 0\n", data=data)
+    data.write_text("two\n")
+    with pytest.raises(StorageError, match=r"pairs\.jsonl is not what it was when .*run was started"):
+        claim(run, "config.yaml", "seed: 0\n", data=data)
+    assert (run / "environment.json").read_bytes() == recorded
+    data.unlink()  # a finished run needs its data no more
+    claim(run, "config.yaml", "seed: 0\n", data=data)
 
 
 def test_claim_refuses_a_file_of_that_name_that_is_not_text(tmp_path: Path) -> None:

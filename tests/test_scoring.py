@@ -11,10 +11,14 @@ import pytest
 import torch
 import transformers
 
-from preflab.data.encode import Tree
+from preflab.data.encode import Encoder, Tree
 from preflab.data.pack import Packed, pack
+from preflab.evaluation.policy import EvaluationPrompt, Judge
+from preflab.models import scoring
 from preflab.models.load import Policy, load_reward_model, new_reward_model, save_model
 from preflab.models.scoring import response_logits, response_logprobs, response_scores, response_values
+from preflab.rollouts.sampler import Response
+from preflab.training.dpo import pair_logprobs
 from tiny import save_tiny, tiny_policy
 
 VOCABULARY = 40
@@ -122,6 +126,40 @@ def test_logits_leave_out_shared_prompt_positions(model: Any) -> None:
     assert widths == [batch.token_ids.shape[1] - 25]
 
 
+def test_a_large_vocabulary_is_scored_in_smaller_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The head never gives more logits than the budget, and the figures stay."""
+    policy = tiny_policy()
+    pairs = [Tree(f"p:{i}", (5, 6 + i, 7)[: 1 + i % 3], ((8, 9, 10 + i), (11 + i, 12))) for i in range(12)]
+    given = [EvaluationPrompt(tree.origin, "", tree.prompt) for tree in pairs]
+    seen: list[int] = []
+    policy.model.get_output_embeddings().register_forward_hook(lambda module, args, output: seen.append(output.numel()))
+
+    def figures() -> tuple[Any, ...]:
+        seen.clear()
+        encoder = Encoder(policy.tokenizer, prompt_tokens=8, response_tokens=8)
+        held_out = [dataclasses.replace(tree, responses=tree.responses[:1]) for tree in pairs]
+        judge = Judge(tiny_policy(seed=1).model, encoder, None, None, held_out, max_new_tokens=4, seed=0)
+        responses = [Response(p.key, p.ids, (8, 9, 10, 11)[: 1 + i % 4], (), False) for i, p in enumerate(given)]
+        with torch.no_grad():
+            return (
+                torch.tensor(judge.sequence_kl(policy, responses)),
+                torch.tensor(judge.likelihood(policy)["nll_nats"]),
+                pair_logprobs(policy.model, pairs),
+            )
+
+    whole = figures()
+    assert len(seen) == 3
+    budget = 400 * 7 * 5  # five rows of the longest tree; pairs go two by two
+    monkeypatch.setattr(scoring, "LOGITS_AT_ONCE", budget)
+    parts = figures()
+    assert len(seen) == 3 + 3 + 6
+    assert max(seen) <= budget
+    for one, other in zip(whole, parts, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+    monkeypatch.setattr(scoring, "LOGITS_AT_ONCE", 1)  # one row has to fit, whatever the budget says
+    assert torch.allclose(figures()[2], whole[2], atol=1e-5)
+
+
 def reward_model(tmp_path: Path, architecture: str = "gpt2") -> Any:
     folder = save_tiny(tmp_path / "policy")
     if architecture != "gpt2":
@@ -186,7 +224,9 @@ def test_values_are_those_before_each_token(tmp_path: Path) -> None:
 
 def test_a_new_reward_model_keeps_the_body_and_draws_its_head_from_the_seed(tmp_path: Path) -> None:
     folder = save_tiny(tmp_path / "policy", width=64)
+    before = torch.get_rng_state()
     first, again, other = (new_reward_model(folder, seed=seed).model for seed in (1, 1, 2))
+    assert torch.equal(torch.get_rng_state(), before)
     body = tiny_policy(width=64).model.base_model.state_dict()
     assert all(torch.equal(value, body[name]) for name, value in first.base_model.state_dict().items())
     assert torch.equal(first.score.weight, again.score.weight)

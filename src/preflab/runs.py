@@ -79,7 +79,8 @@ def new_folder(path: Path) -> Iterator[Path]:
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
+        for debris in path.parent.glob(f".{path.name}.*"):  # of a process that was killed while it wrote
+            shutil.rmtree(debris, ignore_errors=True)
         temporary.mkdir(parents=True)
         yield temporary
         for file in temporary.rglob("*"):
@@ -89,7 +90,6 @@ def new_folder(path: Path) -> Iterator[Path]:
         if path.exists():
             # Two renames, so that a kill in between leaves a whole folder under one of the two names.
             retired = path.with_name(f".{path.name}.{os.getpid()}.old")
-            shutil.rmtree(retired, ignore_errors=True)
             os.replace(path, retired)
             os.replace(temporary, path)
             shutil.rmtree(retired, ignore_errors=True)
@@ -158,11 +158,12 @@ class RunFolder:
         return self.path / "model"
 
     @classmethod
-    def open(cls, path: Path, config: str, *, ours: bool = False) -> RunFolder:
+    def open(cls, path: Path, config: str, *, data: Path | None = None, ours: bool = False) -> RunFolder:
         """Create the folder, or go on with it where it holds the same configuration.
 
         Args:
             config: the resolved configuration, as YAML.
+            data: the file that the run learns from.
             ours: the folder belongs to a study that was claimed as a whole, so nothing needs checking.
 
         Raises:
@@ -171,10 +172,9 @@ class RunFolder:
         run = cls(path)
         if ours:
             write_text(run.config, config)
+            _record_environment(path, None)
         else:
-            claim(path, run.config.name, config)
-        if not (path / "environment.json").exists():
-            write_json(path / "environment.json", environment())
+            claim(path, run.config.name, config, data=data)
         return run
 
     def rewind(self, step: int) -> None:
@@ -189,8 +189,8 @@ class RunFolder:
         append_lines(self.metrics, [line])
 
 
-def claim(folder: Path, name: str, config: str) -> None:
-    """Make `folder` ours: empty or new, or holding the same configuration under `name`."""
+def claim(folder: Path, name: str, config: str, *, data: Path | None = None) -> None:
+    """Make `folder` ours: empty or new, or holding the same configuration under `name`, made from the same data."""
     recorded = folder / name
     try:
         if folder.exists() and not folder.is_dir():
@@ -203,11 +203,25 @@ def claim(folder: Path, name: str, config: str) -> None:
                     f"{folder} holds a run with other settings ({first_difference(before, config)}); "
                     "choose another --out, or delete that folder"
                 )
-        elif any(folder.iterdir()):
+        # `.config.yaml.4711.tmp` is ours: what a start left that was killed right here.
+        elif any(not path.name.startswith(f".{name}.") for path in folder.iterdir()):
             raise StorageError(f"{folder} is not empty and holds no preflab run; choose another --out")
     except OSError as error:
         raise StorageError(f"can't use {folder}: {error.strerror or error}; choose another --out") from None
     write_text(recorded, config)
+    _record_environment(folder, data)
+
+
+def _record_environment(folder: Path, data: Path | None) -> None:
+    """Write environment.json at the first start; at later ones, refuse data that are no longer those it names."""
+    recorded = folder / "environment.json"
+    content = sha256(data) if data is not None and data.exists() else None
+    if not recorded.exists():
+        write_json(recorded, environment() | ({"data_sha256": content} if content else {}))
+    elif content and read_json(recorded).get("data_sha256", content) != content:
+        raise StorageError(
+            f"{data} is not what it was when {folder} was started; choose another --out, or delete that folder"
+        )
 
 
 def first_difference(old: str, new: str) -> str:

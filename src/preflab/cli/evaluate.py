@@ -45,7 +45,7 @@ def run(config: Evaluate) -> None:
     for model in (policy.model, reference.model):
         check_length(model, longest, "lower lengths.prompt_tokens or lengths.response_tokens")
     if config.out is not None:
-        claim(config.out, "config.yaml", to_yaml(config))
+        claim(config.out, "config.yaml", to_yaml(config), data=config.data)
     before, before_samples = judge.point(reference, prompts, step=0, split="test", baseline=None)
     after, after_samples = judge.point(policy, prompts, step=1, split="test", baseline=before["rows"]["reward"])
     if config.out is not None:

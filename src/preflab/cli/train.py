@@ -163,7 +163,7 @@ def _open(
     check_blocks(policy.model, config.freeze_blocks)
     longest = max(_tokens(row, config.lengths) for row in (*train, *held_out))
     check_length(policy.model, longest, "lower lengths.prompt_tokens or lengths.response_tokens")
-    run = RunFolder.open(config.out, to_yaml(config))
+    run = RunFolder.open(config.out, to_yaml(config), data=config.data)
     counts = dict(loaded.counts) | dict(encoder.counts)
     say(f"{config.data}: {len(train)} rows to train on, {len(held_out)} held out")
     for name, count in counts.items():
@@ -201,7 +201,7 @@ def _already_finished(config: Run) -> bool:
     run = RunFolder(config.out)
     if not run.evaluation.exists() or not run.model.exists():
         return False
-    RunFolder.open(config.out, to_yaml(config))
+    RunFolder.open(config.out, to_yaml(config), data=config.data)
     say(f"{config.out} is finished already")
     _show(config, read_json(run.evaluation)["held_out"])
     return True

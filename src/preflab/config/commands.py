@@ -145,7 +145,7 @@ class Base:
     """Width of the residual stream; a multiple of heads."""
     heads: Positive = 4
     """Attention heads."""
-    texts: Positive = 28000
+    texts: Positive = 26000
     """Texts generated for it (the study reviews without --data; real texts are all used)."""
     epochs: Annotated[float, Gt(0)] = 1.0
     """Passes over the texts."""

@@ -35,15 +35,17 @@ def _reviews() -> Compare:
         task="reviews",
         lengths=Lengths(prompt_tokens=16, response_tokens=48),
         reference=SFT(epochs=1, batch_size=32, micro_batch_size=32, evaluations=1, optimizer=_adamw(1e-3, linear=True)),
-        reward=Reward(epochs=1, batch_size=16, micro_batch_size=16, evaluations=1, optimizer=_adamw(1e-3, linear=True)),
-        sft=SFT(epochs=1, batch_size=32, micro_batch_size=32, evaluations=5, optimizer=_adamw(3e-4)),
+        reward=Reward(
+            epochs=1.5, batch_size=16, micro_batch_size=16, evaluations=1, optimizer=_adamw(1e-3, linear=True)
+        ),
+        sft=SFT(epochs=1, batch_size=64, micro_batch_size=64, evaluations=5, optimizer=_adamw(3e-4)),
         dpo=DPO(
             epochs=1,
-            batch_size=32,
-            micro_batch_size=32,
+            batch_size=64,
+            micro_batch_size=64,
             evaluations=5,
-            loss=DPOLoss(beta=0.05),
-            optimizer=_adamw(3e-4),
+            loss=DPOLoss(beta=0.1),
+            optimizer=_adamw(2e-4),
         ),
         ppo=PPO(
             updates=24,
@@ -52,7 +54,7 @@ def _reviews() -> Compare:
             micro_batch_size=64,
             epochs=2,
             evaluations=5,
-            kl_coefficient=0.2,
+            kl_coefficient=0.1,
             optimizer=_adamw(2e-4),
             value_optimizer=_adamw(5e-4),
         ),
@@ -63,15 +65,14 @@ def _real_reviews() -> Compare:
     config = _reviews()
     return replace(
         config,
-        base=_wider_base(epochs=2),
+        base=_real_base(epochs=2, vocabulary=4096),
         pairs=Pairs(responses=4, per_prompt=2),
     )
 
 
-def _wider_base(*, epochs: float) -> Base:
-    """For real text, whose words are many and whose sentences are long."""
-    optimizer = _adamw(2e-3, warmup_steps=50, linear=True)
-    return Base(vocabulary=4096, layers=4, width=192, heads=6, epochs=epochs, batch_size=16, optimizer=optimizer)
+def _real_base(*, epochs: float, vocabulary: int) -> Base:
+    """Real texts are few, so they are read several times; their words are many."""
+    return Base(vocabulary=vocabulary, epochs=epochs, optimizer=_adamw(2e-3, warmup_steps=50, linear=True))
 
 
 def _dialogue() -> Compare:
@@ -81,7 +82,7 @@ def _dialogue() -> Compare:
         task="dialogue",
         arms=("reference", "sft", "dpo", "ppo"),
         lengths=Lengths(prompt_tokens=160, response_tokens=64),
-        base=_wider_base(epochs=4),
+        base=_real_base(epochs=4, vocabulary=2048),
         prompts=Prompts(train=1000, validation=128, test=256),
     )
 

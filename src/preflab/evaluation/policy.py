@@ -16,7 +16,7 @@ from preflab.data.encode import Encoder, Tree
 from preflab.data.pack import pack
 from preflab.losses import kl_full, masked_sum
 from preflab.models.load import Policy
-from preflab.models.scoring import response_logits, response_logprobs
+from preflab.models.scoring import response_logits, response_logprobs, trees_at_once
 from preflab.rewards.protocol import Answer, Reward, score
 from preflab.rollouts.sampler import Response, sample
 from preflab.runs import JSON
@@ -106,8 +106,10 @@ class Judge:
     def sequence_kl(self, policy: Policy, responses: Sequence[Response]) -> list[float]:
         """Σ_t KL(π(·|x, y_<t) ‖ π_ref(·|x, y_<t)) over the whole vocabulary, in nats at temperature 1, a response."""
         values: list[float] = []
-        for begin in range(0, len(responses), self.batch_size):
-            batch = pack([r.tree for r in responses[begin : begin + self.batch_size]]).to(policy.device)
+        trees = [response.tree for response in responses]
+        size = trees_at_once(policy.model, trees, self.batch_size)
+        for begin in range(0, len(trees), size):
+            batch = pack(trees[begin : begin + size]).to(policy.device)
             per_token = kl_full(response_logits(policy.model, batch), response_logits(self.reference, batch))
             values += masked_sum(per_token, batch.mask).tolist()
         return values
@@ -116,8 +118,9 @@ class Judge:
         """−log π(y|x) in nats and the number of tokens of each held-out text."""
         nats: list[float] = []
         tokens: list[float] = []
-        for begin in range(0, len(self.held_out), self.batch_size):
-            batch = pack(self.held_out[begin : begin + self.batch_size]).to(policy.device)
+        size = trees_at_once(policy.model, self.held_out, self.batch_size)
+        for begin in range(0, len(self.held_out), size):
+            batch = pack(self.held_out[begin : begin + size]).to(policy.device)
             nats += (-masked_sum(response_logprobs(policy.model, batch), batch.mask)).tolist()
             tokens += batch.mask.sum(1).tolist()
         return {"nll_nats": nats, "tokens": tokens}

@@ -70,7 +70,8 @@ def new_reward_model(name: str | Path, *, seed: int, device: torch.device | str 
     The initialisation is that of arXiv 2403.17031, detail 10. It has no bias, as the Hugging Face format has none.
     """
     policy = load_policy(name, **options)
-    with _explained(name):
+    # transformers draws initial weights from the global generator: give it its old state back.
+    with _explained(name), torch.random.fork_rng(devices=[]):
         model: Any = transformers.AutoModelForSequenceClassification.from_config(
             _one_label(policy.model.config, policy.tokenizer), dtype=torch.float32
         )

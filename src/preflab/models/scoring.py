@@ -2,12 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from preflab.data.encode import Tree
 from preflab.data.pack import Packed
 from preflab.losses.logprobs import token_logprobs
+
+LOGITS_AT_ONCE = 2**27
+"""How many logits a pass without gradients may hold: ½ GiB in float32. The full-vocabulary KL of two models takes some
+eight times that."""
+
+
+def rows_at_once(model: Any, positions: int, most: int) -> int:
+    """How many rows of `positions` tokens to score at once without gradients: at most `most`, fewer for a large
+    vocabulary. Changes no figure beyond rounding."""
+    vocabulary: int = model.get_output_embeddings().weight.shape[0]
+    return max(1, min(most, LOGITS_AT_ONCE // (vocabulary * positions)))
+
+
+def trees_at_once(model: Any, trees: Sequence[Tree], most: int) -> int:
+    """How many of these trees to score at once: at most `most`, as `rows_at_once` has it."""
+    longest = max((len(tree.prompt) + max(map(len, tree.responses)) for tree in trees), default=1)
+    widest = max((len(tree.responses) for tree in trees), default=1)
+    return max(1, min(most, rows_at_once(model, longest, most * widest) // widest))
 
 
 def response_logits(model: nn.Module, batch: Packed) -> Float[Tensor, "response token vocabulary"]:

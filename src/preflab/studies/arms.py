@@ -28,8 +28,11 @@ LABELS: dict[ArmName, tuple[str, str]] = {
     "reference": ("Reference", "The SFT model that every arm starts from; KL is measured from it."),
     "sft": ("SFT", "Further fine-tuning on the chosen responses."),
     "dpo": ("DPO", "Direct preference optimisation on the pairs."),
-    "ppo": ("PPO", "PPO against the reward model trained on the same pairs."),
-    "ppo-gold": ("PPO on gold", "An oracle: PPO paid by the gold reward itself, which no real task has."),
+    "ppo": ("PPO", "PPO against the reward model trained on the same pairs, whose training is part of its cost."),
+    "ppo-gold": (
+        "PPO on gold",
+        "An oracle: PPO paid by the gold reward itself, which no real task has. Its values start as the reward model.",
+    ),
 }
 METHODS: dict[ArmName, str] = {
     "reference": "reference",
@@ -58,13 +61,13 @@ class Bench:
         cls, config: Compare, task: Task, stages: Stages, reference: Policy, preferences: Preferences, seed: int
     ) -> Bench:
         encoder = encoder_of(config, reference)
-        proxy = learned_reward(preferences.reward_model, reference, name="reward model")
+        proxy = learned_reward(config, preferences.reward_model, reference, name="reward model")
         reward: Reward
         if task.gold is not None:
             reward = task.gold
         else:
             assert preferences.judge is not None
-            reward = learned_reward(preferences.judge, reference, name="judge")
+            reward = learned_reward(config, preferences.judge, reference, name="judge")
         judge = Judge(
             reference=reference.model,
             encoder=encoder,
@@ -181,9 +184,11 @@ def _train(bench: Bench, arm: ArmName, policy: Policy, run: RunFolder, evaluate:
             gold = arm == "ppo-gold"
             reward = bench.task.gold if gold else bench.proxy
             assert reward is not None
-            return train_ppo(
+            cost = train_ppo(
                 policy,
-                load_reward_model(bench.preferences.reward_model, device=policy.device),
+                load_reward_model(
+                    bench.preferences.reward_model, device=policy.device, trust_remote_code=config.trust_remote_code
+                ),
                 bench.reference.model,
                 reward,
                 bench.training_prompts("train"),
@@ -195,6 +200,7 @@ def _train(bench: Bench, arm: ArmName, policy: Policy, run: RunFolder, evaluate:
                 evaluate=evaluate,
                 title=title,
             )
+            return cost.plus(bench.preferences.reward_cost)
         case never:
             assert_never(never)
 

@@ -8,11 +8,11 @@ from preflab.config.commands import ArmName, Compare
 from preflab.config.load import check, to_values, to_yaml
 from preflab.errors import ConfigError
 from preflab.progress import say, warn
-from preflab.runs import JSON, RunFolder, claim, environment, write_json
+from preflab.runs import JSON, RunFolder, claim, write_json
 from preflab.studies.arms import Bench, describe, finished, run_arm
 from preflab.studies.dialogue import dialogue
 from preflab.studies.reviews import generated_reviews, real_reviews
-from preflab.studies.shared import make_base, make_preferences, make_reference
+from preflab.studies.shared import check_model, make_base, make_preferences, make_reference
 from preflab.studies.stages import Stages
 from preflab.studies.task import Task, as_json
 
@@ -26,15 +26,16 @@ def compare(config: Compare) -> Path:
     config = check(config)
     arms = _arms(config)
     task = _task(config)
-    claim(config.out, "study.yaml", to_yaml(config))
-    if not (config.out / "environment.json").exists():
-        write_json(config.out / "environment.json", environment())
+    if config.model is not None and not (config.out / "study.yaml").exists():
+        check_model(config, config.model)
+    claim(config.out, "study.yaml", to_yaml(config), data=config.data)
     for warning in task.warnings:
         warn(warning)
     study = _Study(config, task, arms)
     study.write()
 
-    base = make_base(config, task, study.stages)
+    base, counts = make_base(config, task, study.stages)
+    study.counts += counts
     reference, counts = make_reference(config, task, base, study.stages)
     study.counts += counts
     for seed in study.seeds:

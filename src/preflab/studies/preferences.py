@@ -68,7 +68,7 @@ def sample_pairs(
             (i, j) for i, j in itertools.combinations(said, 2) if all_answers[i].response != all_answers[j].response
         ]
         for i, j in rng.sample(candidates, min(settings.per_prompt, len(candidates))):
-            probability = 1 / (1 + math.exp(golds[j] - golds[i]))
+            probability = 0.5 + 0.5 * math.tanh((golds[i] - golds[j]) / 2)  # σ, for any scale
             first_wins = rng.random() < probability
             chosen, rejected = (i, j) if first_wins else (j, i)
             pairs.append(

@@ -16,6 +16,7 @@ from preflab.data.reviews import parse_review
 from preflab.data.sources import read_pairs, write_pairs
 from preflab.data.split import split_by_prompt
 from preflab.models.base import new_model, new_tokenizer
+from preflab.models.freezing import check_blocks
 from preflab.models.load import (
     Policy,
     check_length,
@@ -33,15 +34,26 @@ from preflab.seeds import derive
 from preflab.studies.preferences import sample_pairs
 from preflab.studies.stages import Stages
 from preflab.studies.task import Fact, Task, as_json, share
+from preflab.training.cost import Cost
 from preflab.training.ppo import PromptIds
 from preflab.training.reward import centre, reward_figures, train_reward
 from preflab.training.sft import train_sft
 
 
-def make_base(config: Compare, task: Task, stages: Stages) -> str:
-    """The base model: the one that was named, or a small one trained on the task's texts. A folder or Hub name."""
+def check_model(config: Compare, name: str) -> None:
+    """Raises ConfigError where the named model can't take part."""
+    policy = load_policy(name, trust_remote_code=config.trust_remote_code)
+    encoder_of(config, policy)
+    longest = config.lengths.prompt_tokens + config.lengths.response_tokens
+    check_length(policy.model, longest, "lower lengths.prompt_tokens or lengths.response_tokens")
+    for method in (config.reference, config.reward, config.sft, config.dpo, config.ppo):
+        check_blocks(policy.model, method.freeze_blocks)
+
+
+def make_base(config: Compare, task: Task, stages: Stages) -> tuple[str, list[JSON]]:
+    """The base model, a folder or Hub name: the one that was named, or a small one trained on the task's texts."""
     if config.model is not None:
-        return config.model
+        return config.model, []
 
     def work(folder: Path) -> JSON:
         say(f"base: a {config.base.layers}-block GPT-2 of width {config.base.width} learns to write from scratch")
@@ -64,10 +76,11 @@ def make_base(config: Compare, task: Task, stages: Stages) -> str:
         run = RunFolder.open(folder, to_yaml(settings), ours=True)
         train_sft(policy, trees, settings, run, seed=derive(config.seed, "base"), title="base model")
         save_model(policy, run.model)
-        return None
+        return dict(encoder.counts)
 
-    folder, _ = stages.make("base", _inputs(config, "seed", "data", "base", "lengths", "prompts"), work)
-    return str(folder / "model")
+    folder, counts = stages.make("base", _inputs(config, "seed", "data", "base", "lengths", "prompts"), work)
+    named: list[JSON] = [{"name": f"texts of the base: {what}", "count": count} for what, count in counts.items()]
+    return str(folder / "model"), named
 
 
 def make_reference(config: Compare, task: Task, base: str, stages: Stages) -> tuple[Policy, list[JSON]]:
@@ -75,8 +88,6 @@ def make_reference(config: Compare, task: Task, base: str, stages: Stages) -> tu
 
     def work(folder: Path) -> JSON:
         policy = load_policy(base, device=device(config), trust_remote_code=config.trust_remote_code, quiet=False)
-        longest = config.lengths.prompt_tokens + config.lengths.response_tokens
-        check_length(policy.model, longest, "lower lengths.prompt_tokens or lengths.response_tokens")
         encoder = encoder_of(config, policy)
         run = RunFolder.open(folder, to_yaml(config.reference), ours=True)
         trees = encoder.demonstrations(task.demonstrations)
@@ -107,6 +118,8 @@ class Preferences:
     train: list[Tree]
     reward_model: Path
     """What PPO is paid by, and what its value model starts as."""
+    reward_cost: Cost
+    """What training it cost: part of the price of PPO."""
     judge: Path | None
     """What judges where there is no gold reward."""
     facts: list[JSON]
@@ -124,6 +137,7 @@ def make_preferences(config: Compare, task: Task, reference: Policy, stages: Sta
     def pairs_work(folder: Path) -> JSON:
         assert task.gold is not None
         say("pairs: the reference answers every training prompt; Bradley–Terry labels on the gold reward")
+        encoder = encoder_of(config, reference)  # its own: what it counts is not counted again on the next start
         labelled = sample_pairs(
             reference,
             encoder,
@@ -168,7 +182,7 @@ def make_preferences(config: Compare, task: Task, reference: Policy, stages: Sta
                 trust_remote_code=config.trust_remote_code,
             )
             run = RunFolder.open(folder, to_yaml(config.reward), ours=True)
-            train_reward(
+            cost = train_reward(
                 model,
                 pairs,
                 config.reward,
@@ -181,27 +195,28 @@ def make_preferences(config: Compare, task: Task, reference: Policy, stages: Sta
             save_model(model, run.model)
             accuracy = reward_figures(model, held_out_trees).accuracy
             fact = share(f"{label.capitalize()}, accuracy on held-out pairs", sum(accuracy), len(accuracy), ceiling)
-            return as_json((fact,))
+            return {"facts": as_json((fact,)), "cost": cost.values()}
 
         return work
 
-    reward_folder, fact = stages.make(f"{name}/reward-model", asked, reward_work(trees, "reward model"))
-    facts += fact
+    reward_folder, trained = stages.make(f"{name}/reward-model", asked, reward_work(trees, "reward model"))
+    facts += trained["facts"]
     judge = None
     if task.pairs is not None:
         judge_trees = encoder_of(config, reference).pairs(task.pairs.judge)
-        judge_folder, fact = stages.make(f"{name}/judge", asked, reward_work(judge_trees, "judge"))
-        facts += fact
+        judge_folder, judged = stages.make(f"{name}/judge", asked, reward_work(judge_trees, "judge"))
+        facts += judged["facts"]
         judge = judge_folder / "model"
     if config.seeds > 1:
         facts = [fact | {"name": f"{fact['name']} (seed {seed})"} for fact in facts]
         counts = [count | {"name": f"{count['name']} (seed {seed})"} for count in counts]
-    return Preferences(trees, reward_folder / "model", judge, facts, counts)
+    return Preferences(trees, reward_folder / "model", Cost(**trained["cost"]), judge, facts, counts)
 
 
-def learned_reward(path: Path, policy: Policy, *, name: str) -> LearnedReward:
+def learned_reward(config: Compare, path: Path, policy: Policy, *, name: str) -> LearnedReward:
     """A reward model from disk as a reward for this policy's responses."""
-    return LearnedReward(load_reward_model(path, device=policy.device), policy.tokenizer, name=name)
+    model = load_reward_model(path, device=policy.device, trust_remote_code=config.trust_remote_code)
+    return LearnedReward(model, policy.tokenizer, name=name)
 
 
 def encoder_of(config: Compare, policy: Policy) -> Encoder:

@@ -69,7 +69,7 @@ class Task:
     prompts: dict[str, tuple[Prompt, ...]]
     """train, validation, test: no prompt stands in two of them."""
     held_out: tuple[Demonstration, ...]
-    """For the perplexity; of test prompts."""
+    """For the perplexity; no model was trained on them."""
     gold: Reward | None
     """None: a reward model trained on held-out pairs judges."""
     pairs: GivenPairs | None

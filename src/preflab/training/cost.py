@@ -17,7 +17,7 @@ class Cost:
     trained_tokens: int = 0
     """Tokens that went forward and backward, prompt tokens included."""
     scored_tokens: int = 0
-    """Tokens that went forward alone: references, values, old log-probabilities."""
+    """Tokens that went forward alone: references, values, old log-probabilities, learned rewards."""
     generated_tokens: int = 0
     reward_calls: int = 0
     """Responses that a learned reward scored."""
@@ -27,6 +27,12 @@ class Cost:
     """Of the process while it ran; what was resident before is included."""
     flops: float = 0.0
     """Estimate: 6 × weights × trained tokens + 2 × weights × other tokens; attention's share is left out."""
+
+    def plus(self, other: Cost) -> Cost:
+        """Both together: sums, and the larger peak."""
+        mine, theirs = asdict(self), asdict(other)
+        peak = max(self.peak_memory_bytes, other.peak_memory_bytes)
+        return Cost(**{name: mine[name] + theirs[name] for name in mine} | {"peak_memory_bytes": peak})
 
     def values(self) -> dict[str, float]:
         """As JSON."""

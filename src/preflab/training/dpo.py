@@ -22,7 +22,7 @@ from preflab.data.encode import Tree
 from preflab.data.pack import pack
 from preflab.losses import dpo, dpo_rewards, masked_sum, mean_by
 from preflab.models.load import Policy, working_weights
-from preflab.models.scoring import response_logprobs
+from preflab.models.scoring import response_logprobs, trees_at_once
 from preflab.progress import stage
 from preflab.runs import RunFolder
 from preflab.training.cost import Cost, Stopwatch
@@ -90,11 +90,12 @@ def pair_logprobs(
 ) -> Float[Tensor, "pair 2"]:
     """log π(y|x) in nats of the chosen and the rejected response of each pair."""
     parts = []
+    size = trees_at_once(model, pairs, batch_size)
     with stage(title, len(pairs)) as advance:
-        for begin in range(0, len(pairs), batch_size):
-            batch = pack(pairs[begin : begin + batch_size]).to(model.device)
+        for begin in range(0, len(pairs), size):
+            batch = pack(pairs[begin : begin + size]).to(model.device)
             parts.append(masked_sum(response_logprobs(model, batch), batch.mask).view(-1, 2).cpu())
-            advance(min(begin + batch_size, len(pairs)), "")
+            advance(min(begin + size, len(pairs)), "")
     return torch.cat(parts)
 
 

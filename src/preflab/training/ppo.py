@@ -42,7 +42,7 @@ from preflab.losses import (
 )
 from preflab.models.freezing import freeze
 from preflab.models.load import Policy, working_weights
-from preflab.models.scoring import response_logits, response_logprobs, response_values
+from preflab.models.scoring import response_logits, response_logprobs, response_values, rows_at_once
 from preflab.progress import stage
 from preflab.rewards.protocol import Answer, Reward, score
 from preflab.rollouts.sampler import Response, sample
@@ -182,10 +182,12 @@ def train_ppo(
 
                 generated = sum(len(response.tokens) for response in responses)
                 cost = session.cost
+                trained = 2 * settings.epochs * batch.tokens  # policy and value model
+                scored = (3 if gold else 4) * batch.tokens  # old policy, reference, values, and a reward model
                 cost.generated_tokens += generated
-                cost.trained_tokens += 2 * settings.epochs * batch.tokens  # policy and value model
-                cost.scored_tokens += 3 * batch.tokens  # old policy, reference, values
-                cost.flops += weights * ((6 * 2 * settings.epochs + 2 * 3) * batch.tokens + 2 * generated)
+                cost.trained_tokens += trained
+                cost.scored_tokens += scored
+                cost.flops += weights * (6 * trained + 2 * (scored + batch.tokens))  # sampling reads prompts too
                 cost.gold_calls += len(responses) if gold else 0
                 cost.reward_calls += 0 if gold else len(responses)
 
@@ -222,7 +224,8 @@ def roll_out(
     batch = pack([response.tree for response in responses]).to(policy.device)
     temperature = settings.temperature
     parts = []
-    for rows in torch.arange(len(responses), device=policy.device).split(settings.micro_batch_size):
+    size = rows_at_once(policy.model, batch.token_ids.shape[1], settings.micro_batch_size)
+    for rows in torch.arange(len(responses), device=policy.device).split(size):
         micro = batch.rows(rows)
         logits, reference_logits = response_logits(policy.model, micro), response_logits(reference, micro)
         parts.append(
