@@ -235,3 +235,19 @@ def test_digests(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"abc")
     assert sha256(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     assert digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1}) != digest({"a": 1, "b": 3})
+
+
+def test_a_folder_that_another_process_works_in_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    code = (
+        "import sys, time; from pathlib import Path; from preflab.runs import claim; "
+        f"claim(Path({str(folder)!r}), 'config.yaml', 'a: 1'); print('ready', flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "ready\n"
+        with pytest.raises(StorageError, match="another process is at work"):
+            claim(folder, "config.yaml", "a: 1")
+        other.kill()
+    claim(folder, "config.yaml", "a: 1")  # the system lifted the lock
+    claim(folder, "config.yaml", "a: 1")  # and a process does not lock itself out

@@ -19,12 +19,14 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from preflab import __version__
 from preflab.errors import StorageError
 
 JSON = Any  # what json.loads returns
+LOCK = ".lock"
+_HELD: dict[Path, IO[str]] = {}
 
 
 def write_text(path: Path, text: str) -> None:
@@ -203,13 +205,27 @@ def claim(folder: Path, name: str, config: str, *, data: Path | None = None) -> 
                     f"{folder} holds a run with other settings ({first_difference(before, config)}); "
                     "choose another --out, or delete that folder"
                 )
-        # `.config.yaml.4711.tmp` is ours: what a start left that was killed right here.
-        elif any(not path.name.startswith(f".{name}.") for path in folder.iterdir()):
+        # `.config.yaml.4711.tmp` and the lock are ours: what a start left that was killed right here.
+        elif any(not path.name.startswith((f".{name}.", LOCK)) for path in folder.iterdir()):
             raise StorageError(f"{folder} is not empty and holds no preflab run; choose another --out")
     except OSError as error:
         raise StorageError(f"can't use {folder}: {error.strerror or error}; choose another --out") from None
+    _lock(folder)
     write_text(recorded, config)
     _record_environment(folder, data)
+
+
+def _lock(folder: Path) -> None:
+    """Keep other processes out of the folder until this one ends; the system lifts the lock, however it ends."""
+    try:
+        import fcntl
+    except ImportError:  # Windows: no lock, as before
+        return
+    _HELD[folder] = open(folder / LOCK, "w")  # noqa: SIM115  (open as long as the process lives)
+    try:
+        fcntl.lockf(_HELD[folder], fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise StorageError(f"another process is at work in {folder}; wait for it, or choose another --out") from None
 
 
 def _record_environment(folder: Path, data: Path | None) -> None:

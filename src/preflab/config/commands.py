@@ -227,7 +227,7 @@ class Compare:
     ppo: PPO = field(default_factory=PPO)
     """The arms ppo and ppo-gold: the same settings, another reward."""
     log_every: Positive = 5
-    """Steps between two lines of metrics.jsonl."""
+    """Steps between two lines of metrics.jsonl; PPO writes one every update."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model; off unless you trust its author."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

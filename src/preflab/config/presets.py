@@ -34,7 +34,9 @@ def _reviews() -> Compare:
     return Compare(
         task="reviews",
         lengths=Lengths(prompt_tokens=16, response_tokens=48),
-        reference=SFT(epochs=1, batch_size=32, micro_batch_size=32, evaluations=1, optimizer=_adamw(1e-3, linear=True)),
+        reference=SFT(
+            epochs=1, batch_size=128, micro_batch_size=64, evaluations=1, optimizer=_adamw(1.2e-3, linear=True)
+        ),
         reward=Reward(
             epochs=1.5, batch_size=16, micro_batch_size=16, evaluations=1, optimizer=_adamw(1e-3, linear=True)
         ),

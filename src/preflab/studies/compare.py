@@ -6,6 +6,7 @@ from pathlib import Path
 
 from preflab.config.commands import ArmName, Compare
 from preflab.config.load import check, to_values, to_yaml
+from preflab.config.presets import preset
 from preflab.errors import ConfigError
 from preflab.progress import say, warn
 from preflab.runs import JSON, RunFolder, claim, write_json
@@ -24,6 +25,7 @@ def compare(config: Compare) -> Path:
         ConfigError, DataError, StorageError: before any training, where the study can't be run as asked.
     """
     config = check(config)
+    _refuse_settings_without_effect(config)
     arms = _arms(config)
     task = _task(config)
     if config.model is not None and not (config.out / "study.yaml").exists():
@@ -96,6 +98,15 @@ def _arms(config: Compare) -> tuple[ArmName, ...]:
     if config.task == "dialogue" and "ppo-gold" in config.arms:
         raise ConfigError("arms = ppo-gold: dialogue has no gold reward; leave that arm out")
     return ("reference", *dict.fromkeys(arm for arm in config.arms if arm != "reference"))
+
+
+def _refuse_settings_without_effect(config: Compare) -> None:
+    """An option that does nothing is an error, not a surprise."""
+    start = preset(config.task, data=config.data is not None, model=config.model is not None, quick=config.quick)
+    if config.model is not None and config.base != start.base:
+        raise ConfigError("base.* makes the small base, and --model stands in for it: leave one of them out")
+    if config.task == "dialogue" and config.pairs != start.pairs:
+        raise ConfigError("pairs.* says how pairs are sampled, and dialogue brings its own: leave it out")
 
 
 def _task(config: Compare) -> Task:

@@ -63,7 +63,7 @@ def generated_reviews(config: Compare) -> Task:
         ),
         proxy=PROXY,
         corpus=tuple(texts[: config.base.texts]),
-        demonstrations=tuple(sides["train"][: config.base.texts // 2]),
+        demonstrations=tuple(sides["train"]),
         prompts=prompts,
         held_out=tuple(_cut(held_out, random.Random(derive(config.seed, "held-out")))),
         gold=GrammarSentiment(config.pairs.gold_scale),
