@@ -86,6 +86,10 @@ def _dialogue() -> Compare:
         lengths=Lengths(prompt_tokens=160, response_tokens=64),
         base=_real_base(epochs=4, vocabulary=2048),
         prompts=Prompts(train=1000, validation=128, test=256),
+        # Pairs are few here: small batches, or there would be no steps to speak of.
+        reference=replace(config.reference, batch_size=16, micro_batch_size=16, optimizer=_adamw(5e-4, linear=True)),
+        sft=replace(config.sft, batch_size=16, micro_batch_size=16),
+        dpo=replace(config.dpo, batch_size=16, micro_batch_size=16, epochs=2),
     )
 
 
@@ -93,6 +97,7 @@ def _quick(config: Compare) -> Compare:
     return replace(
         config,
         base=replace(config.base, epochs=config.base.epochs / 2),
+        reference=replace(config.reference, epochs=config.reference.epochs / 2),
         prompts=Prompts(train=min(config.prompts.train, 1000), validation=64, test=128),
         ppo=replace(config.ppo, updates=16, evaluations=4),
         sft=replace(config.sft, epochs=1, evaluations=4),
@@ -103,7 +108,6 @@ def _quick(config: Compare) -> Compare:
 
 def _gentle(config: Compare) -> Compare:
     """Rates for a model that can already write, and micro-batches for one with a large vocabulary."""
-
     return replace(
         config,
         reference=_small(config.reference, 2e-5),
