@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from preflab.config.commands import ArmName, Compare
@@ -103,7 +104,8 @@ def _arms(config: Compare) -> tuple[ArmName, ...]:
 def _refuse_settings_without_effect(config: Compare) -> None:
     """An option that does nothing is an error, not a surprise."""
     start = preset(config.task, data=config.data is not None, model=config.model is not None, quick=config.quick)
-    if config.model is not None and config.base != start.base:
+    # base.texts also says how many reviews are generated to learn from.
+    if config.model is not None and replace(config.base, texts=start.base.texts) != start.base:
         raise ConfigError("base.* makes the small base, and --model stands in for it: leave one of them out")
     if config.task == "dialogue" and config.pairs != start.pairs:
         raise ConfigError("pairs.* says how pairs are sampled, and dialogue brings its own: leave it out")
