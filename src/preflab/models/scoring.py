@@ -41,8 +41,6 @@ def response_logits(model: nn.Module, batch: Packed) -> Float[Tensor, "response 
     last = batch.token_ids.shape[1] - 1  # the logits of the last position predict nothing that is there
     kept = torch.arange(first, last, device=batch.token_ids.device)
     logits = model(input_ids=batch.token_ids, use_cache=False, logits_to_keep=kept).logits
-    if int(batch.starts.max()) - 1 == first:  # all rows begin at one place: nothing to pick out
-        return logits
     return _at(logits, _before(batch, offset=first))
 
 
