@@ -41,8 +41,8 @@ def dialogue(config: Compare, path: Path) -> Task:
             f"pairs: one is what PPO sees, the other judges every arm.{base}"
         ),
         reward=Words(
-            "judge",
-            "judge's score",
+            "judge score",
+            "score",
             "A Bradley–Terry reward model trained on pairs whose prompts no arm trained on; 0 is its mean over "
             "the responses of its training pairs.",
         ),
