@@ -21,15 +21,16 @@ from enumerable import (
     total,
 )
 from preflab.data.encode import Encoder, Tree
-from preflab.evaluation.policy import EvaluationPrompt, Judge
+from preflab.evaluation.policy import Judge
 from preflab.evaluation.rows import add_point, best_step, finish, read_points
 from preflab.models.load import Policy, copy_of
 from preflab.rollouts.sampler import Response
 from preflab.runs import read_json, read_lines
+from preflab.training.ppo import PromptIds
 from tiny import tiny_policy
 
 PROMPT = (2, 3)
-PROMPTS = [EvaluationPrompt(p.key, p.text, p.ids) for p in letters_prompts(12)]
+PROMPTS = [PromptIds(p.key, p.text, p.ids) for p in letters_prompts(12)]
 HELD_OUT = [Tree(f"h:{i}", (2,), ((3, 4, 5, 1)[i:],)) for i in range(4)]
 
 
@@ -91,7 +92,7 @@ def test_the_sampled_kl_is_unbiased() -> None:
     policy, reference = start(9), start()
     of_policy, of_reference = (exact_logprobs(p, PROMPT, every_response(3)) for p in (policy, reference))
     exact = float((of_policy.exp() * (of_policy - of_reference)).sum())
-    prompts = [EvaluationPrompt(f"x:{i}", "ab", PROMPT) for i in range(2000)]
+    prompts = [PromptIds(f"x:{i}", "ab", PROMPT) for i in range(2000)]
     point, _ = judge(reference).point(policy, prompts, step=1, split="test", baseline=None)
     kl = torch.tensor(point["rows"]["kl_nats"], dtype=torch.float64)
     error = float(kl.std()) / 2000**0.5
@@ -169,7 +170,7 @@ def test_the_likelihood_of_held_out_text_counts_its_end_token() -> None:
 def test_every_policy_meets_the_same_luck() -> None:
     """Two policies that are nearly the same answer nearly all prompts alike."""
     reference = start()
-    prompts = [EvaluationPrompt(f"x:{i}", "ab", PROMPT) for i in range(100)]
+    prompts = [PromptIds(f"x:{i}", "ab", PROMPT) for i in range(100)]
     texts = []
     for policy in (reference, trained(push=0.01)):
         _, samples = judge(reference).point(policy, prompts, step=0, split="test", baseline=None)
@@ -219,7 +220,7 @@ def test_a_larger_model_is_judged_too() -> None:
     policy = tiny_policy()
     encoder = Encoder(policy.tokenizer, prompt_tokens=16, response_tokens=16)
     texts = ["The plot", "I thought that the music of this film", "A"]
-    prompts = [EvaluationPrompt(f"t:{i}", text, encoder.prompt(text)) for i, text in enumerate(texts)]
+    prompts = [PromptIds(f"t:{i}", text, encoder.prompt(text)) for i, text in enumerate(texts)]
     judged = Judge(copy_of(policy.model), encoder, None, None, (), 16, 0)
     point, samples = judged.point(policy, prompts, step=0, split="test", baseline=None)
     assert point["rows"]["kl_nats"] == pytest.approx([0.0] * 3, abs=1e-4)

@@ -13,12 +13,13 @@ import transformers
 
 from preflab.data.encode import Encoder, Tree
 from preflab.data.pack import Packed, pack
-from preflab.evaluation.policy import EvaluationPrompt, Judge
+from preflab.evaluation.policy import Judge
 from preflab.models import scoring
 from preflab.models.load import Policy, load_reward_model, new_reward_model, save_model
 from preflab.models.scoring import response_logits, response_logprobs, response_scores, response_values
 from preflab.rollouts.sampler import Response
 from preflab.training.dpo import pair_logprobs
+from preflab.training.ppo import PromptIds
 from tiny import save_tiny, tiny_policy
 
 VOCABULARY = 40
@@ -130,7 +131,7 @@ def test_a_large_vocabulary_is_scored_in_smaller_batches(monkeypatch: pytest.Mon
     """The head never gives more logits than the budget, and the figures stay."""
     policy = tiny_policy()
     pairs = [Tree(f"p:{i}", (5, 6 + i, 7)[: 1 + i % 3], ((8, 9, 10 + i), (11 + i, 12))) for i in range(12)]
-    given = [EvaluationPrompt(tree.origin, "", tree.prompt) for tree in pairs]
+    given = [PromptIds(tree.origin, "", tree.prompt) for tree in pairs]
     seen: list[int] = []
     policy.model.get_output_embeddings().register_forward_hook(lambda module, args, output: seen.append(output.numel()))
 

@@ -13,7 +13,7 @@ from preflab.data.encode import Encoder
 from preflab.data.sources import read_prompts
 from preflab.data.split import first_prompts
 from preflab.errors import ConfigError
-from preflab.evaluation.policy import EvaluationPrompt, Judge
+from preflab.evaluation.policy import Judge
 from preflab.evaluation.rows import add_point
 from preflab.models.load import check_length, load_policy, load_reward_model, pick_device
 from preflab.progress import say
@@ -21,6 +21,7 @@ from preflab.report.statistics import Estimate, distinct_values, estimate, n_gra
 from preflab.rewards.learned import LearnedReward
 from preflab.runs import JSON, RunFolder, claim
 from preflab.seeds import derive
+from preflab.training.ppo import PromptIds
 
 
 def run(config: Evaluate) -> None:
@@ -40,7 +41,7 @@ def run(config: Evaluate) -> None:
     judge = Judge(
         reference.model, encoder, reward, None, (), config.lengths.response_tokens, derive(config.seed, "evaluation")
     )
-    prompts = [EvaluationPrompt(row.origin, row.text, encoder.prompt(row.text)) for row in rows]
+    prompts = [PromptIds(row.origin, row.text, encoder.prompt(row.text)) for row in rows]
     longest = max(len(prompt.ids) for prompt in prompts) + config.lengths.response_tokens
     for model in (policy.model, reference.model):
         check_length(model, longest, "lower lengths.prompt_tokens or lengths.response_tokens")

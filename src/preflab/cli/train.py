@@ -11,7 +11,7 @@ from preflab.data.encode import Encoder, Tree
 from preflab.data.sources import Loaded, read_demonstrations, read_pairs, read_prompts
 from preflab.data.split import split_by_prompt
 from preflab.errors import ConfigError
-from preflab.evaluation.policy import EvaluationPrompt, Judge
+from preflab.evaluation.policy import Judge
 from preflab.models.freezing import check_blocks
 from preflab.models.load import (
     Policy,
@@ -106,7 +106,7 @@ def ppo(config: TrainPPO) -> None:
     value = load_reward_model(config.reward, device=policy.device, trust_remote_code=config.trust_remote_code)
     scorer = LearnedReward(model, policy.tokenizer)
     prompts = [PromptIds(row.origin, row.text, encoder.prompt(row.text)) for row in train_rows]
-    held_out = [EvaluationPrompt(row.origin, row.text, encoder.prompt(row.text)) for row in held_out_rows[:128]]
+    held_out = [PromptIds(row.origin, row.text, encoder.prompt(row.text)) for row in held_out_rows[:128]]
     if model.tokenizer.get_vocab() != policy.tokenizer.get_vocab():
         raise ConfigError(
             f"{config.reward} and {config.model} have different tokenizers, and the value model starts as the reward "
@@ -176,7 +176,7 @@ def _open(
     return run
 
 
-def _tokens(row: Tree | PromptIds | EvaluationPrompt, lengths: Lengths) -> int:
+def _tokens(row: Tree | PromptIds, lengths: Lengths) -> int:
     """The longest sequence that comes of it."""
     if isinstance(row, Tree):
         return len(row.prompt) + max(map(len, row.responses))

@@ -17,18 +17,10 @@ from preflab.data.pack import pack
 from preflab.losses import kl_full, masked_sum
 from preflab.models.load import Policy
 from preflab.models.scoring import response_logits, response_logprobs, trees_at_once
-from preflab.rewards.protocol import Answer, Reward, score
+from preflab.rewards.protocol import Reward, score
 from preflab.rollouts.sampler import Response, sample
 from preflab.runs import JSON
-
-
-@dataclass(frozen=True)
-class EvaluationPrompt:
-    """A prompt to be judged on."""
-
-    key: str
-    text: str
-    ids: tuple[int, ...]
+from preflab.training.ppo import PromptIds, answers
 
 
 @dataclass(frozen=True)
@@ -52,7 +44,7 @@ class Judge:
     def point(
         self,
         policy: Policy,
-        prompts: Sequence[EvaluationPrompt],
+        prompts: Sequence[PromptIds],
         *,
         step: int,
         split: str,
@@ -71,12 +63,9 @@ class Judge:
             max_new_tokens=self.max_new_tokens,
             seed=self.seed,
         )
-        answers = [
-            Answer(p.text, self.encoder.decode(r.tokens), r.prompt, r.tokens, r.ended)
-            for p, r in zip(prompts, responses, strict=True)
-        ]
-        rewards = score(self.reward, answers) if self.reward else None
-        proxies = score(self.proxy, answers) if self.proxy else None
+        judged = answers(self.encoder, prompts, responses)
+        rewards = score(self.reward, judged) if self.reward else None
+        proxies = score(self.proxy, judged) if self.proxy else None
         kls = self.sequence_kl(policy, responses)
         rows = {
             "prompt": [prompt.key for prompt in prompts],
@@ -99,7 +88,7 @@ class Judge:
                 "proxy_reward": proxies[i] if proxies else None,
                 "kl_nats": kls[i],
             }
-            for i, (prompt, answer) in enumerate(zip(prompts, answers, strict=True))
+            for i, (prompt, answer) in enumerate(zip(prompts, judged, strict=True))
         ]
         return point, samples
 

@@ -8,7 +8,7 @@ from typing import assert_never
 from preflab.config.commands import ArmName, Compare
 from preflab.config.load import flatten, to_values, to_yaml
 from preflab.config.methods import DPO, PPO, SFT
-from preflab.evaluation.policy import EvaluationPrompt, Judge
+from preflab.evaluation.policy import Judge
 from preflab.evaluation.rows import add_point, best_step, finish, read_points
 from preflab.models.load import Policy, load_policy, load_reward_model, save_model
 from preflab.rewards.learned import LearnedReward
@@ -79,12 +79,8 @@ class Bench:
         )
         return cls(config, task, stages, reference, preferences, judge, proxy, seed)
 
-    def prompts(self, split: str) -> list[EvaluationPrompt]:
-        """The prompts of a split, for evaluation."""
-        return [EvaluationPrompt(p.key, p.text, p.ids) for p in self.training_prompts(split)]
-
-    def training_prompts(self, split: str) -> list[PromptIds]:
-        """The prompts of a split, to roll out from."""
+    def prompts(self, split: str) -> list[PromptIds]:
+        """The prompts of a split."""
         return prompt_ids(self.judge.encoder, self.task.prompts[split])
 
     def folder(self, arm: ArmName) -> RunFolder:
@@ -126,7 +122,7 @@ def run_arm(bench: Bench, arm: ArmName) -> None:
     )
     validation, test = bench.prompts("validation"), bench.prompts("test")
 
-    def measure(step: int, split: str, prompts: list[EvaluationPrompt]) -> None:
+    def measure(step: int, split: str, prompts: list[PromptIds]) -> None:
         baseline = None if arm == "reference" else _rewards(bench.folder("reference"), split)
         point, samples = bench.judge.point(policy, prompts, step=step, split=split, baseline=baseline)
         add_point(run, point, samples)
@@ -191,7 +187,7 @@ def _train(bench: Bench, arm: ArmName, policy: Policy, run: RunFolder, evaluate:
                 ),
                 bench.reference.model,
                 reward,
-                bench.training_prompts("train"),
+                bench.prompts("train"),
                 config.ppo,
                 run,
                 max_new_tokens=config.lengths.response_tokens,
