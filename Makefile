@@ -1,11 +1,12 @@
 # make demo   install into .venv and run the built-in study
 # make test   install with the test extra and run the tests
+# make objectives   train every objective to its known optimum, and write docs/objectives.md
 # make lint   ruff, mypy and the import contracts
 PYTHON ?= python3
 BIN := .venv/bin
 STUDY ?= runs/demo
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint objectives clean
 
 demo: .venv/installed
 	$(BIN)/preflab compare reviews --out $(STUDY)
@@ -14,10 +15,13 @@ test: .venv/installed-test
 	$(BIN)/python -m pytest
 
 lint: .venv/installed-test
-	$(BIN)/ruff check src tests
-	$(BIN)/ruff format --check src tests
+	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff format --check src tests benchmarks
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+objectives: .venv/installed-test
+	$(BIN)/python benchmarks/objectives.py
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "preflab needs Python 3.11 or newer; name one with: make PYTHON=python3.12 …")'

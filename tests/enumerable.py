@@ -18,7 +18,7 @@ from preflab.models.load import PAD, Policy, new_reward_model, save_model
 from preflab.models.scoring import response_logprobs
 from preflab.rewards.protocol import Answer
 from preflab.runs import RunFolder
-from preflab.training.ppo import PromptIds
+from preflab.training.rollout import PromptIds
 
 LETTERS = "abcd"
 PAD_ID, END_ID, FIRST_LETTER = 0, 1, 2

@@ -1,6 +1,6 @@
-"""A DPO and a PPO run of ten steps that `test_checkpoint.py` kills; as a program, it kills itself where it's told to.
+"""Runs of ten steps that `test_checkpoint.py` kills; as a program, one kills itself where it's told to.
 
-python resumable.py {dpo,ppo} FOLDER {evaluating,saving} STEP
+python resumable.py {dpo,ppo,ppo-adaptive,grpo} FOLDER {evaluating,saving} STEP
 """
 
 from __future__ import annotations
@@ -15,12 +15,15 @@ from typing import Any
 import torch
 
 from enumerable import ShareOf, letters_policy, letters_prompts, run_folder, value_model
-from preflab.config.methods import DPO, PPO, Optimizer
+from preflab.config.online import GRPO, PPO
+from preflab.config.preference import DPO
+from preflab.config.training import Optimizer
 from preflab.data.encode import Tree
 from preflab.models.load import copy_of
 from preflab.runs import RunFolder
-from preflab.training.dpo import train_dpo
+from preflab.training.policy_gradient import train_policy_gradient
 from preflab.training.ppo import train_ppo
+from preflab.training.preference import train_preference
 
 STEPS = 10
 MARKS = (2, 5, 8, 10)
@@ -35,18 +38,26 @@ def train(method: str, folder: Path, evaluate: Callable[[int], None]) -> tuple[W
     """Ten steps, or what is left of them; the weights of all models at the end."""
     policy, run = letters_policy(spread=4.0), run_folder(folder)
     value = value_model(folder.with_name(f"{folder.name}-start"))
+    reference = copy_of(policy.model)
     shared: dict[str, Any] = {"optimizer": OPTIMIZER, "evaluations": 4}
-    if method == "dpo":
-        settings = DPO(epochs=4 * STEPS / 7, batch_size=4, micro_batch_size=3, **shared)
-        train_dpo(policy, PAIRS, settings, run, seed=0, log_every=1, evaluate=evaluate)
-    else:
-        ppo = PPO(
-            updates=STEPS, batch_size=8, mini_batch_size=4, micro_batch_size=3, value_optimizer=OPTIMIZER, **shared
-        )
-        train_ppo(
-            policy, value, copy_of(policy.model), ShareOf("a"), letters_prompts(7), ppo, run, max_new_tokens=4, seed=0,
-            evaluate=evaluate,
-        )  # fmt: skip
+    sampled: dict[str, Any] = {"updates": STEPS, "batch_size": 8, "mini_batch_size": 4, "micro_batch_size": 3} | shared
+    limits: dict[str, Any] = {"max_new_tokens": 4, "seed": 0, "evaluate": evaluate}
+    match method:
+        case "dpo":
+            settings = DPO(epochs=4 * STEPS / 7, batch_size=4, micro_batch_size=3, **shared)
+            train_preference(policy, PAIRS, settings, run, seed=0, log_every=1, evaluate=evaluate)
+        case "ppo":
+            ppo = PPO(value_optimizer=OPTIMIZER, **sampled)
+            train_ppo(policy, value, reference, ShareOf("a"), letters_prompts(7), ppo, run, **limits)
+        case "ppo-adaptive":  # β and the value head live nowhere but in the checkpoints; some updates end early
+            ppo = PPO(
+                value_optimizer=OPTIMIZER, value_trunk="shared", value_warmup_updates=1, target_kl_nats=0.01,
+                kl_horizon=10, stop_kl_nats=0.005, **sampled,
+            )  # fmt: skip
+            train_ppo(policy, None, reference, ShareOf("a"), letters_prompts(7), ppo, run, **limits)
+        case "grpo":  # pairs of responses often get one reward, so the place in the prompts is not a matter of steps
+            grpo = GRPO(responses=2, dynamic_sampling=True, epochs=2, **sampled)
+            train_policy_gradient(policy, reference, ShareOf("a"), letters_prompts(7), grpo, run, **limits)
     models = {"policy": policy.model, "value": value.model}
     return {f"{model}.{name}": t for model, m in models.items() for name, t in m.state_dict().items()}, run
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from preflab.evaluation.calibration import calibration
 from preflab.runs import to_line
 
 PROMPTS = ("the plot was", "this film had", "i went in", "her acting is", "for two hours the", "what a")
@@ -71,6 +73,20 @@ def usual_arms() -> list[SimulatedArm]:
 def root(height: float) -> Callable[[float], float]:
     """Reward that grows with the root of KL, as frontiers do."""
     return lambda kl: height * kl**0.5
+
+
+@cache
+def reward_model(label: str = "reward model", *, seed: int = 0, boast: float = 2.0, per_token: float = 0.08) -> Any:
+    """An entry of study.json's `reward_models`: 400 pairs whose first response wins with probability σ(x), judged by
+    `boast` · x + `per_token` · (difference of lengths)."""
+    rng = np.random.default_rng(seed)
+    x, lengths = rng.normal(size=400), rng.integers(5, 40, (400, 2))
+    lengths[:, 1] = np.where(rng.random(400) < 0.1, lengths[:, 0], lengths[:, 1])
+    first = boast * x + per_token * (lengths[:, 0] - lengths[:, 1])
+    swap = (rng.random(400) > 1 / (1 + np.exp(-x)))[:, None]
+    scores = np.stack([first, np.zeros(400)], axis=1)
+    scores, lengths = (np.where(swap, values[:, ::-1], values) for values in (scores, lengths))
+    return {"label": label, "seed": seed, "calibration": calibration(scores, lengths, range(400)).json()}
 
 
 def write_study(
@@ -155,6 +171,7 @@ def write_study(
          "facts": [{"name": "Reward model, held-out accuracy", "value": 0.81, "low": 0.79, "high": 0.83,
                     "note": "Bayes ceiling 0.86"},
                    {"name": "Samples inside the grammar", "value": 0.93, "low": None, "high": None, "note": "of 256"}],
+         "reward_models": [reward_model(seed=seed) for seed in range(seeds)],
          "counts": [{"name": "pairs dropped: identical responses", "count": 3}],
          "warnings": [], "stages": [{"name": "base model", "seconds": 61.2}, {"name": "reward model", "seconds": 20.5}],
          "complete": complete, **fields},

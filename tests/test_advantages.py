@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from preflab.losses import gae, token_rewards, whiten
+from preflab.losses import gae, leave_one_out, less_group_mean, over_std, overlong_penalty, token_rewards, whiten
 
 NAN, INF = math.nan, math.inf
 FILLERS = [0.0, 5.0, NAN, INF]
@@ -208,3 +208,73 @@ def test_equal_values_whiten_to_nothing() -> None:
     assert whiten(torch.full((4,), 2.0), torch.ones(4, dtype=torch.bool)).tolist() == [0.0] * 4
     assert whiten(torch.tensor([3.0, NAN]), torch.tensor([True, False])).tolist() == [0.0, 0.0]
     assert whiten(torch.tensor([NAN]), torch.tensor([False])).tolist() == [0.0]
+
+
+def test_group_advantages_of_one_success_in_four() -> None:
+    rewards = wide(1.0, 0.0, 0.0, 0.0)
+    centred = less_group_mean(rewards, group=4)
+    assert centred.tolist() == [0.75, -0.25, -0.25, -0.25]
+    scaled = over_std(centred, rewards, group=4)
+    assert scaled.tolist() == pytest.approx([1.5, -0.5, -0.5, -0.5], abs=1e-5)  # n would give 1.73205, −0.57735
+    exact = [value / (0.5 + 1e-4) for value in (0.75, -0.25, -0.25, -0.25)]
+    assert over_std(centred, rewards, group=4, epsilon=1e-4).tolist() == pytest.approx(exact, abs=1e-12)
+    assert leave_one_out(rewards, group=4).tolist() == pytest.approx([1.0, -1 / 3, -1 / 3, -1 / 3], abs=1e-12)
+
+
+@pytest.mark.parametrize("group", [2, 3, 6])
+def test_group_advantages_match_plain_loops(group: int) -> None:
+    rewards = torch.randn(12, dtype=torch.float64, generator=torch.Generator().manual_seed(15))
+    centred, left_out = less_group_mean(rewards, group=group), leave_one_out(rewards, group=group)
+    scaled = over_std(left_out, rewards, group=group, epsilon=0.01)
+    values = rewards.tolist()
+    for i in range(12):
+        mine = values[i // group * group : (i // group + 1) * group]
+        mean = sum(mine) / group
+        others = (sum(mine) - values[i]) / (group - 1)
+        deviation = math.sqrt(sum((value - mean) ** 2 for value in mine) / (group - 1))
+        assert centred[i].item() == pytest.approx(values[i] - mean, abs=1e-12)
+        assert left_out[i].item() == pytest.approx(values[i] - others, abs=1e-12)
+        assert scaled[i].item() == pytest.approx((values[i] - others) / (deviation + 0.01), abs=1e-12)
+
+
+def test_groups_do_not_meet_and_keep_their_order() -> None:
+    first, second = wide(1.0, 2.0, 4.0), wide(-30.0, 5.0, 7.0)
+    together = leave_one_out(torch.cat([first, second]), group=3)
+    assert torch.equal(together, torch.cat([leave_one_out(first, group=3), leave_one_out(second, group=3)]))
+    turned = leave_one_out(first.flip(0), group=3)
+    torch.testing.assert_close(turned, leave_one_out(first, group=3).flip(0), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("value", [0.1, -3.7, 1e6])
+@pytest.mark.parametrize("group", [3, 7])
+def test_a_group_of_equal_rewards_has_no_advantage_at_all(value: float, group: int) -> None:
+    """In float32 the mean of seven times 0.1 is not 0.1; over a deviation of 1e-9 the rest would count."""
+    rewards = torch.cat([torch.full((group,), value), torch.arange(group, dtype=torch.float32)])
+    for advantages in (less_group_mean(rewards, group=group), leave_one_out(rewards, group=group)):
+        assert advantages[:group].tolist() == [0.0] * group
+        assert over_std(advantages, rewards, group=group)[:group].tolist() == [0.0] * group
+        assert advantages[group:].abs().min() < advantages[group:].abs().max()
+
+
+@pytest.mark.parametrize("group", [0, 1, 4])
+def test_a_group_that_is_none_is_refused(group: int) -> None:
+    for function in (less_group_mean, leave_one_out):
+        with pytest.raises(ValueError, match="at least two responses"):
+            function(torch.zeros(6), group=group)
+    with pytest.raises(ValueError, match="at least two responses"):
+        over_std(torch.zeros(6), torch.zeros(6), group=group)
+
+
+def test_overlong_responses_pay_by_the_token() -> None:
+    """DAPO's numbers: 20,480 tokens at most, the last 4,096 of them at a growing price."""
+    lengths = torch.tensor([1, 16_384, 16_385, 18_432, 20_479, 20_480])
+    penalties = overlong_penalty(lengths, longest=20_480, buffer=4_096, factor=1.0)
+    assert penalties.tolist() == pytest.approx([0, 0, -1 / 4_096, -0.5, -4_095 / 4_096, -1], abs=1e-6)
+    halved = overlong_penalty(lengths, longest=20_480, buffer=4_096, factor=0.5)
+    torch.testing.assert_close(halved, penalties / 2)
+
+
+@pytest.mark.parametrize("buffer", [0, -1, 9])
+def test_an_overlong_buffer_outside_the_response_is_refused(buffer: int) -> None:
+    with pytest.raises(ValueError, match="buffer"):
+        overlong_penalty(torch.tensor([3]), longest=8, buffer=buffer, factor=1.0)

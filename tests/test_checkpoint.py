@@ -24,7 +24,7 @@ from preflab.runs import RunFolder, read_json, read_lines
 from preflab.training import checkpoint
 from tiny import save_tiny
 
-METHODS = ["dpo", "ppo"]
+METHODS = ["dpo", "ppo-adaptive", "grpo"]
 
 
 @pytest.fixture(scope="module")
@@ -146,6 +146,46 @@ def test_a_restore_without_the_optimiser_would_be_noticed(
     monkeypatch.setattr(checkpoint, "restore", lambda found, models, optimizers: restore(found, models, {}))
     again, _ = resumable.train(method, tmp_path / "run", lambda step: None)
     assert not same_weights(again, whole(method)[0])
+
+
+@pytest.mark.parametrize(("method", "kept"), [("ppo-adaptive", "kl_coefficient"), ("grpo", "prompts")])
+def test_a_restore_without_the_methods_memory_would_be_noticed(
+    method: str, kept: str, whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(Interrupted):
+        resumable.train(method, tmp_path / "run", stop_at(5))
+    latest = checkpoint.latest
+
+    def forgetful(folder: Path) -> checkpoint.Checkpoint | None:
+        found = latest(folder)
+        if found is not None:
+            del found.state["memory"][kept]
+        return found
+
+    monkeypatch.setattr(checkpoint, "latest", forgetful)
+    again, _ = resumable.train(method, tmp_path / "run", lambda step: None)
+    assert not same_weights(again, whole(method)[0])
+
+
+def test_the_runs_above_use_what_they_are_there_for(whole: Whole) -> None:
+    adaptive, dynamic = (read_lines(whole(method)[1].metrics) for method in ("ppo-adaptive", "grpo"))
+    assert len({line["kl_coefficient"] for line in adaptive}) > 5
+    assert len({line["optimizer_steps"] for line in adaptive}) > 1
+    assert len({line["dropped_responses"] for line in dynamic}) > 1
+
+
+@pytest.mark.parametrize("step", [5, 8])
+def test_a_killed_run_meets_each_prompt_once_an_epoch_all_the_same(step: int, whole: Whole, tmp_path: Path) -> None:
+    """With dynamic sampling the place in the prompts is no function of the step."""
+    weights, full = whole("grpo")
+    with pytest.raises(Interrupted):
+        resumable.train("grpo", tmp_path / "run", stop_at(step))
+    again, run = resumable.train("grpo", tmp_path / "run", lambda step: None)
+    states = [read_json(r.checkpoints / "step-10" / "manifest.json")["state"]["memory"] for r in (run, full)]
+    assert states[0] == states[1]
+    sampled = sum(line["dropped_responses"] + 8 for line in read_lines(full.metrics))
+    assert states[0] == {"prompts": sampled // 2}
+    assert same_weights(again, weights)
 
 
 class Parts(NamedTuple):

@@ -8,6 +8,7 @@ import itertools
 import math
 import re
 from dataclasses import is_dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -19,27 +20,39 @@ from hypothesis import strategies as st
 import preflab
 from preflab.cli.flags import parse
 from preflab.cli.main import COMMANDS
-from preflab.config import commands, methods
-from preflab.config.commands import Base, Compare, Evaluate, Generate, Report, TrainDPO, TrainPPO, TrainReward, TrainSFT
+from preflab.config import commands, online, online_preference, pair_losses, preference, training
+from preflab.config.arms import LABELS
+from preflab.config.commands import Base, Compare, Generate, Methods, TrainDPO, TrainSFT
 from preflab.config.load import build, check, flatten, from_files, read_yaml, to_values, to_yaml
-from preflab.config.methods import DPO, PPO, Optimizer
+from preflab.config.online import PPO
+from preflab.config.online_preference import IterativeDPO, OnlineDPO, Ranking
+from preflab.config.pair_losses import DPOLoss, FDPOLoss, IPOLoss, LengthNormalisedDPOLoss, SFTLoss, SumLoss
+from preflab.config.preference import DPO, FDPO, WeightedSum
 from preflab.config.presets import preset
+from preflab.config.training import Optimizer
 from preflab.errors import ConfigError
 
 REQUIRED = ["--model", "m", "--data", "d.jsonl", "--out", "o"]
-EXAMPLES = [
-    TrainSFT(model="m", data=Path("d"), out=Path("o")),
-    TrainReward(model="m", data=Path("d"), out=Path("o")),
-    TrainDPO(model="m", data=Path("d"), out=Path("o")),
-    TrainPPO(model="m", data=Path("d"), out=Path("o"), reward="r"),
-    Generate(model="m"),
-    Evaluate(model="m", reference="r", data=Path("d")),
-    Report(study=Path("s")),
-    Compare(),
-]
+GIVEN = {
+    "model": "m", "data": Path("d"), "out": Path("o"), "reward": "r", "reference": "m", "method": "dpo",
+    "study": Path("s"),
+}  # fmt: skip
+
+
+def example(cls: Any) -> Any:
+    """A config of a command with what it requires, and no more."""
+    given = {field.name: GIVEN[field.name] for field in dataclasses.fields(cls) if required(field)}
+    return cls(**given)
+
+
+def required(field: dataclasses.Field[Any]) -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+
+
+EXAMPLES = [example(getattr(commands, command.config)) for command in COMMANDS.values()]
 CONFIG_CLASSES = [
     cls
-    for module in (methods, commands)
+    for module in (training, pair_losses, preference, online, online_preference, commands)
     for cls in vars(module).values()
     if inspect.isclass(cls) and is_dataclass(cls) and cls.__module__ == module.__name__
 ]
@@ -221,21 +234,43 @@ def test_every_field_is_documented(cls: type) -> None:
 
 
 def test_every_field_is_read() -> None:
-    """An option that does nothing is a fault: each is an attribute that code outside config/ looks at."""
+    """An option that does nothing is a fault: each is an attribute that code outside config/ looks at, or stands in a
+    pattern that code matches on."""
     source = Path(preflab.__file__).parent
     code = "\n".join(path.read_text() for path in source.rglob("*.py") if path.parent.name != "config")
-    holders = r"(?:config|settings|self\.\w+|config(?:\.\w+)+|settings(?:\.\w+)+|optimizer|fit)"
+    holders = r"(?:config|settings|ranking|loss|self\.\w+|config(?:\.\w+)+|settings(?:\.\w+)+|optimizer|fit)"
+    patterns = "\n".join(re.findall(r"^ *case ([^:]+):", code, re.MULTILINE))
+    by_name = {
+        Methods: {method.replace("-", "_") for method in LABELS},
+        SumLoss: {"terms", *(part.name for part in dataclasses.fields(SumLoss))},
+    }
     unread = [
         f"{cls.__name__}.{name}"
         for cls in CONFIG_CLASSES
         for name in cls.__annotations__
         if not re.search(rf"\b{holders}\.{name}\b|given\(\"{name}\"\)", code)  # given: `compare`'s presets
+        and not re.search(rf"\b{cls.__name__}\([^)]*\b{name}=", patterns)
+        and name not in by_name.get(cls, ())  # getattr(config, stage.key), and the parts of a sum
     ]
     assert unread == []
 
 
-def test_every_command_has_its_config() -> None:
-    assert {command.config for command in COMMANDS.values()} == {type(config).__name__ for config in EXAMPLES}
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_its_config_and_function(name: str) -> None:
+    command = COMMANDS[name]
+    module, function = command.function.split(":")
+    assert is_dataclass(getattr(commands, command.config))
+    assert callable(getattr(import_module(f"preflab.cli.{module}"), function))
+
+
+def test_every_method_is_a_command_an_arm_and_a_setting() -> None:
+    trained = {name.removeprefix("train ") for name in COMMANDS if name.startswith("train ")}
+    assert trained - {"reward"} == set(LABELS)
+    of_compare = {field.name.replace("_", "-") for field in dataclasses.fields(Methods)}
+    assert of_compare == set(LABELS) | {"best-of-n"}
+    for method in LABELS:
+        trainer = getattr(commands, COMMANDS[f"train {method}"].config)
+        assert issubclass(trainer, type(getattr(Compare(), method.replace("-", "_")))), method
 
 
 @pytest.mark.parametrize(
@@ -262,17 +297,57 @@ def test_arms_are_given_with_commas_or_spaces() -> None:
         assert parse("compare", "Compare", flags).arms == ("sft", "dpo")
 
 
+def a_sum(terms: str, **parts: Any) -> WeightedSum:
+    return WeightedSum(loss=SumLoss(terms=terms, **parts))
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [
         (PPO(batch_size=128, mini_batch_size=48), "mini_batch_size = 48 does not divide batch_size = 128; try 32"),
         (Compare(ppo=PPO(batch_size=8, mini_batch_size=16)), "ppo.mini_batch_size = 16 does not divide .* try 8"),
         (Compare(base=Base(width=100, heads=3)), "base.width = 100 is no multiple of heads = 3"),
+        (FDPO(loss=FDPOLoss(alpha=0.3)), "loss.alpha = 0.3 has no effect with divergence = jensen_shannon"),
+        (OnlineDPO(ranking=Ranking(temperatures=(1.0,))), r"ranking.temperatures = \[1.0\]: .* two temperatures"),
+        (IterativeDPO(ranking=Ranking(temperatures=())), r"ranking.temperatures = \[\]: a pair needs two responses"),
+        (OnlineDPO(batch_size=12, mini_batch_size=8), "mini_batch_size = 8 does not divide batch_size = 12; try 6"),
+        (Compare(online_dpo=OnlineDPO(batch_size=12, mini_batch_size=8)), "online_dpo.mini_batch_size = 8 does not"),
+        (a_sum("dpo", ipo=IPOLoss(tau=0.3)), "loss.ipo.* has no effect: terms = dpo does not name ipo"),
+        (a_sum("f-dpo", f_dpo=FDPOLoss(alpha=0.3)), "loss.f_dpo.alpha = 0.3 has no effect"),
+        (a_sum("dpo + sfft"), r'terms = dpo \+ sfft: there is no loss "sfft"; did you mean "sft"'),
+        (a_sum("dpo + "), 'there is no loss ""'),
+        (a_sum(""), 'there is no loss ""'),
+        (a_sum("0*dpo"), 'the weight "0" must be a number > 0'),
+        (a_sum("dpo + -1*sft"), 'the weight "-1" must be a number > 0'),
+        (a_sum("nan*dpo"), 'the weight "nan" must be'),
+        (a_sum("inf*dpo"), 'the weight "inf" must be'),
+        (a_sum("two*dpo"), 'the weight "two" must be'),
+        (a_sum("dpo + 2*dpo"), "dpo is named twice"),
     ],
 )
 def test_settings_that_do_not_fit_each_other(config: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         check(config)
+
+
+def test_terms_of_a_sum_are_its_weights_and_losses() -> None:
+    loss = SumLoss(terms=" dpo+ .25 * ln-dpo + 1e-1*sft", dpo=DPOLoss(beta=0.7))
+    assert loss.parts == [(1.0, DPOLoss(beta=0.7)), (0.25, LengthNormalisedDPOLoss()), (0.1, SFTLoss())]
+    flags = ["--loss.terms", "ipo + 0.5*sft", "--loss.ipo.tau", "0.3"]
+    config = parse("train sum", "TrainWeightedSum", [*REQUIRED, *flags])
+    assert config.loss.parts == [(1.0, IPOLoss(tau=0.3)), (0.5, SFTLoss())]
+
+
+def test_help_of_compare_leaves_out_the_settings_of_thirty_methods(capsys: pytest.CaptureFixture[str]) -> None:
+    for flag in ("--help", "-h"):
+        with pytest.raises(SystemExit) as stopped:
+            parse("compare", "Compare", ["dialogue", flag, "--dpo.loss.beta", "0.2"])
+        assert stopped.value.code == 0
+        about, _, said = capsys.readouterr().out.partition("lists them.")
+        assert all(f"--{name}" in said for name in ("arms", "chain-reference", "choose-by", "base.width", "pairs"))
+        assert not any(f"--{method}." in said for method in LABELS)
+        assert "--dpo.loss.beta" in about  # how to set them is said above
+        assert "160" in said  # the defaults of dialogue: lengths.prompt_tokens
 
 
 def test_a_file_and_a_flag_may_make_sizes_that_fit_together(tmp_path: Path) -> None:

@@ -1,60 +1,196 @@
-"""What the docs name is there: links, files, tests, and the default of every setting in their tables."""
+"""What the docs say is so: links, files, tests, defaults, logged keys, commands; and nothing is left out."""
 
 from __future__ import annotations
 
 import re
+import shlex
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from preflab.config.commands import TrainDPO, TrainPPO, TrainReward, TrainSFT
+from preflab.cli.flags import parse
+from preflab.cli.main import COMMANDS
+from preflab.cli.metrics import logged_by
+from preflab.config import commands
 from preflab.config.load import flatten, to_values
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
-GIVEN = {"model": "m", "data": Path("d"), "out": Path("o")}
-COMMANDS = {
-    "sft.md": [TrainSFT(**GIVEN)],
-    "reward-model.md": [TrainReward(**GIVEN)],
-    "dpo.md": [TrainDPO(**GIVEN)],
-    "ppo.md": [TrainPPO(reward="r", **GIVEN)],
-    "configuration.md": [TrainSFT(**GIVEN), TrainReward(**GIVEN), TrainDPO(**GIVEN)],
-}
+INDEXES = [ROOT / name for name in ("README.md", "docs/README.md", "docs/methods/README.md")]
+METHODS = sorted(page for page in (ROOT / "docs/methods").glob("*.md") if page not in INDEXES)
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(
+    (ROOT / "docs").rglob("*.md")
+)
+TRAINED = [name.removeprefix("train ") for name in COMMANDS if name.startswith("train ")]
+SECTIONS = ("Objective", "When to use", "Command", "Settings", "What is logged", "Traps", "In the code", "Measured")
+every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+every_method_page = pytest.mark.parametrize("page", METHODS, ids=lambda page: page.stem)
+
+
+def text(page: Path) -> str:
+    return page.read_text(encoding="utf-8")
 
 
 def anchors(page: Path) -> set[str]:
     """The anchors that GitHub gives to a page's headings."""
-    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    headings = re.findall(r"^#+ (.+)$", text(page), re.M)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def links(page: Path) -> list[tuple[Path, str]]:
+    """Where a page's links to files lead: (file, anchor)."""
+    found = [target.partition("#") for target in re.findall(r"\]\((?!https?:)([^)]+)\)", text(page))]
+    return [((page.parent / name).resolve() if name else page, anchor) for name, _, anchor in found]
+
+
+def command_lines(page: Path) -> list[str]:
+    """The lines of its code blocks that call preflab."""
+    blocks = re.findall(r"^```\w*\n(.*?)^```", text(page), re.M | re.S)
+    return [line for block in blocks for line in block.splitlines() if line.startswith("preflab ")]
+
+
+def methods_of(page: Path) -> list[str]:
+    """The methods that a page is about: those whose command it shows."""
+    return re.findall(r"^preflab train ([\w-]+)", "\n".join(command_lines(page)), re.M)
+
+
+def section(page: Path, heading: str) -> str:
+    found = re.search(rf"^## {heading}\n(.*?)(?=^## |\Z)", text(page), re.M | re.S)
+    return found[1] if found else ""
+
+
+def tables(page: Path, head: str) -> list[list[str]]:
+    """The cells of each row of the tables whose first row begins like this."""
+    found = re.findall(rf"^(\| {head}.*\n(?:\|.*\n?)+)", text(page), re.M)
+    rows = (re.split(r"(?<!\\)\|", line)[1:-1] for table in found for line in table.splitlines())
+    return [[cell.strip() for cell in row] for row in rows if not row[0].startswith("---")]
+
+
+def settings(method: str) -> Any:
+    """What `preflab train METHOD` starts from."""
+    cls = getattr(commands, COMMANDS[f"train {method}"].config)
+    reward = {"reward": "r"} if issubclass(cls, commands.RunOnline) else {}
+    return cls(model="m", data=Path("d"), out=Path("o"), **reward)
+
+
+def shown(value: object) -> str:
+    """A default as tables have it."""
+    return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def told(page: Path) -> set[str]:
+    """The settings that a page's tables explain, with the method where a table names it: "dpo loss.beta"."""
+    rows = tables(page, r"setting \| unit \| default") + tables(page, r"setting \| `")
+    names = {row[0].strip("`") for row in rows if row[0].startswith("`")}
+    return names | {f"{method} {name}".replace("`", "") for method, name, *_ in tables(page, r"method \| setting")}
+
+
+def wrong_defaults(page: Path, methods: list[str]) -> list[str]:
+    """Rows whose default is not the code's: of tables that hold for all methods, name one in each row, or in each
+    column."""
+    rows = [(method, *row[:3]) for row in tables(page, r"setting \| unit \| default") for method in methods]
+    rows += [(row[0].strip("`"), *row[1:4]) for row in tables(page, r"method \| setting \| unit \| default")]
+    heads: list[str] = []
+    for name, *cells, _ in tables(page, r"setting \| `"):
+        if name == "setting":
+            heads = [cell.strip("`") for cell in cells]
+        else:
+            rows += [(method, name, "", default) for method, default in zip(heads, cells, strict=True)]
+    values = {method: flatten(to_values(settings(method))) for method in methods}
+    return [
+        f"{method} {name}: {default}"
+        for method, name, _, default in rows
+        if name.startswith("`") and default not in ("required", "by method")
+        if default != shown(values[method].get(name.strip("`"), "no such setting"))
+    ]
+
+
+@every_page
 def test_links_lead_somewhere(page: Path) -> None:
-    for target in re.findall(r"\]\((?!https?:)([^)]+)\)", page.read_text(encoding="utf-8")):
-        name, _, anchor = target.partition("#")
-        linked = page.parent / name if name else page
-        assert linked.exists(), target
-        assert not anchor or anchor in anchors(linked), target
+    for linked, anchor in links(page):
+        assert linked.exists(), linked
+        assert not anchor or anchor in anchors(linked), f"{linked}#{anchor}"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_page_is_linked_from_the_readme_or_an_index() -> None:
+    linked = {target for page in INDEXES for target, _ in links(page)}
+    assert not [page for page in PAGES if page not in linked and page.parent != ROOT]
+
+
+@every_page
 def test_files_and_tests_that_are_named_exist(page: Path) -> None:
-    text = page.read_text(encoding="utf-8")
-    for path, test in re.findall(r"`((?:src|tests)/[\w/.-]+)(?:::(\w+))?`", text):
+    for path, test in re.findall(r"`((?:src|tests|benchmarks)/[\w/.-]+)(?:::(\w+))?`", text(page)):
         assert (ROOT / path).exists(), path
-        assert not test or f"def {test}(" in (ROOT / path).read_text(encoding="utf-8"), f"{path}::{test}"
+        assert not test or f"def {test}(" in text(ROOT / path), f"{path}::{test}"
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_defaults_in_tables_are_those_of_the_code(name: str) -> None:
-    page = next(page for page in PAGES if page.name == name)
-    tables = re.findall(
-        r"^\| setting \| unit \| default \|.*\n(?:\|.*\n)+", page.read_text(encoding="utf-8"), re.MULTILINE
-    )
-    rows = re.findall(r"^\| `([a-z_.]+)` \| [^|]* \| ([^|]+) \|", "".join(tables), re.MULTILINE)
-    assert len(rows) > 5
-    for setting, shown in rows:
-        if shown not in ("required", "by method"):
-            for command in COMMANDS[name]:
-                value = flatten(to_values(command))[setting]
-                assert shown == (str(value).lower() if isinstance(value, bool) else str(value)), setting
+@every_method_page
+def test_functions_that_are_named_beside_a_file_are_in_it(page: Path) -> None:
+    """`src/…/x.py` (`f`, `g`)."""
+    for path, names in re.findall(r"`(src/[\w/]+\.py)`\s\(((?:[^()]|\(\))*)\)", section(page, "In the code")):
+        for name in re.findall(r"`(\w+)`", names):
+            assert re.search(rf"(def|class) {name}\b|^{name} = ", text(ROOT / path), re.M), f"{path}: {name}"
+
+
+@every_page
+def test_commands_that_are_shown_parse(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the YAML that the page shows, if any, as study.yaml."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "study.yaml").write_text("".join(re.findall(r"^```yaml\n(.*?)^```", text(page), re.M | re.S)))
+    for line in command_lines(page):
+        words = shlex.split(line, comments=True)[1:]
+        name = " ".join(words[:2]) if words[0] == "train" else words[0]
+        parse(name, COMMANDS[name].config, words[len(name.split()) :])
+
+
+def test_each_method_has_exactly_one_page() -> None:
+    assert sorted(chain.from_iterable(set(methods_of(page)) for page in METHODS)) == sorted(TRAINED)
+
+
+def test_the_readme_and_the_index_name_every_method() -> None:
+    for page in (ROOT / "README.md", ROOT / "docs/methods/README.md"):
+        named = set(re.findall(r"`([\w-]+)`", text(page)))
+        assert not set(TRAINED) - named, page.name
+
+
+@every_method_page
+def test_pages_have_the_same_sections(page: Path) -> None:
+    headings = re.findall(r"^## (.+)$", text(page), re.M)
+    assert [heading for heading in headings if heading in SECTIONS] == list(SECTIONS)
+    assert any(heading.startswith("Departures") for heading in headings)
+
+
+@pytest.mark.parametrize("page", [page for page in METHODS if methods_of(page)], ids=lambda page: page.stem)
+def test_defaults_in_tables_are_those_of_the_code(page: Path) -> None:
+    assert len(told(page)) > 5
+    assert not wrong_defaults(page, methods_of(page))
+
+
+def test_shared_defaults_are_those_of_the_code() -> None:
+    on_data = [method for method in TRAINED if not isinstance(settings(method), commands.RunOnline)]
+    assert len(on_data) > 20
+    assert not wrong_defaults(ROOT / "docs/configuration.md", on_data)
+
+
+@pytest.mark.parametrize("page", [page for page in METHODS if methods_of(page)], ids=lambda page: page.stem)
+def test_every_setting_is_in_a_table(page: Path) -> None:
+    known = told(page) | told(ROOT / "docs/configuration.md")
+    for method in methods_of(page):
+        names = {name.replace("value_optimizer.", "optimizer.") for name in flatten(to_values(settings(method)))}
+        parts = {name for name in names if re.fullmatch(r"loss\.\w+\.\w+", name)}  # of a sum: those of its losses
+        assert not {name for name in names - parts if not {name, f"{method} {name}"} & known}, method
+
+
+@pytest.mark.parametrize("page", [page for page in METHODS if methods_of(page)], ids=lambda page: page.stem)
+def test_every_logged_key_is_explained_and_no_other(page: Path) -> None:
+    """On the page, or on one that its section "What is logged" leads to."""
+    logged = {
+        metric.key for method in methods_of(page) for part in logged_by(settings(method)) for metric in part.metrics
+    }
+    said = section(page, "What is logged")
+    beside = [target for target, anchor in links(page) if anchor == "what-is-logged" and target != page]
+    explained = set(re.findall(r"`(\w+)`", said + "".join(section(other, "What is logged") for other in beside)))
+    assert not logged - explained - {"step"}
+    in_tables = set(chain.from_iterable(re.findall(r"`(\w+)`", row[0]) for row in tables(page, "key")))
+    assert not in_tables - logged

@@ -26,7 +26,7 @@ from preflab.evaluation.rows import add_point, best_step, finish, read_points
 from preflab.models.load import Policy, copy_of
 from preflab.rollouts.sampler import Response
 from preflab.runs import read_json, read_lines
-from preflab.training.ppo import PromptIds
+from preflab.training.rollout import PromptIds
 from tiny import tiny_policy
 
 PROMPT = (2, 3)

@@ -3,13 +3,24 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from typing import Literal
 
 import pytest
 import torch
 from torch import Tensor
 
 from finite_differences import central_differences
-from preflab.losses import entropy, k1, k2, k3, kl_full, masked_sum, token_logprobs
+from preflab.losses import (
+    adapted_coefficient,
+    entropy,
+    k1,
+    k2,
+    k3,
+    kl_full,
+    kl_in_loss,
+    masked_sum,
+    token_logprobs,
+)
 
 INF = math.inf
 Estimator = Callable[[Tensor, Tensor], Tensor]
@@ -274,3 +285,86 @@ def test_gradients_of_the_toy() -> None:
     assert off(in_reward(k1)) < 1e-9
     assert off(in_reward(k3)) == pytest.approx(0.396, abs=5e-4)
     assert off(lambda leaf: kl_full(leaf[PREFIXES], z_reference[PREFIXES])) == pytest.approx(0.035, abs=5e-4)
+
+
+Kind = Literal["k2", "k3", "full"]
+KINDS: list[Kind] = ["k2", "k3", "full"]
+
+
+def penalties(kind: Kind, z: Tensor, z_reference: Tensor) -> Tensor:
+    """Of each token of each sequence of the toy."""
+    logits, reference_logits = z[PREFIXES], z_reference[PREFIXES]
+    logprobs, reference = token_logprobs(logits, TOKENS), token_logprobs(reference_logits, TOKENS)
+    return kl_in_loss(kind, logprobs, reference, logits, reference_logits if kind == "full" else None)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_penalty_in_the_loss_follows_the_divergence_it_claims_state_by_state(kind: Kind) -> None:
+    """Expected over all sequences of the toy, with the states' probabilities held: k2 and full follow KL(π‖π_ref), k3
+    the forward KL(π_ref‖π), by finite differences of divergences written out here."""
+    z, z_reference = toy_logits()
+    logprob = masked_sum(token_logprobs(z[PREFIXES], TOKENS), MASK)
+    probability = logprob.exp().detach()
+    visits = torch.zeros(13, dtype=torch.float64).index_add(0, PREFIXES.flatten(), probability.repeat_interleave(3))
+    assert visits.sum().item() == pytest.approx(3.0, abs=1e-12)
+
+    def divergence(z: Tensor) -> Tensor:
+        p, q = z.softmax(-1), z_reference.softmax(-1)
+        per_state = (q * (q / p).log()).sum(-1) if kind == "k3" else (p * (p / q).log()).sum(-1)
+        return (visits * per_state).sum()
+
+    leaf = z.clone().requires_grad_()
+    (probability.unsqueeze(-1) * penalties(kind, leaf, z_reference)).sum().backward()
+    expected = central_differences(divergence, z)
+    assert expected.abs().max() > 0.3
+    torch.testing.assert_close(leaf.grad, expected, rtol=0, atol=1e-8)
+    # None of them is the gradient of the sequence KL, in which early tokens change which states come later.
+    assert leaf.grad is not None
+    gap = (leaf.grad - central_differences(sequence_kl, z)).abs().max().item()
+    assert gap == pytest.approx(0.070 if kind == "k3" else 0.035, abs=5e-4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"), [("k2", TRUE_GRADIENT), ("k3", [0.2, -0.1, -0.1]), ("full", TRUE_GRADIENT)]
+)
+def test_penalties_in_the_loss_on_the_bandit(kind: Kind, expected: list[float]) -> None:
+    logits = POLICY.log().requires_grad_()
+    rows = logits.unsqueeze(0).expand(3, 3)
+    values = kl_in_loss(kind, logits.log_softmax(-1), REFERENCE.log(), rows, REFERENCE.log().expand(3, 3))
+    (POLICY * values).sum().backward()
+    assert logits.grad is not None
+    assert logits.grad.tolist() == pytest.approx(expected, abs=5e-7)
+
+
+def test_a_full_penalty_needs_the_references_logits() -> None:
+    with pytest.raises(ValueError, match="reference's logits"):
+        kl_in_loss("full", wide(-1.0), wide(-1.0), wide(0.0, 1.0).unsqueeze(0), None)
+
+
+def test_an_adaptive_coefficient_by_hand() -> None:
+    """Ziegler's set-up: β 0.15, 6 nats, 10,000 episodes, 512 of them an update."""
+
+    def after(measured: float) -> float:
+        return adapted_coefficient(0.15, measured, target_nats=6.0, responses=512, horizon=10_000)
+
+    assert after(6.0) == 0.15
+    assert after(6.6) == pytest.approx(0.15 * (1 + 0.1 * 0.0512), abs=1e-12)
+    assert after(60.0) == after(7.2) == pytest.approx(0.15 * (1 + 0.2 * 0.0512), abs=1e-12)
+    assert after(0.0) == after(-3.0) == after(4.8) == pytest.approx(0.15 * (1 - 0.2 * 0.0512), abs=1e-12)
+    assert adapted_coefficient(0.15, 60.0, target_nats=6.0, responses=1024, horizon=10_000) > after(60.0)
+
+
+def test_an_adaptive_coefficient_settles_where_the_kl_is_the_target() -> None:
+    """Against a policy whose KL is 0.3/β, so that 6 nats need β = 0.05."""
+    beta = 0.4
+    for _ in range(2000):
+        beta = adapted_coefficient(beta, 0.3 / beta, target_nats=6.0, responses=500, horizon=10_000)
+    assert beta == pytest.approx(0.05, rel=1e-3)
+
+
+@pytest.mark.parametrize("wrong", [{"coefficient": 0.0}, {"target_nats": 0.0}, {"responses": 0}, {"responses": 50}])
+def test_an_adaptive_coefficient_that_could_turn_negative_is_refused(wrong: dict[str, float]) -> None:
+    fine = {"coefficient": 0.1, "measured_nats": 1.0, "target_nats": 1.0, "responses": 5, "horizon": 10}
+    adapted_coefficient(**fine)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="must be"):
+        adapted_coefficient(**fine | wrong)  # type: ignore[arg-type]

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from preflab.data.records import Demonstration, PreferencePair, Prompt, Rating, Record, prompt_of
+from preflab.data.records import Demonstration, Feedback, PreferencePair, Prompt, Rating, Record, prompt_of
 
 RECORDS: list[tuple[Record, str]] = [
     (PreferencePair("p", "c", "r", "x:1"), "p"),
@@ -12,6 +12,7 @@ RECORDS: list[tuple[Record, str]] = [
     (Demonstration("p", "r", "x:1"), "p"),
     (Demonstration("", "whole text", "x:1"), "whole text"),
     (Rating("whole text", 1, "x:1"), "whole text"),
+    (Feedback("p", "r", True, "x:1"), "p"),
 ]
 
 

@@ -15,6 +15,7 @@ import pytest
 from rich.console import Console
 
 from preflab.errors import NumericError, StorageError
+from preflab.evaluation.calibration import calibration
 from preflab.report import Report, write_report
 from preflab.report.comparison import comparison as comparison_of
 from preflab.report.measures import summary
@@ -22,7 +23,7 @@ from preflab.report.page import markdown_text
 from preflab.report.study import COSTS, read_study
 from preflab.report.verdicts import Verdict, at_equal_kl, beats_reference, proxy_misled, verdicts
 from preflab.report.wording import steps, visible
-from study_folder import REFERENCE, SimulatedArm, root, usual_arms, write_study
+from study_folder import REFERENCE, SimulatedArm, reward_model, root, usual_arms, write_study
 
 
 @pytest.fixture(scope="module")
@@ -259,7 +260,8 @@ class Page(HTMLParser):
 def test_the_page_has_everything_and_asks_nothing_of_the_network(usual: Report) -> None:
     html = usual.path.read_text()
     page = Page(html)
-    for title in ("Results", "What a nat of KL buys", "Verdicts", "Does the reward model tell the truth?", "Training",
+    for title in ("Results", "What a nat of KL buys", "Verdicts", "Does the reward model tell the truth?",
+                  "How good is the reward model?", "Reward model, seed 2", "Training",
                   "Cost", "The same prompts, side by side", "Facts about this study", "Settings", "How it was measured",
                   "Bayes ceiling 0.86", "pairs dropped: identical responses: 3"):  # fmt: skip
         assert title in page.text, title
@@ -277,7 +279,9 @@ def test_the_page_has_everything_and_asks_nothing_of_the_network(usual: Report) 
 def test_figures_are_files_that_parse_and_the_same_each_time(usual: Report) -> None:
     folder = usual.path.parent / "figures"
     files = sorted(folder.glob("*.svg"))
-    assert {"frontier.svg", "proxy.svg", "reward-by-step.svg", "training-2.svg"} <= {file.name for file in files}
+    assert {"frontier.svg", "proxy.svg", "reward-by-step.svg", "reward-models.svg", "training-2.svg"} <= {
+        file.name for file in files
+    }
     before = {file: file.read_bytes() for file in files}
     for content in before.values():
         assert ElementTree.fromstring(content).tag.endswith("svg")
@@ -310,6 +314,52 @@ def test_the_terminal_table_fits_and_shows_every_arm(usual: Report) -> None:
     assert re.search(r"DPO +400 +2\.\d\d \[2\.\d\d, \d\.\d\d\]", text)
 
 
+# --- how good the reward model is ---
+
+
+def test_reward_models_are_judged_as_they_were_simulated(tmp_path: Path) -> None:
+    """One boasts and adds a bonus a token, the other knows the log-odds of its pairs."""
+    models = [reward_model(), reward_model("judge", boast=1.0, per_token=0.0, seed=1)]
+    report = write_report(write_study(tmp_path, [REFERENCE], reward_models=models))
+    boaster, honest = report.content.study.reward_models
+    assert (boaster.title, honest.title) == ("Reward model", "Judge")
+    assert (boaster.misjudges, honest.misjudges) == ("over-confident", "")
+    assert (boaster.sides is None, honest.sides is None) == (False, True)
+    assert boaster.error > boaster.error_by_chance
+    text = Page(report.path.read_text()).text
+    assert boaster.finding.startswith("Over-confident: 80 % sure on average, right in 66 % of the pairs. It follows")
+    assert boaster.finding in text
+    assert honest.finding in text
+    plain = (tmp_path / "report.md").read_text()
+    assert f"- Reward model: {boaster.finding}" in plain
+    assert {line.count("|") for line in plain.splitlines() if line.startswith(("| Judge |", "| reward model |"))} == {
+        10
+    }
+    drawn = (tmp_path / "figures/reward-models.svg").read_text()
+    assert all(label in drawn for label in ("reward model", "judge", "much", "equal"))
+
+
+def test_a_study_without_calibration_is_drawn_without_it(tmp_path: Path) -> None:
+    folder = write_study(tmp_path, [REFERENCE])
+    content = json.loads((folder / "study.json").read_text())
+    del content["reward_models"]
+    (folder / "study.json").write_text(json.dumps(content))
+    report = write_report(folder)
+    assert "How good is the reward model?" not in report.path.read_text() + (folder / "report.md").read_text()
+    assert not (folder / "figures/reward-models.svg").exists()
+
+
+def test_a_reward_model_with_few_pairs_is_drawn(tmp_path: Path) -> None:
+    """Of equal lengths and equal scores: no side, no correlation, one bucket."""
+    entry = {"label": "reward model", "seed": 0,
+             "calibration": calibration(np.zeros((3, 2)), np.ones((3, 2), dtype=int), range(3)).json()}  # fmt: skip
+    report = write_report(write_study(tmp_path, [REFERENCE], reward_models=[entry]))
+    (model,) = report.content.study.reward_models
+    assert not model.found
+    assert (model.shorter, model.longer, model.length_correlation) == (None, None, None)
+    assert "50 % sure on average" in Page(report.path.read_text()).text
+
+
 # --- text from elsewhere ---
 
 HOSTILE = (
@@ -333,6 +383,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Report:
         task_summary=ALL, warnings=[ALL], counts=[{"name": ALL, "count": 1}], stages=[{"name": ALL, "seconds": 1.0}],
         reward={"name": ALL, "unit": ALL, "explanation": ALL}, proxy={"name": ALL, "explanation": ALL},
         facts=[{"name": ALL, "value": 1.0, "low": None, "high": None, "note": ALL}],
+        reward_models=[reward_model(ALL), reward_model("judge", boast=1.0)],
     )  # fmt: skip
     (folder / "study.yaml").write_text(ALL)
     return write_report(folder)
@@ -486,6 +537,11 @@ def test_a_damaged_study_names_file_and_field(tmp_path: Path) -> None:
     del content["title"]
     (folder / "study.json").write_text(json.dumps(content))
     with pytest.raises(StorageError, match=r'study\.json: "title" should be a text'):
+        write_report(folder)
+    content["title"] = "back"
+    content["reward_models"][0]["calibration"]["by_length"][0]["accuracy"] = {"mean": 0.5}
+    (folder / "study.json").write_text(json.dumps(content))
+    with pytest.raises(StorageError, match=r'study\.json: "low" should be a number'):
         write_report(folder)
     (folder / "study.json").write_text("{")
     with pytest.raises(StorageError, match=r"study\.json can't be read"):

@@ -16,10 +16,17 @@ from preflab.data.pack import Packed, pack
 from preflab.evaluation.policy import Judge
 from preflab.models import scoring
 from preflab.models.load import Policy, load_reward_model, new_reward_model, save_model
-from preflab.models.scoring import response_logits, response_logprobs, response_scores, response_values
+from preflab.models.scoring import (
+    response_logits,
+    response_logits_and_states,
+    response_logprobs,
+    response_scores,
+    response_states,
+    response_values,
+)
 from preflab.rollouts.sampler import Response
-from preflab.training.dpo import pair_logprobs
-from preflab.training.ppo import PromptIds
+from preflab.training.preference import pair_logprobs
+from preflab.training.rollout import PromptIds
 from tiny import save_tiny, tiny_policy
 
 VOCABULARY = 40
@@ -159,6 +166,24 @@ def test_a_large_vocabulary_is_scored_in_smaller_batches(monkeypatch: pytest.Mon
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
     monkeypatch.setattr(scoring, "LOGITS_AT_ONCE", 1)  # one row has to fit, whatever the budget says
     assert torch.allclose(figures()[2], whole[2], atol=1e-5)
+
+
+@torch.no_grad()
+def test_states_are_those_that_the_output_head_reads(model: Any) -> None:
+    """In one pass with the logits, or alone; and they know nothing of the token they predict or of padding."""
+    batch = pack(trees())
+    logits, states = response_logits_and_states(model, batch)
+    mask = batch.mask
+    assert torch.equal(logits[mask], response_logits(model, batch)[mask])
+    assert torch.equal(states[mask], response_states(model, batch)[mask])
+    torch.testing.assert_close(model.get_output_embeddings()(states)[mask], logits[mask], atol=1e-4, rtol=1e-4)
+    rows = [(tree.prompt, response) for tree in trees() for response in tree.responses]
+    for (prompt, response), row in zip(rows, states, strict=True):
+        for t in range(len(response)):
+            alone = model.base_model(input_ids=torch.tensor([prompt + response[:t]])).last_hidden_state[0, -1]
+            torch.testing.assert_close(row[t], alone, atol=1e-4, rtol=1e-4)
+    wide = response_states(model, padded(batch, 5))[:, : mask.shape[1]]
+    torch.testing.assert_close(wide[mask], states[mask], atol=1e-5, rtol=1e-5)
 
 
 def reward_model(tmp_path: Path, architecture: str = "gpt2") -> Any:

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from preflab.config.commands import Base, Compare, Lengths, Pairs, Prompts
-from preflab.config.methods import Optimizer
-from preflab.config.methods import Reward as RewardSettings
+from preflab.config.training import Optimizer
+from preflab.config.training import Reward as RewardSettings
 from preflab.data.encode import Encoder
 from preflab.data.records import Prompt
 from preflab.models.load import load_policy

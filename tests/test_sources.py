@@ -1,4 +1,4 @@
-"""Files of pairs, prompts, demonstrations and ratings: the forms read, and every policy with its message."""
+"""Files of pairs, prompts, demonstrations, ratings and feedback: the forms read, and every policy with its message."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from preflab.data.records import Demonstration, PreferencePair, Prompt, Rating
+from preflab.data.records import Demonstration, Feedback, PreferencePair, Prompt, Rating
 from preflab.data.sources import (
     ASSISTANT,
     HUMAN,
     read_demonstrations,
+    read_feedback,
     read_pairs,
     read_prompts,
     read_ratings,
@@ -280,6 +281,71 @@ def test_ratings_are_numbers_or_words(write: Callable[..., Path]) -> None:
     loaded = read_ratings(write(*({"text": f"t{n}", "label": label} for n, label in enumerate(labels))))
     assert loaded.rows == tuple(Rating(f"t{n}", n % 2, f"data.jsonl:{n + 1}") for n in range(4))
     assert (loaded.counts["label 1"], loaded.counts["label 0"]) == (2, 2)
+
+
+MARKED = {"prompt": "Why?", "completion": " Because.", "label": True}
+
+
+@pytest.mark.parametrize("column", ["completion", "response"])
+def test_feedback_is_responses_marked_true_or_false(write: Callable[..., Path], column: str) -> None:
+    rows = [{"prompt": "a", column: "b", "label": True}, {"prompt": "a", column: " c", "label": False}]
+    loaded = read_feedback(write(*rows, rows[0]))
+    assert loaded.rows == (
+        Feedback("a", "b", True, "data.jsonl:1"),
+        Feedback("a", " c", False, "data.jsonl:2"),
+        Feedback("a", "b", True, "data.jsonl:3"),
+    )
+    assert (loaded.counts["desirable"], loaded.counts["undesirable"]) == (2, 1)
+    assert loaded.counts["exact duplicates, kept"] == 1
+
+
+def test_a_completion_goes_above_a_response(write: Callable[..., Path]) -> None:
+    """As for demonstrations the other way about: KTO's files name it so."""
+    loaded = read_feedback(write(MARKED | {"response": "x"}, MARKED | {"label": False, "response": "y"}))
+    assert [row.response for row in loaded.rows] == [" Because.", " Because."]
+    assert loaded.counts["ignored column: response"] == 2
+
+
+@pytest.mark.parametrize("row", [PAIR, DIALOGUE])
+def test_each_pair_gives_a_desirable_and_an_undesirable_response(
+    write: Callable[..., Path], row: dict[str, str]
+) -> None:
+    path = write(row, row | {"rejected": row["chosen"]})  # the second one says nothing
+    loaded, (pair,) = read_feedback(path), read_pairs(path).rows
+    assert loaded.rows == (
+        Feedback(pair.prompt, pair.chosen, True, "data.jsonl:1"),
+        Feedback(pair.prompt, pair.rejected, False, "data.jsonl:1"),
+    )
+    assert loaded.counts["responses taken from pairs"] == 2
+    assert loaded.counts["dropped: identical chosen and rejected"] == 1
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        *(
+            ([MARKED, MARKED | {"label": label}], rf':2: "label" must be true or false, this is {shown}$')
+            for label, shown in ((1, "1"), ("true", '"true"'), (None, "null"), (1.0, r"1\.0"), ([], r"\[\]"))
+        ),
+        ([MARKED, MARKED | {"prompt": " "}], r':2: "prompt" is empty'),
+        ([MARKED, {"prompt": "a", "completion": "b"}], r':2: "label" missing, fields present: prompt, completion$'),
+        ([MARKED, MARKED | {"completion": 3}], r':2: "completion" must be text, this is a number$'),
+        ([MARKED, MARKED], r"every label is true; learning needs both kinds$"),
+        ([MARKED | {"label": False}], r"every label is false; learning needs both kinds$"),
+        ([{"prompt": "a", "text": "b"}], r'"completion" and "label" missing, .*feedback is "prompt", "completion" and'),
+        ([MARKED | {"completion": " "}] * 5 + [MARKED | {"label": False}] * 50, r"5 of 55 rows: empty response"),
+        ([], r"0 rows"),
+    ],
+)
+def test_refused_feedback(write: Callable[..., Path], rows: list[Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        read_feedback(write(*rows))
+
+
+def test_feedback_with_empty_prompts_where_they_are_allowed(write: Callable[..., Path]) -> None:
+    loaded = read_feedback(write(MARKED | {"prompt": ""}, MARKED | {"label": False}), allow_empty_prompt=True)
+    assert [row.prompt for row in loaded.rows] == ["", "Why?"]
+    assert loaded.counts["empty prompts"] == 1
 
 
 @pytest.fixture

@@ -16,8 +16,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 # A study of every stage, as small as it gets: about 15 seconds.
-TINY = """
-arms: [reference, sft, dpo, ppo, ppo-gold]
+ARMS = ("reference", "sft", "dpo", "ppo", "ppo-gold", "dpo+ppo", "best-of-n")
+TINY = (
+    f"arms: [{', '.join(ARMS)}]"
+    + """
 prompts: {train: 48, validation: 8, test: 12}
 lengths: {prompt_tokens: 16, response_tokens: 24}
 base: {texts: 300, vocabulary: 400, layers: 1, width: 32, heads: 2, epochs: 1}
@@ -27,8 +29,10 @@ reward: {epochs: 1, batch_size: 16}
 sft: {epochs: 2, batch_size: 8, evaluations: 4}
 dpo: {epochs: 2, batch_size: 8, evaluations: 4, loss: {beta: 0.1}}
 ppo: {updates: 4, batch_size: 8, mini_batch_size: 4, epochs: 1, evaluations: 4}
+best_of_n: {n: 4}
 log_every: 1
 """
+)
 
 
 def start(folder: Path, *flags: str) -> subprocess.Popen[str]:
@@ -78,19 +82,33 @@ def test_a_study_ends_with_a_table_and_a_report(study: tuple[Path, str]) -> None
     assert "http-equiv" in page
 
 
-def test_every_arm_has_four_points_and_one_test_point(study: tuple[Path, str]) -> None:
+POINTS = {"reference": 1, "dpo+ppo": 5, "best-of-n": 2}  # a chain also where it starts; best of 2 and of 4
+
+
+def test_every_arm_has_its_points_and_one_test_point(study: tuple[Path, str]) -> None:
     folder, _ = study
     found = json.loads((folder / "comparison.json").read_text())
-    assert {arm["name"] for arm in found["arms"]} == {"reference", "sft", "dpo", "ppo", "ppo-gold"}
+    assert {arm["name"] for arm in found["arms"]} == set(ARMS)
     for arm in found["arms"]:
         rows = json.loads((folder / "arms" / arm["name"] / "seed-0" / "evaluation.json").read_text())
         splits = [point["split"] for point in rows["points"]]
         assert splits.count("test") == 1
-        assert splits.count("validation") == (1 if arm["name"] == "reference" else 4)
+        assert splits.count("validation") == POINTS.get(arm["name"], 4)
         assert rows["points"][-1]["step"] == rows["chosen_step"]
         if arm["name"] == "reference":
             assert all(abs(kl) < 1e-4 for point in rows["points"] for kl in point["rows"]["kl_nats"])
             assert all(win == 0.5 for point in rows["points"] for win in point["rows"]["win"])
+
+
+def test_a_chain_goes_on_from_the_arm_that_it_begins_with(study: tuple[Path, str]) -> None:
+    folder, output = study
+    dpo, chain = (json.loads((folder / f"arms/{arm}/seed-0/evaluation.json").read_text()) for arm in ("dpo", "dpo+ppo"))
+    start = next(point for point in chain["points"] if point["step"] == 0)
+    chosen = next(point for point in dpo["points"] if point["step"] == dpo["chosen_step"])
+    assert start["rows"] == chosen["rows"]
+    assert chain["cost"]["trained_tokens"] > dpo["cost"]["trained_tokens"]
+    assert not (folder / "stages" / "arms").exists()
+    assert "DPO → PPO" in output
 
 
 def test_no_prompt_stands_in_two_sets(study: tuple[Path, str]) -> None:
@@ -123,7 +141,7 @@ def test_other_settings_are_refused_by_name(study: tuple[Path, str]) -> None:
     assert "beta: 0.7" in output
 
 
-@pytest.mark.parametrize("arm", ["reference", "dpo", "ppo"])
+@pytest.mark.parametrize("arm", ["reference", "dpo", "dpo+ppo"])
 def test_saved_policies_generate_the_same_greedy_text_elsewhere(
     study: tuple[Path, str], arm: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -151,6 +169,7 @@ STAGES = [
     "arms/dpo/seed-0/metrics.jsonl",
     "arms/ppo/seed-0/checkpoints/step-2",
     "arms/ppo-gold/seed-0/evaluation.json",
+    "arms/dpo+ppo/seed-0/checkpoints/step-2",
 ]
 
 

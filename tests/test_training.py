@@ -14,18 +14,20 @@ import torch
 from torch import Tensor, nn
 
 from enumerable import END_ID, ShareOf, letters_policy, letters_prompts, reward_model, run_folder, value_model
-from preflab.config.methods import DPO, PPO, SFT, Optimizer, Reward
+from preflab.config.online import PPO
+from preflab.config.preference import DPO, SimPO
+from preflab.config.training import SFT, Optimizer, Reward
 from preflab.data.encode import Encoder, Tree
 from preflab.errors import ConfigError, NumericError
 from preflab.models.freezing import freeze
 from preflab.models.load import Policy, copy_of
 from preflab.rollouts.sampler import sample
 from preflab.runs import read_lines
-from preflab.training.dpo import train_dpo
 from preflab.training.offline import total_steps
 from preflab.training.optimizer import Stepper
 from preflab.training.order import batch_at, evaluation_steps
 from preflab.training.ppo import train_ppo
+from preflab.training.preference import train_preference
 from preflab.training.reward import train_reward
 from preflab.training.sft import train_sft
 from tiny import tiny_policy
@@ -82,12 +84,14 @@ def small(
             train_reward(model, PAIRS, Reward(**shared), run, seed=0)
         case "dpo":
             reference = tiny_policy(seed=1).model  # not the policy: at ln 2 all pairs would weigh the same
-            train_dpo(model, PAIRS, DPO(**shared), run, seed=0, reference=reference)
+            train_preference(model, PAIRS, DPO(**shared), run, seed=0, reference=reference)
+        case "simpo":
+            train_preference(model, PAIRS, SimPO(**shared), run, seed=0)
         case "ppo":
             settings = PPO(updates=1, epochs=1, mini_batch_size=8, value_optimizer=optimizer, **shared)
             train_ppo(
                 model, value or value_model(path), letters_policy(seed=1).model, ShareOf("a"), letters_prompts(8),
-                settings, run, max_new_tokens=6, seed=0,
+                settings, run, max_new_tokens=6, seed=0, starts_at_reference=False,
             )  # fmt: skip
 
 
@@ -129,24 +133,30 @@ def poison(model: Any) -> None:
         model.base_model.h[0].mlp.c_fc.weight[0, 0] = float("nan")
 
 
-@pytest.mark.parametrize("method", ["sft", "reward", "dpo", "ppo"])
+@pytest.mark.parametrize("method", ["sft", "reward", "dpo", "simpo", "ppo"])
 def test_a_nan_stops_the_run_before_the_step(method: str, tmp_path: Path) -> None:
     """Exit code 4, the rows in crash.json, and no weight moved."""
     model = start(method, tmp_path)
     poison(model.model)
     before = copy.deepcopy(model.model.state_dict())
-    said = "policy's log-probabilities are not finite" if method == "ppo" else "the loss is nan at step 1"
+    said = {
+        "dpo": "a log-probability is not finite before the first step: the weights hold NaN",
+        "ppo": "policy's log-probabilities are not finite",
+    }.get(method, "the loss is nan at step 1")
     with pytest.raises(NumericError, match=said) as stopped:
         small(method, model, tmp_path, micro=2, optimizer=Optimizer(warmup_steps=0))
     assert stopped.value.exit_code == 4
     for name, value in model.model.state_dict().items():
         assert torch.equal(value.nan_to_num(9.0), before[name].nan_to_num(9.0)), name
+    assert not list((tmp_path / f"{method}-2").glob("checkpoints/*"))
+    if method == "dpo":  # no row is to blame
+        assert not (tmp_path / "dpo-2" / "crash.json").exists()
+        return
     crash = json.loads((tmp_path / f"{method}-2" / "crash.json").read_text())
     origins = {"ppo": "prompt:", "sft": "d:"}.get(method, "p:")
     assert crash["step"] == 1
     assert crash["error"] == str(stopped.value)
     assert sorted(crash["rows"]) == [f"{origins}{i}" for i in range(8)]
-    assert not list((tmp_path / f"{method}-2").glob("checkpoints/*"))
 
 
 def test_a_gradient_that_is_not_finite_stops_the_run_too(tmp_path: Path) -> None:

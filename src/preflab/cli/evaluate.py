@@ -21,7 +21,7 @@ from preflab.report.statistics import Estimate, distinct_values, estimate, n_gra
 from preflab.rewards.learned import LearnedReward
 from preflab.runs import JSON, RunFolder, claim
 from preflab.seeds import derive
-from preflab.training.ppo import PromptIds
+from preflab.training.rollout import PromptIds
 
 
 def run(config: Evaluate) -> None:

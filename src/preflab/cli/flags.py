@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,17 @@ def parse(name: str, class_name: str, arguments: list[str]) -> Any:
     if cls is commands.Compare:
         default, flags = _compare_preset(files, _one_flag_each(flags, "--arms"))
     base = from_files(cls, files, default=default, missing=tyro.MISSING)
-    note = "\n\nAny flag can stand in a YAML file: --config FILE.yaml (repeatable; flags go above it)."
-    config = tyro.cli(cls, args=flags, default=base, prog=f"preflab {name}", description=(cls.__doc__ or "") + note)
-    return check(config)
+    about = f"{cls.__doc__}\n\nAny flag can stand in a YAML file: --config FILE.yaml (repeatable; flags go above it)."
+    if cls is commands.Compare and {"-h", "--help"} & set(flags):  # thirty methods' settings would bury the rest
+        cls, base = (
+            commands.Study,
+            commands.Study(**{one.name: getattr(base, one.name) for one in fields(commands.Study)}),
+        )
+        about += (
+            "\n\nSettings of an arm are flags of its method's name: --dpo.loss.beta 0.05 --ppo.updates 48. "
+            "`preflab explain METHOD` lists them."
+        )
+    return check(tyro.cli(cls, args=flags, default=base, prog=f"preflab {name}", description=about))
 
 
 def _take_files(arguments: list[str]) -> tuple[list[Path], list[str]]:

@@ -29,10 +29,47 @@ COMMANDS = {
     "compare": Command("Compare", "compare:run", "compare methods on one task, and write a report"),
     "train sft": Command("TrainSFT", "train:sft", "supervised fine-tuning on demonstrations"),
     "train reward": Command("TrainReward", "train:reward", "a Bradley–Terry reward model from preference pairs"),
-    "train dpo": Command("TrainDPO", "train:dpo", "direct preference optimisation on preference pairs"),
-    "train ppo": Command("TrainPPO", "train:ppo", "proximal policy optimisation against a reward model"),
+    "train dpo": Command("TrainDPO", "train:preference", "direct preference optimisation on preference pairs"),
+    "train cdpo": Command(
+        "TrainConservativeDPO", "train:preference", "DPO that believes a share of the labels flipped"
+    ),
+    "train rdpo": Command("TrainRobustDPO", "train:preference", "DPO, unbiased under a known share of flipped labels"),
+    "train ipo": Command("TrainIPO", "train:preference", "a squared loss: the margin stays finite"),
+    "train hinge": Command("TrainHinge", "train:preference", "a hinge on the margin (SLiC with a reference)"),
+    "train exo": Command("TrainEXO", "train:preference", "reverse KL to the smoothed label"),
+    "train aot": Command("TrainAOT", "train:preference", "margins that dominate the reference's (optimal transport)"),
+    "train ln-dpo": Command("TrainLengthNormalisedDPO", "train:preference", "DPO on log-ratios per token"),
+    "train f-dpo": Command("TrainFDPO", "train:preference", "DPO under another divergence than the reverse KL"),
+    "train dpop": Command("TrainDPOP", "train:preference", "DPO that keeps the chosen response likely"),
+    "train nca": Command("TrainNCA", "train:preference", "noise-contrastive alignment"),
+    "train bco-pair": Command("TrainBCOPair", "train:preference", "binary classifier optimisation, on pairs"),
+    "train sppo": Command("TrainSPPO", "train:preference", "self-play preference optimisation, hard labels"),
+    "train apo-zero": Command("TrainAPOZero", "train:preference", "chosen up, rejected down, each anchored"),
+    "train apo-down": Command("TrainAPODown", "train:preference", "both down, rejected further"),
+    "train simpo": Command("TrainSimPO", "train:preference", "mean log-probabilities, no reference"),
+    "train cpo": Command("TrainCPO", "train:preference", "DPO without a reference, plus cross-entropy"),
+    "train orpo": Command("TrainORPO", "train:preference", "cross-entropy plus log-odds, no reference"),
+    "train sum": Command("TrainWeightedSum", "train:preference", "a weighted sum of these losses: DPO + 0.1 × SFT"),
+    "train kto": Command("TrainKTO", "train:unpaired", "Kahneman–Tversky optimisation, on marked responses"),
+    "train bco": Command("TrainBCO", "train:unpaired", "binary classifier optimisation, on marked responses"),
+    "train ppo": Command("TrainPPO", "train:online", "proximal policy optimisation against a reward model"),
+    "train grpo": Command("TrainGRPO", "train:online", "group relative policy optimisation"),
+    "train dr-grpo": Command("TrainDrGRPO", "train:online", "GRPO without its length and difficulty biases"),
+    "train dapo": Command("TrainDAPO", "train:online", "GRPO with a higher clip and dynamic sampling"),
+    "train rloo": Command("TrainRLOO", "train:online", "REINFORCE, each response against the others of its prompt"),
+    "train reinforce": Command(
+        "TrainReinforce", "train:online", "REINFORCE, each response against the others of its rollout"
+    ),
+    "train online-dpo": Command(
+        "TrainOnlineDPO", "train:online", "pairs from the current policy, ranked by a reward model"
+    ),
+    "train iterative-dpo": Command(
+        "TrainIterativeDPO", "train:online", "rounds of sampling pairs and training on them"
+    ),
+    "pairs": Command("MakePairs", "pairs:run", "preference pairs from a policy and a reward model, as JSONL"),
     "generate": Command("Generate", "generate:run", "responses of a model to prompts"),
     "evaluate": Command("Evaluate", "evaluate:run", "KL, reward, win rate and diversity of a model"),
+    "explain": Command("Explain", "explain:run", "a method's formula, settings and metrics, and what should worry"),
     "report": Command("Report", "report:run", "draw a study's report again, also while it runs"),
 }
 
@@ -101,7 +138,8 @@ def _run(given: list[str]) -> None:
 
 def _overview(group: str = "") -> str:
     shown = {name: command for name, command in COMMANDS.items() if name.startswith(group)}
-    lines = [f"  {name:<14}{command.summary}" for name, command in shown.items()]
+    width = max(map(len, shown)) + 2
+    lines = [f"  {name:<{width}}{command.summary}" for name, command in shown.items()]
     return "\n".join(
         [
             f"usage: preflab {group or 'COMMAND'} {'METHOD ' if group else ''}[flags]      (preflab {__version__})",

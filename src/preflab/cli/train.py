@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar, assert_never
 
-from preflab.config.commands import Lengths, Run, TrainDPO, TrainPPO, TrainReward, TrainSFT
+from preflab.config.arms import LABELS
+from preflab.config.commands import Lengths, Methods, Run, RunOnline, TrainPPO, TrainReward, TrainSFT
 from preflab.config.load import to_yaml
+from preflab.config.online import PPO, PolicyGradient
+from preflab.config.online_preference import IterativeDPO, OnlineDPO
+from preflab.config.pair_losses import KTOLoss
+from preflab.config.preference import Preference, Unpaired
 from preflab.data.encode import Encoder, Tree
-from preflab.data.sources import Loaded, read_demonstrations, read_pairs, read_prompts
+from preflab.data.records import Prompt
+from preflab.data.sources import Loaded, read_demonstrations, read_feedback, read_pairs, read_prompts
 from preflab.data.split import split_by_prompt
-from preflab.errors import ConfigError
+from preflab.errors import ConfigError, DataError
+from preflab.evaluation.calibration import Calibration, calibration_of
 from preflab.evaluation.policy import Judge
 from preflab.models.freezing import check_blocks
 from preflab.models.load import (
@@ -28,15 +35,22 @@ from preflab.report.statistics import estimate, perplexity
 from preflab.rewards.learned import LearnedReward
 from preflab.runs import RunFolder, read_json, write_json
 from preflab.seeds import derive
+from preflab.training.checks import check_ends, check_prompts
 from preflab.training.cost import Cost
-from preflab.training.dpo import dpo_figures, pair_logprobs, train_dpo
-from preflab.training.ppo import PromptIds, train_ppo
-from preflab.training.reward import centre, reward_figures, train_reward
+from preflab.training.iterative_dpo import train_iterative_dpo
+from preflab.training.online_dpo import train_online_dpo
+from preflab.training.policy_gradient import train_policy_gradient
+from preflab.training.ppo import train_ppo
+from preflab.training.preference import knows_reference, preference_figures, shown_pair_logprobs, train_preference
+from preflab.training.reward import centre, reward_figures, scores_of_pairs, train_reward
+from preflab.training.rollout import PromptIds
 from preflab.training.sft import train_sft
+from preflab.training.unpaired import Judged, train_unpaired, unpaired_figures
 
-Train = TrainSFT | TrainReward | TrainDPO | TrainPPO
+Row = TypeVar("Row")
 Figures = dict[str, dict[str, float]]
 """name → {mean, low, high}, over held-out prompts."""
+SHARES = ("accuracy", "wins against the reference")
 
 
 def sft(config: TrainSFT) -> None:
@@ -48,7 +62,7 @@ def sft(config: TrainSFT) -> None:
     policy = _policy(config)
     encoder = _encoder(config, policy)
     train, held_out = encoder.demonstrations(train_rows), encoder.demonstrations(held_out_rows)
-    run = _open(config, rows, encoder, policy, train, held_out)
+    run = _open(config, config.freeze_blocks, rows, encoder, policy, train, held_out)
     cost = train_sft(policy, train, config, run, seed=config.seed, log_every=config.log_every)
     judge = Judge(policy.model, encoder, None, None, held_out, config.lengths.response_tokens, config.seed)
     likelihood = judge.likelihood(policy)
@@ -71,14 +85,17 @@ def reward(config: TrainReward) -> None:
     )
     encoder = _encoder(config, model)
     train, held_out = encoder.pairs(train_rows), encoder.pairs(held_out_rows)
-    run = _open(config, rows, encoder, model, train, held_out)
+    run = _open(config, config.freeze_blocks, rows, encoder, model, train, held_out)
     cost = train_reward(model, train, config, run, seed=config.seed, log_every=config.log_every)
     centre(model, train)
-    _finish(config, run, model, _means(vars(reward_figures(model, held_out))), cost, rows, encoder)
+    scores = scores_of_pairs(model, held_out)
+    calibrated = calibration_of(scores.numpy(), held_out)
+    _finish(config, run, model, _means(vars(reward_figures(scores))), cost, rows, encoder, calibrated)
 
 
-def dpo(config: TrainDPO) -> None:
-    """Direct preference optimisation."""
+def preference(config: Run) -> None:
+    """DPO and every other method that learns from pairs."""
+    assert isinstance(config, Preference)
     if _already_finished(config):
         return
     rows = read_pairs(config.data)
@@ -86,15 +103,46 @@ def dpo(config: TrainDPO) -> None:
     policy = _policy(config)
     encoder = _encoder(config, policy)
     train, held_out = encoder.pairs(train_rows), encoder.pairs(held_out_rows)
-    run = _open(config, rows, encoder, policy, train, held_out)
-    of_reference = pair_logprobs(policy.model, held_out, title="held-out pairs: reference")
-    cost = train_dpo(policy, train, config, run, seed=config.seed, log_every=config.log_every)
-    figures = dpo_figures(policy, held_out, of_reference, beta=config.loss.beta)
+    run = _open(config, config.freeze_blocks, rows, encoder, policy, train, held_out)
+    of_reference = None
+    if knows_reference(config.loss):
+        of_reference = shown_pair_logprobs(policy.model, held_out, title="held-out pairs: reference")
+    cost = train_preference(
+        policy, train, config, run, seed=config.seed, log_every=config.log_every, title=_name(config)
+    )
+    figures = preference_figures(policy, held_out, of_reference, config.loss)
     _finish(config, run, policy, _means(vars(figures)), cost, rows, encoder)
 
 
-def ppo(config: TrainPPO) -> None:
-    """Proximal policy optimisation against a reward model."""
+def unpaired(config: Run) -> None:
+    """KTO and BCO, on responses marked desirable or not."""
+    assert isinstance(config, Unpaired)
+    if _already_finished(config):
+        return
+    rows = read_feedback(config.data)
+    policy = _policy(config)
+    encoder = _encoder(config, policy)
+    train, held_out = (
+        [Judged(tree, row.desirable) for tree, row in zip(encoder.demonstrations(side), side, strict=True)]
+        for side in _split(config, rows)
+    )
+    trees = [example.tree for example in train], [example.tree for example in held_out]
+    for name, side in zip(("training", "held-out"), trees, strict=True):
+        if isinstance(config.loss, KTOLoss) and len({tree.prompt for tree in side}) == 1:
+            raise DataError(
+                f"{config.data}: the {name} responses answer one prompt, and KTO's reference point needs two; give "
+                "more prompts, change holdout, or use bco"
+            )
+    run = _open(config, config.freeze_blocks, rows, encoder, policy, *trees)
+    reference = copy_of(policy.model)
+    cost = train_unpaired(policy, train, config, run, seed=config.seed, log_every=config.log_every, title=_name(config))
+    figures = unpaired_figures(policy, reference, held_out, config.loss, seed=config.seed)
+    _finish(config, run, policy, _means(figures), cost, rows, encoder)
+
+
+def online(config: RunOnline) -> None:
+    """PPO, GRPO and their relatives, online and iterative DPO: against a reward model, on prompts."""
+    assert isinstance(config, PPO | PolicyGradient | OnlineDPO | IterativeDPO)
     if _already_finished(config):
         return
     rows = read_prompts(config.data)
@@ -102,32 +150,30 @@ def ppo(config: TrainPPO) -> None:
     policy = _policy(config)
     encoder = _encoder(config, policy)
     reference = copy_of(policy.model)
-    model = load_reward_model(config.reward, device=policy.device, trust_remote_code=config.trust_remote_code)
-    value = load_reward_model(config.reward, device=policy.device, trust_remote_code=config.trust_remote_code)
-    scorer = LearnedReward(model, policy.tokenizer)
-    prompts = [PromptIds(row.origin, row.text, encoder.prompt(row.text)) for row in train_rows]
-    held_out = [PromptIds(row.origin, row.text, encoder.prompt(row.text)) for row in held_out_rows[:128]]
-    if model.tokenizer.get_vocab() != policy.tokenizer.get_vocab():
-        raise ConfigError(
-            f"{config.reward} and {config.model} have different tokenizers, and the value model starts as the reward "
-            "model; train one with `preflab train reward` on a model of the same family"
-        )
-    run = _open(config, rows, encoder, policy, prompts, held_out)
-    cost = train_ppo(
-        policy,
-        value,
-        reference,
-        scorer,
-        prompts,
-        config,
-        run,
-        max_new_tokens=config.lengths.response_tokens,
-        seed=config.seed,
-        log_every=config.log_every,
-    )
+    scorer = _reward(config, policy)
+    prompts, held_out = _prompt_ids(encoder, train_rows), _prompt_ids(encoder, held_out_rows[:128])
+    value = _value(config, policy) if isinstance(config, TrainPPO) else None
+    run = _open(config, config.freeze_blocks, rows, encoder, policy, prompts, held_out)
+    shared: dict[str, Any] = {
+        "max_new_tokens": config.lengths.response_tokens,
+        "seed": config.seed,
+        "log_every": config.log_every,
+        "title": _name(config),
+    }
+    match config:
+        case PPO():
+            cost = train_ppo(policy, value, reference, scorer, prompts, config, run, **shared)
+        case PolicyGradient():
+            cost = train_policy_gradient(policy, reference, scorer, prompts, config, run, **shared)
+        case OnlineDPO():
+            cost = train_online_dpo(policy, reference, scorer, prompts, config, run, **shared)
+        case IterativeDPO():
+            cost = train_iterative_dpo(policy, reference, scorer, prompts, config, run, **shared)
+        case never:
+            assert_never(never)
     judge = Judge(reference, encoder, scorer, None, (), config.lengths.response_tokens, derive(config.seed, "held-out"))
     before, _ = judge.point(Policy(reference, policy.tokenizer), held_out, step=0, split="test", baseline=None)
-    after, _ = judge.point(policy, held_out, step=config.updates, split="test", baseline=before["rows"]["reward"])
+    after, _ = judge.point(policy, held_out, step=1, split="test", baseline=before["rows"]["reward"])
     figures = _means(
         {
             "reward of the reference": before["rows"]["reward"],
@@ -140,27 +186,62 @@ def ppo(config: TrainPPO) -> None:
     _finish(config, run, policy, figures, cost, rows, encoder)
 
 
+def _name(config: Run) -> str:
+    """What reports call the method."""
+    return next(
+        label for name, label in LABELS.items() if isinstance(config, type(getattr(Methods(), name.replace("-", "_"))))
+    )
+
+
 def _policy(config: Run) -> Policy:
     return load_policy(
         config.model, device=pick_device(config.device), trust_remote_code=config.trust_remote_code, quiet=False
     )
 
 
+def _reward(config: RunOnline, policy: Policy) -> LearnedReward:
+    model = load_reward_model(config.reward, device=policy.device, trust_remote_code=config.trust_remote_code)
+    return LearnedReward(model, policy.tokenizer)
+
+
+def _value(config: TrainPPO, policy: Policy) -> Policy | None:
+    """The value model, which starts as the reward model; None where it is a head on the policy."""
+    if config.value_trunk == "shared":
+        return None
+    value = load_reward_model(config.reward, device=policy.device, trust_remote_code=config.trust_remote_code)
+    if value.tokenizer.get_vocab() != policy.tokenizer.get_vocab():
+        raise ConfigError(
+            f"{config.reward} and {config.model} have different tokenizers, and the value model starts as the reward "
+            "model; train one with `preflab train reward` on a model of the same family, or use value_trunk = shared"
+        )
+    return value
+
+
+def _prompt_ids(encoder: Encoder, rows: Sequence[Prompt]) -> list[PromptIds]:
+    return [PromptIds(row.origin, row.text, encoder.prompt(row.text)) for row in rows]
+
+
 def _encoder(config: Run, policy: Policy) -> Encoder:
     return Encoder(policy.tokenizer, config.lengths.prompt_tokens, config.lengths.response_tokens)
 
 
-def _split(config: Run, loaded: Loaded[Any]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+def _split(config: Run, loaded: Loaded[Row]) -> tuple[tuple[Row, ...], tuple[Row, ...]]:
     """Training and held-out rows; no prompt stands on both sides."""
     sides = split_by_prompt(loaded.rows, {"train": 1 - config.holdout, "held out": config.holdout}, seed=config.seed)
     return sides["train"], sides["held out"]
 
 
 def _open(
-    config: Train, loaded: Loaded[Any], encoder: Encoder, policy: Policy, train: Sequence[Any], held_out: Sequence[Any]
+    config: Run,
+    frozen: int,
+    loaded: Loaded[Any],
+    encoder: Encoder,
+    policy: Policy,
+    train: Sequence[Tree] | Sequence[PromptIds],
+    held_out: Sequence[Tree] | Sequence[PromptIds],
 ) -> RunFolder:
     """Claim the run folder, once data, model and settings are known to fit each other, and say what was read."""
-    check_blocks(policy.model, config.freeze_blocks)
+    check_blocks(policy.model, frozen)
     longest = max(_tokens(row, config.lengths) for row in (*train, *held_out))
     check_length(policy.model, longest, "lower lengths.prompt_tokens or lengths.response_tokens")
     run = RunFolder.open(config.out, to_yaml(config), data=config.data)
@@ -169,10 +250,13 @@ def _open(
     for name, count in counts.items():
         if name != "read" and count:
             say(f"  {name}: {count}")
-    if isinstance(train[0], Tree):
-        supervised = sum(len(response) for tree in train for response in tree.responses)
-        whole = supervised + sum(len(tree.prompt) * len(tree.responses) for tree in train)
+    trees = [row for row in train if isinstance(row, Tree)]
+    if trees:
+        supervised = sum(len(response) for tree in trees for response in tree.responses)
+        whole = supervised + sum(len(tree.prompt) * len(tree.responses) for tree in trees)
         say(f"  response tokens, which the loss sees: {supervised} of {whole} ({supervised / whole:.0%})")
+        check_ends(trees, encoder.end_id)
+        check_prompts(trees)
     return run
 
 
@@ -184,16 +268,27 @@ def _tokens(row: Tree | PromptIds, lengths: Lengths) -> int:
 
 
 def _means(values: dict[str, list[float]]) -> Figures:
-    return {name: estimate([rows], name).json() for name, rows in values.items()}
+    figures = {name: estimate([rows], name) for name, rows in values.items()}
+    return {name: (one.within(0.0, 1.0) if name in SHARES else one).json() for name, one in figures.items()}
 
 
 def _finish(
-    config: Run, run: RunFolder, policy: Policy, figures: Figures, cost: Cost, loaded: Loaded[Any], encoder: Encoder
+    config: Run,
+    run: RunFolder,
+    policy: Policy,
+    figures: Figures,
+    cost: Cost,
+    loaded: Loaded[Any],
+    encoder: Encoder,
+    calibration: Calibration | None = None,
 ) -> None:
     save_model(policy, run.model)
     counts = dict(loaded.counts) | dict(encoder.counts)
-    write_json(run.evaluation, {"held_out": figures, "cost": cost.values(), "counts": counts})
-    _show(config, figures)
+    found = {"held_out": figures, "cost": cost.values(), "counts": counts}
+    if calibration:
+        found["calibration"] = calibration.json()
+    write_json(run.evaluation, found)
+    _show(config, found)
 
 
 def _already_finished(config: Run) -> bool:
@@ -203,12 +298,15 @@ def _already_finished(config: Run) -> bool:
         return False
     RunFolder.open(config.out, to_yaml(config), data=config.data)
     say(f"{config.out} is finished already")
-    _show(config, read_json(run.evaluation)["held_out"])
+    _show(config, read_json(run.evaluation))
     return True
 
 
-def _show(config: Run, figures: Figures) -> None:
+def _show(config: Run, found: dict[str, Any]) -> None:
     print("held out:")
-    for name, value in figures.items():
+    for name, value in found["held_out"].items():
         print(f"  {name.replace('_', ' '):<28}{value['mean']:.4g}  [{value['low']:.4g}, {value['high']:.4g}]")
+    if "calibration" in found:
+        for sentence in Calibration.of_json(found["calibration"]).sentences():
+            print(f"  {sentence}")
     print(f"model: {RunFolder(config.out).model}")

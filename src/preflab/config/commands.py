@@ -2,14 +2,40 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Literal
 
-from annotated_types import Gt, Le
+from annotated_types import Ge, Gt, Le
 from tyro.conf import Positional
 
-from preflab.config.methods import DPO, PPO, SFT, Optimizer, Positive, Reward, Seed
+from preflab.config.arms import stages
+from preflab.config.online import DAPO, GRPO, PPO, RLOO, DrGRPO, Reinforce
+from preflab.config.online_preference import IterativeDPO, OnlineDPO, Ranking
+from preflab.config.preference import (
+    AOT,
+    BCO,
+    CPO,
+    DPO,
+    DPOP,
+    EXO,
+    FDPO,
+    IPO,
+    KTO,
+    NCA,
+    ORPO,
+    SPPO,
+    APODown,
+    APOZero,
+    BCOPair,
+    ConservativeDPO,
+    Hinge,
+    LengthNormalisedDPO,
+    RobustDPO,
+    SimPO,
+    WeightedSum,
+)
+from preflab.config.training import SFT, Optimizer, Positive, Reward, Seed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,13 +88,153 @@ class TrainDPO(DPO, Run):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainPPO(PPO, Run):
-    """Proximal policy optimisation against a reward model, on prompts. The reference is the start."""
+class TrainConservativeDPO(ConservativeDPO, Run):
+    """Conservative DPO: DPO that believes a share of the labels to be flipped."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainRobustDPO(RobustDPO, Run):
+    """Robust DPO: unbiased where a known share of the labels is flipped."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainIPO(IPO, Run):
+    """Identity preference optimisation: a finite margin even where labels are certain."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainHinge(Hinge, Run):
+    """Hinge loss on the margin (SLiC with a reference, as in RSO)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainEXO(EXO, Run):
+    """Exact preference optimisation on pairs: reverse KL to the smoothed label."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainAOT(AOT, Run):
+    """Alignment by optimal transport: stochastic dominance of the policy's margins over the reference's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainLengthNormalisedDPO(LengthNormalisedDPO, Run):
+    """Length-normalised DPO: log-ratios per token."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainFDPO(FDPO, Run):
+    """DPO under another divergence than the reverse KL."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainDPOP(DPOP, Run):
+    """DPO-positive: pays for a chosen response that falls below the reference."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainNCA(NCA, Run):
+    """Noise-contrastive alignment on pairs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainBCOPair(BCOPair, Run):
+    """Binary classifier optimisation on pairs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSPPO(SPPO, Run):
+    """Self-play preference optimisation with hard labels."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainAPOZero(APOZero, Run):
+    """Anchored preference optimisation that lifts chosen and lowers rejected responses."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainAPODown(APODown, Run):
+    """Anchored preference optimisation that lowers both, rejected ones more."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSimPO(SimPO, Run):
+    """Simple preference optimisation: mean log-probabilities, no reference."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainCPO(CPO, Run):
+    """Contrastive preference optimisation: DPO without a reference, plus cross-entropy."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainORPO(ORPO, Run):
+    """Odds-ratio preference optimisation: cross-entropy plus log-odds, no reference."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainWeightedSum(WeightedSum, Run):
+    """A weighted sum of losses on pairs, say DPO + 0.1 × cross-entropy."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainKTO(KTO, Run):
+    """Kahneman–Tversky optimisation, on responses marked desirable or not."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainBCO(BCO, Run):
+    """Binary classifier optimisation, on responses marked desirable or not."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOnline(Run):
+    """What the `train` commands share that sample their own responses. The reference is the start."""
 
     reward: str
     """A reward model's folder or Hub name (sequence classification, one label), as `preflab train reward` writes."""
     log_every: Positive = 1
     """Updates between two lines of metrics.jsonl."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainPPO(PPO, RunOnline):
+    """Proximal policy optimisation against a reward model, on prompts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainGRPO(GRPO, RunOnline):
+    """Group relative policy optimisation: no value model, advantages within a prompt's responses."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainDrGRPO(DrGRPO, RunOnline):
+    """Dr. GRPO: GRPO without its length and difficulty biases."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainDAPO(DAPO, RunOnline):
+    """DAPO: GRPO with a higher upper clip, token means and dynamic sampling."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainRLOO(RLOO, RunOnline):
+    """REINFORCE leave-one-out: each response against the others to its prompt."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainReinforce(Reinforce, RunOnline):
+    """REINFORCE with the rollout's other responses as baseline."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOnlineDPO(OnlineDPO, RunOnline):
+    """Online DPO: pairs from the current policy, best against worst by the reward."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainIterativeDPO(IterativeDPO, RunOnline):
+    """Iterative DPO: rounds of sampling pairs and training on them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +289,40 @@ class Evaluate:
     """Run Python code that comes with the models; off unless you trust their authors."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto takes the GPU where there is one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MakePairs:
+    """Write preference pairs made of a policy's responses, ranked by a reward model: best against worst."""
+
+    model: Positional[str]
+    """The policy: a folder in the Hugging Face format or a name on the Hub."""
+    reward: str
+    """A reward model's folder or Hub name, as `preflab train reward` writes."""
+    data: Path
+    """JSONL with a `prompt` column, or preference pairs, whose prompts are used."""
+    out: Path
+    """The file to write: JSONL with prompt, chosen, rejected and the two rewards."""
+    ranking: Ranking = field(default_factory=Ranking)
+    """How responses become pairs."""
+    missing_end_penalty: Annotated[float, Ge(0)] = 1.0
+    """Taken from the reward of a response that the length limit cut before its end token, in units of reward, ≥ 0."""
+    lengths: Lengths = field(default_factory=Lengths)
+    """What fits in a sequence."""
+    seed: Seed = 0
+    """Determines the responses."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the models; off unless you trust their authors."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto takes the GPU where there is one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Explain:
+    """Print a method's formula as implemented, its settings, what it logs and which values should worry."""
+
+    method: Positional[str | None] = None
+    """A method's name, as in `preflab train METHOD`; none: list them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,12 +385,17 @@ class Pairs:
     """Gold reward = this × sentiment in [−1, 1], for labels and for the gold-rewarded arm alike."""
 
 
-ArmName = Literal["reference", "sft", "dpo", "ppo", "ppo-gold"]
+@dataclass(frozen=True, kw_only=True)
+class BestOfN:
+    """Best of n: sample n responses of the reference, keep the one that the reward model likes best. No training."""
+
+    n: Annotated[int, Gt(1)] = 16
+    """The most responses a prompt; 2, 4, 8, … up to it are points of the arm."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Compare:
-    """Compare methods on one task: same start, same prompts, same sampler, same judge; writes a report."""
+class Study:
+    """What a study is told beside the settings of its arms."""
 
     task: Literal["reviews", "dialogue"] = "reviews"
     """reviews: film reviews with an exactly known reward; dialogue: preference pairs, judged by a held-out model."""
@@ -200,8 +405,9 @@ class Compare:
     """Real data: labelled reviews (text, label) for reviews, preference pairs for dialogue."""
     model: str | None = None
     """Any causal model (folder or Hub name) instead of the small base trained here."""
-    arms: tuple[ArmName, ...] = ("reference", "sft", "dpo", "ppo", "ppo-gold")
-    """What is compared. The reference always takes part. ppo-gold sees the gold reward: an oracle, reviews only."""
+    arms: tuple[str, ...] = ("reference", "sft", "dpo", "ppo", "ppo-gold")
+    """What is compared: methods by their names, chains of them (dpo+ppo), best-of-n. The reference always takes part. A
+    method that samples may end in -gold (ppo-gold): paid by the gold reward itself, an oracle, reviews only."""
     seeds: Positive = 1
     """How often pairs, reward model and arms are made anew; base and reference model are shared."""
     seed: Seed = 0
@@ -220,15 +426,98 @@ class Compare:
     """How preferences are made (reviews)."""
     reward: Reward = field(default_factory=lambda: Reward(evaluations=1))
     """The reward model."""
-    sft: SFT = field(default_factory=SFT)
-    """The arm sft: further fine-tuning on the chosen responses."""
-    dpo: DPO = field(default_factory=DPO)
-    """The arm dpo."""
-    ppo: PPO = field(default_factory=PPO)
-    """The arms ppo and ppo-gold: the same settings, another reward."""
+    chain_reference: Literal["study", "previous"] = "study"
+    """What a stage of a chain (dpo+ppo) is held to: the study's reference, or the previous stage."""
+    choose_by: Literal["reward", "proxy", "last"] = "reward"
+    """Which checkpoint speaks for an arm: the best on validation prompts by the gold reward (or judge), the best by the
+    proxy that training saw, or the last."""
     log_every: Positive = 5
     """Steps between two lines of metrics.jsonl; PPO writes one every update."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model; off unless you trust its author."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto takes the GPU where there is one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Methods:
+    """The settings of each method, for arms that bear its name or end in it."""
+
+    sft: SFT = field(default_factory=SFT)
+    """The arm sft: further fine-tuning on the chosen responses."""
+    dpo: DPO = field(default_factory=DPO)
+    """The arm dpo."""
+    cdpo: ConservativeDPO = field(default_factory=ConservativeDPO)
+    """The arm cdpo."""
+    rdpo: RobustDPO = field(default_factory=RobustDPO)
+    """The arm rdpo."""
+    ipo: IPO = field(default_factory=IPO)
+    """The arm ipo."""
+    hinge: Hinge = field(default_factory=Hinge)
+    """The arm hinge."""
+    exo: EXO = field(default_factory=EXO)
+    """The arm exo."""
+    aot: AOT = field(default_factory=AOT)
+    """The arm aot."""
+    ln_dpo: LengthNormalisedDPO = field(default_factory=LengthNormalisedDPO)
+    """The arm ln-dpo."""
+    f_dpo: FDPO = field(default_factory=FDPO)
+    """The arm f-dpo."""
+    dpop: DPOP = field(default_factory=DPOP)
+    """The arm dpop."""
+    nca: NCA = field(default_factory=NCA)
+    """The arm nca."""
+    bco_pair: BCOPair = field(default_factory=BCOPair)
+    """The arm bco-pair."""
+    sppo: SPPO = field(default_factory=SPPO)
+    """The arm sppo."""
+    apo_zero: APOZero = field(default_factory=APOZero)
+    """The arm apo-zero."""
+    apo_down: APODown = field(default_factory=APODown)
+    """The arm apo-down."""
+    simpo: SimPO = field(default_factory=SimPO)
+    """The arm simpo."""
+    cpo: CPO = field(default_factory=CPO)
+    """The arm cpo."""
+    orpo: ORPO = field(default_factory=ORPO)
+    """The arm orpo."""
+    sum: WeightedSum = field(default_factory=WeightedSum)
+    """The arm sum."""
+    kto: KTO = field(default_factory=KTO)
+    """The arm kto."""
+    bco: BCO = field(default_factory=BCO)
+    """The arm bco."""
+    ppo: PPO = field(default_factory=PPO)
+    """The arms ppo and ppo-gold: the same settings, another reward; likewise for the methods below."""
+    grpo: GRPO = field(default_factory=GRPO)
+    """The arm grpo."""
+    dr_grpo: DrGRPO = field(default_factory=DrGRPO)
+    """The arm dr-grpo."""
+    dapo: DAPO = field(default_factory=DAPO)
+    """The arm dapo."""
+    rloo: RLOO = field(default_factory=RLOO)
+    """The arm rloo."""
+    reinforce: Reinforce = field(default_factory=Reinforce)
+    """The arm reinforce."""
+    online_dpo: OnlineDPO = field(default_factory=OnlineDPO)
+    """The arm online-dpo."""
+    iterative_dpo: IterativeDPO = field(default_factory=IterativeDPO)
+    """The arm iterative-dpo."""
+    best_of_n: BestOfN = field(default_factory=BestOfN)
+    """The arm best-of-n."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compare(Methods, Study):
+    """Compare methods on one task: same start, same prompts, same sampler, same judge; writes a report."""
+
+    def idle_fields(self) -> tuple[str, ...]:
+        """Settings of methods that are no arm, nor a stage of one."""
+        named = {stage.key for arm in self.arms for stage in stages(arm)} | {arm.replace("-", "_") for arm in self.arms}
+        return tuple(one.name for one in fields(Methods) if one.name not in named)
+
+    def misfit(self) -> str | None:
+        """What does not fit together, or None."""
+        if self.chain_reference != "study" and not any("+" in arm for arm in self.arms):
+            return f"chain_reference = {self.chain_reference} has no effect: no arm is a chain such as dpo+ppo"
+        return None

@@ -193,7 +193,7 @@ def check(config: Config) -> Config:
     Raises:
         ConfigError: a value has the wrong type, is out of range, or does not fit another (the class's `misfit`).
     """
-    checked = build(type(config), to_values(config))
+    checked = build(type(config), to_values(config, idle=True))
     _check_fit(checked, "")
     return checked
 
@@ -206,17 +206,22 @@ def _check_fit(config: Any, prefix: str) -> None:
             _check_fit(part, f"{prefix}{field.name}.")
 
 
-def to_values(config: Any) -> dict[str, Any]:
+def to_values(config: Any, *, idle: bool = False) -> dict[str, Any]:
     """Nested plain values, as YAML and JSON have them: paths become strings, tuples lists.
 
-    >>> from preflab.config.methods import DPOLoss
+    Settings without effect beside the others (the class's `idle_fields`, say of methods that are no arm) are left out,
+    unless `idle`.
+
+    >>> from preflab.config.pair_losses import DPOLoss
     >>> to_values(DPOLoss())
     {'beta': 0.1, 'label_smoothing': 0.0}
     """
 
     def plain(value: Any) -> Any:
         if dataclasses.is_dataclass(value):
-            return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+            left_out = value.idle_fields() if hasattr(value, "idle_fields") and not idle else ()
+            names = [field.name for field in dataclasses.fields(value) if field.name not in left_out]
+            return {name: plain(getattr(value, name)) for name in names}
         if isinstance(value, tuple | list):
             return [plain(item) for item in value]
         return str(value) if isinstance(value, Path) else value

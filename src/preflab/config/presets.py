@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar, assert_never
 
+from preflab.config.arms import LABELS
 from preflab.config.commands import Base, Compare, Lengths, Pairs, Prompts
-from preflab.config.methods import DPO, PPO, SFT, DPOLoss, Fit, Optimizer, Reward
+from preflab.config.online import PPO, Online
+from preflab.config.online_preference import IterativeDPO, OnlineDPO
+from preflab.config.training import SFT, Fit, Optimizer, Reward
 
 AnyFit = TypeVar("AnyFit", bound=Fit)
+Method = Fit | Online | OnlineDPO
+"""What an arm is told."""
 
 
 def preset(task: str, *, data: bool = False, model: bool = False, quick: bool = False) -> Compare:
@@ -30,8 +36,15 @@ def _adamw(rate: float, *, warmup_steps: int = 10, linear: bool = False) -> Opti
     return Optimizer(learning_rate=rate, warmup_steps=warmup_steps, decay="linear" if linear else "constant")
 
 
+def _each(config: Compare, change: Callable[[Method], Method]) -> Compare:
+    """The same change to the settings of every method that can be an arm."""
+    names = [method.replace("-", "_") for method in LABELS]
+    changes: dict[str, Any] = {name: change(getattr(config, name)) for name in names}
+    return replace(config, **changes)
+
+
 def _reviews() -> Compare:
-    return Compare(
+    config = Compare(
         task="reviews",
         lengths=Lengths(prompt_tokens=16, response_tokens=48),
         reference=SFT(
@@ -40,27 +53,39 @@ def _reviews() -> Compare:
         reward=Reward(
             epochs=1.5, batch_size=16, micro_batch_size=16, evaluations=1, optimizer=_adamw(1e-3, linear=True)
         ),
-        sft=SFT(epochs=1, batch_size=64, micro_batch_size=64, evaluations=5, optimizer=_adamw(3e-4)),
-        dpo=DPO(
-            epochs=1,
-            batch_size=64,
-            micro_batch_size=64,
-            evaluations=5,
-            loss=DPOLoss(beta=0.1),
-            optimizer=_adamw(2e-4),
-        ),
-        ppo=PPO(
-            updates=24,
-            batch_size=128,
-            mini_batch_size=64,
-            micro_batch_size=64,
-            epochs=2,
-            evaluations=5,
-            kl_coefficient=0.1,
-            optimizer=_adamw(2e-4),
-            value_optimizer=_adamw(5e-4),
-        ),
     )
+    return _each(config, _small_scale)
+
+
+def _small_scale(settings: Method) -> Method:
+    """Rates and batches for the small base: the same ones for all methods of a kind, so that a study compares these."""
+    match settings:
+        case IterativeDPO():
+            shared = replace(settings, batch_size=64, micro_batch_size=64, optimizer=_adamw(2e-4))
+            return replace(shared, evaluations=2)
+        case SFT():
+            return replace(settings, batch_size=64, micro_batch_size=64, evaluations=5, optimizer=_adamw(3e-4))
+        case Fit():
+            return replace(settings, batch_size=64, micro_batch_size=64, evaluations=5, optimizer=_adamw(2e-4))
+        case OnlineDPO():
+            sized = replace(settings, batch_size=32, mini_batch_size=32, micro_batch_size=32)
+            return replace(sized, updates=24, evaluations=5, optimizer=_adamw(2e-4))
+        case Online():
+            shared_online = replace(
+                settings,
+                updates=24,
+                batch_size=128,
+                mini_batch_size=64,
+                micro_batch_size=64,
+                epochs=2,
+                evaluations=5,
+                optimizer=_adamw(2e-4),
+            )
+            if isinstance(shared_online, PPO):
+                return replace(shared_online, value_optimizer=_adamw(5e-4))
+            return shared_online
+        case never:
+            assert_never(never)
 
 
 def _real_reviews() -> Compare:
@@ -79,7 +104,7 @@ def _real_base(*, epochs: float, vocabulary: int) -> Base:
 
 def _dialogue() -> Compare:
     config = _reviews()
-    return replace(
+    small = replace(
         config,
         task="dialogue",
         arms=("reference", "sft", "dpo", "ppo"),
@@ -88,41 +113,68 @@ def _dialogue() -> Compare:
         prompts=Prompts(train=1000, validation=128, test=256),
         # Pairs are few here: small batches, or there would be no steps to speak of.
         reference=replace(config.reference, batch_size=16, micro_batch_size=16, optimizer=_adamw(5e-4, linear=True)),
-        sft=replace(config.sft, batch_size=16, micro_batch_size=16),
-        dpo=replace(config.dpo, batch_size=16, micro_batch_size=16, epochs=2),
     )
+    return _each(small, _few_pairs)
+
+
+def _few_pairs(settings: Method) -> Method:
+    if not isinstance(settings, Fit):
+        return settings
+    small = replace(settings, batch_size=16, micro_batch_size=16)
+    return small if isinstance(settings, SFT | IterativeDPO) else replace(small, epochs=2)
 
 
 def _quick(config: Compare) -> Compare:
-    return replace(
+    bounded = replace(
         config,
         base=replace(config.base, epochs=config.base.epochs / 2),
         reference=replace(config.reference, epochs=config.reference.epochs / 2),
         prompts=Prompts(train=min(config.prompts.train, 1000), validation=64, test=128),
-        ppo=replace(config.ppo, updates=16, evaluations=4),
-        sft=replace(config.sft, epochs=1, evaluations=4),
-        dpo=replace(config.dpo, epochs=1, evaluations=4),
         quick=True,
     )
+    return _each(bounded, _fewer_steps)
+
+
+def _fewer_steps(settings: Method) -> Method:
+    match settings:
+        case IterativeDPO():
+            return settings
+        case Fit():
+            return replace(settings, epochs=1, evaluations=4)
+        case OnlineDPO() | Online():
+            return replace(settings, updates=16, evaluations=4)
+        case never:
+            assert_never(never)
 
 
 def _gentle(config: Compare) -> Compare:
     """Rates for a model that can already write, and micro-batches for one with a large vocabulary."""
-    return replace(
-        config,
-        reference=_small(config.reference, 2e-5),
-        reward=_small(config.reward, 2e-5),
-        sft=_small(config.sft, 1e-5),
-        dpo=_small(config.dpo, 5e-6),
-        ppo=replace(
-            config.ppo,
-            batch_size=64,
-            mini_batch_size=32,
-            micro_batch_size=8,
-            optimizer=replace(config.ppo.optimizer, learning_rate=5e-6),
-            value_optimizer=replace(config.ppo.value_optimizer, learning_rate=2e-5),
-        ),
-    )
+    shared = replace(config, reference=_small(config.reference, 2e-5), reward=_small(config.reward, 2e-5))
+    return _each(shared, _fine_tuning)
+
+
+def _fine_tuning(settings: Method) -> Method:
+    match settings:
+        case SFT():
+            return _small(settings, 1e-5)
+        case Fit():
+            return _small(settings, 5e-6)
+        case OnlineDPO():
+            small = replace(settings, batch_size=16, mini_batch_size=16, micro_batch_size=8)
+            return replace(small, optimizer=replace(settings.optimizer, learning_rate=5e-6))
+        case Online():
+            gentle = replace(
+                settings,
+                batch_size=64,
+                mini_batch_size=32,
+                micro_batch_size=8,
+                optimizer=replace(settings.optimizer, learning_rate=5e-6),
+            )
+            if isinstance(gentle, PPO):
+                return replace(gentle, value_optimizer=replace(gentle.value_optimizer, learning_rate=2e-5))
+            return gentle
+        case never:
+            assert_never(never)
 
 
 def _small(fit: AnyFit, rate: float) -> AnyFit:

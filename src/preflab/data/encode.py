@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from preflab.data.records import Demonstration, PreferencePair
+from preflab.data.records import Demonstration, Feedback, PreferencePair
 from preflab.errors import ConfigError, DataError
 
 # transformers' tokenizers have no common typed base class that mypy can read.
@@ -91,7 +91,7 @@ class Encoder:
             ids = ids[: self.response_tokens]
         return ids
 
-    def demonstrations(self, rows: Iterable[Demonstration]) -> list[Tree]:
+    def demonstrations(self, rows: Iterable[Demonstration | Feedback]) -> list[Tree]:
         """One tree with one response a row."""
         trees = [Tree(row.origin, self.prompt(row.prompt), (self.response(row.response),)) for row in rows]
         if not trees:

@@ -1,4 +1,4 @@
-"""The four kinds of row that preflab learns from. `origin` says where a row came from: "pairs.jsonl:17"."""
+"""The five kinds of row that preflab learns from. `origin` says where a row came from: "pairs.jsonl:17"."""
 
 from __future__ import annotations
 
@@ -45,7 +45,17 @@ class Rating:
     origin: str
 
 
-Record = PreferencePair | Prompt | Demonstration | Rating
+@dataclass(frozen=True, slots=True)
+class Feedback:
+    """A response and whether it was desirable: what KTO learns from."""
+
+    prompt: str
+    response: str
+    desirable: bool
+    origin: str
+
+
+Record = PreferencePair | Prompt | Demonstration | Rating | Feedback
 
 
 def prompt_of(record: Record) -> str:
@@ -57,7 +67,7 @@ def prompt_of(record: Record) -> str:
     'A fine film.'
     """
     match record:
-        case PreferencePair():
+        case PreferencePair() | Feedback():
             return record.prompt
         case Demonstration():
             return record.prompt or record.response

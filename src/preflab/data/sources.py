@@ -28,7 +28,7 @@ from typing import Any, Generic, TypeVar
 
 from preflab import runs
 from preflab.data.jsonl import Faults, Row, kind, read_rows, shown
-from preflab.data.records import Demonstration, PreferencePair, Prompt, Rating, Record
+from preflab.data.records import Demonstration, Feedback, PreferencePair, Prompt, Rating, Record
 from preflab.errors import ConfigError, DataError, nearest
 
 EMPTY_SHARE_ALLOWED = 0.01
@@ -149,6 +149,44 @@ def read_ratings(path: Path) -> Loaded[Rating]:
     file.count("label 1", (rating.label == 1 for rating in ratings))
     file.count("label 0", (rating.label == 0 for rating in ratings))
     return file.load(ratings, lambda rating: (rating.text, rating.label), may_drop=(_EMPTY_TEXT,))
+
+
+def read_feedback(path: Path, *, allow_empty_prompt: bool = False) -> Loaded[Feedback]:
+    """Responses marked desirable or not, in one of two forms.
+
+    `prompt`, `completion` (or `response`) and `label`, which is true or false; or pairs, each of which gives a
+    desirable and an undesirable response after the policies for pairs.
+
+    Raises DataError by the policies above, by file:line for any other label, and where all labels are one.
+    """
+    file = _File(path)
+    if {"chosen", "rejected"} <= set(file.columns):
+        pairs = _pairs(file, allow_empty_prompt)
+        rows = [
+            Feedback(pair.prompt, text, desirable, pair.origin)
+            for pair in pairs.rows
+            for text, desirable in ((pair.chosen, True), (pair.rejected, False))
+        ]
+        return Loaded(tuple(rows), pairs.counts | {"responses taken from pairs": len(rows)})
+    response = "response" if "response" in file.columns and "completion" not in file.columns else "completion"
+    forms = 'feedback is "prompt", "completion" and "label" (true or false), or preference pairs'
+    feedback = []
+    for row, (prompt, text) in file.texts("prompt", response, beside=("label",), forms=forms):
+        label = row.fields["label"]
+        if not isinstance(label, bool):
+            file.faults.add(row.line, f'"label" must be true or false, this is {json.dumps(label):.40}')
+        elif not file.takes_prompt(row, prompt, allow_empty_prompt):
+            continue
+        elif text.strip():
+            feedback.append(Feedback(prompt, text, label, row.origin))
+        else:
+            file.drop(row, _EMPTY_RESPONSE)
+    file.count("desirable", (one.desirable for one in feedback))
+    file.count("undesirable", (not one.desirable for one in feedback))
+    loaded = file.load(feedback, lambda one: (one.prompt, one.response, one.desirable), may_drop=(_EMPTY_RESPONSE,))
+    if len({one.desirable for one in feedback}) == 1:
+        raise DataError(f"{path}: every label is {str(feedback[0].desirable).lower()}; learning needs both kinds")
+    return loaded
 
 
 def write_pairs(path: Path, pairs: Sequence[PreferencePair]) -> None:

@@ -20,7 +20,7 @@ from preflab.models.scoring import response_logits, response_logprobs, trees_at_
 from preflab.rewards.protocol import Reward, score
 from preflab.rollouts.sampler import Response, sample
 from preflab.runs import JSON
-from preflab.training.ppo import PromptIds, answers
+from preflab.training.rollout import PromptIds, answers
 
 
 @dataclass(frozen=True)
@@ -63,10 +63,25 @@ class Judge:
             max_new_tokens=self.max_new_tokens,
             seed=self.seed,
         )
+        kls = self.sequence_kl(policy, responses)
+        return self.measured(policy, prompts, responses, kls, step=step, split=split, baseline=baseline)
+
+    @torch.no_grad()
+    def measured(
+        self,
+        policy: Policy,
+        prompts: Sequence[PromptIds],
+        responses: Sequence[Response],
+        kls: list[float],
+        *,
+        step: int,
+        split: str,
+        baseline: list[float] | None,
+    ) -> tuple[dict[str, JSON], list[dict[str, JSON]]]:
+        """As `point`, of responses and KLs (in nats) that are there already, one a prompt."""
         judged = answers(self.encoder, prompts, responses)
         rewards = score(self.reward, judged) if self.reward else None
         proxies = score(self.proxy, judged) if self.proxy else None
-        kls = self.sequence_kl(policy, responses)
         rows = {
             "prompt": [prompt.key for prompt in prompts],
             "reward": rewards,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from preflab.runs import JSON, RunFolder, read_json, read_lines, to_line, write_json, write_text
 
 
@@ -21,10 +23,14 @@ def add_point(run: RunFolder, point: dict[str, JSON], samples: list[dict[str, JS
     write_json(run.evaluation, {"points": points, "chosen_step": None, "cost": None})
 
 
-def best_step(run: RunFolder) -> int:
-    """The step with the highest mean validation reward; the earlier one of equals."""
+def best_step(run: RunFolder, *, by: Literal["reward", "proxy", "last"] = "reward") -> int:
+    """The step that speaks for the run: with the highest mean validation reward, or proxy reward, the earlier one of
+    equals; or the last one."""
     points = [point for point in read_points(run) if point["split"] == "validation"]
-    return int(max(points, key=lambda p: (_mean(p["rows"]["reward"]), -p["step"]))["step"])
+    if by == "last":
+        return max(int(point["step"]) for point in points)
+    rows = {"reward": "reward", "proxy": "proxy_reward"}[by]
+    return int(max(points, key=lambda p: (_mean(p["rows"][rows]), -p["step"]))["step"])
 
 
 def finish(run: RunFolder, *, chosen_step: int, cost: dict[str, float]) -> None:

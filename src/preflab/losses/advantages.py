@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
@@ -109,3 +109,98 @@ def whiten(
     variance = ((values - mean) ** 2).masked_fill(~mask, 0.0).sum() / count
     whitened = (values - mean) * torch.rsqrt(variance + 1e-8)
     return (whitened if shift_mean else whitened + mean).masked_fill(~mask, 0.0)
+
+
+def less_group_mean(scores: Float[Tensor, " response"], *, group: int) -> Float[Tensor, " response"]:
+    """r_i − mean_j r_j over the responses to one prompt (GRPO, arXiv 2402.03300, §4.1; alone: Dr. GRPO, 2503.20783).
+
+    Exactly 0 where a group's scores are equal. The response itself is in the mean, so the expected gradient is
+    (1 − 1/k) of the true one.
+
+    Args:
+        scores: group after group, penalties included, in units of reward.
+        group: k ≥ 2 responses to each prompt.
+
+    Raises:
+        ValueError: k is below 2, or does not divide the number of scores.
+
+    >>> less_group_mean(torch.tensor([1.0, 0.0, 0.0, 0.0]), group=4)
+    tensor([ 0.7500, -0.2500, -0.2500, -0.2500])
+    """
+    groups = _groups(scores, group)
+    same = (groups == groups[:, :1]).all(1, keepdim=True)  # else rounding would leave 1e-9, which a tiny std blows up
+    return (groups - groups.mean(1, keepdim=True)).masked_fill(same, 0.0).flatten()
+
+
+def leave_one_out(scores: Float[Tensor, " response"], *, group: int) -> Float[Tensor, " response"]:
+    """r_i − mean_{j≠i} r_j (RLOO: Kool et al. 2019; arXiv 2402.14740, §3.2): an unbiased baseline.
+
+        = k/(k − 1)·(r_i − mean_j r_j)
+
+    Args:
+        scores: group after group, penalties included, in units of reward.
+        group: k ≥ 2 responses to each prompt, or all of the rollout for a batch baseline.
+
+    Raises:
+        ValueError: k is below 2, or does not divide the number of scores.
+
+    >>> leave_one_out(torch.tensor([1.0, 0.0, 0.0, 0.0]), group=4)
+    tensor([ 1.0000, -0.3333, -0.3333, -0.3333])
+    """
+    return less_group_mean(scores, group=group) * group / (group - 1)
+
+
+def over_std(
+    advantages: Float[Tensor, " response"], scores: Float[Tensor, " response"], *, group: int, epsilon: float = 1e-6
+) -> Float[Tensor, " response"]:
+    """Â_i/(std_j r_j + ε) over a group, or over the rollout (GRPO, arXiv 2402.03300, §4.1).
+
+    The standard deviation is that with n − 1, ε is verl's (TRL: 1e-4). It makes a prompt whose rewards hardly differ
+    weigh as much as any other.
+
+    Args:
+        advantages: Â, group after group.
+        scores: what the deviation is taken of.
+        group: k ≥ 2 responses, or all of the rollout.
+        epsilon: ε > 0, in units of reward.
+
+    Raises:
+        ValueError: k is below 2, or does not divide the number of scores.
+
+    >>> scores = torch.tensor([1.0, 0.0, 0.0, 0.0])
+    >>> over_std(less_group_mean(scores, group=4), scores, group=4)
+    tensor([ 1.5000, -0.5000, -0.5000, -0.5000])
+    """
+    deviation = _groups(scores, group).std(1, keepdim=True)
+    return (advantages.view(-1, group) / (deviation + epsilon)).flatten()
+
+
+def overlong_penalty(
+    lengths: Int[Tensor, " response"], *, longest: int, buffer: int, factor: float
+) -> Float[Tensor, " response"]:
+    """What an overlong response pays, in [−factor, 0] (soft overlong punishment: DAPO, arXiv 2503.14476, Eq. 13).
+
+        min(−(n − (longest − buffer))/buffer·factor, 0)
+
+    Args:
+        lengths: n, tokens in each response, at most `longest`.
+        longest: the length limit, in tokens.
+        buffer: tokens before the limit over which the penalty grows, in [1, longest].
+        factor: the penalty at the limit, in units of reward.
+
+    Raises:
+        ValueError: the buffer is out of range.
+
+    >>> overlong_penalty(torch.tensor([10, 16, 18, 20]), longest=20, buffer=4, factor=1.0)
+    tensor([ 0.0000,  0.0000, -0.5000, -1.0000])
+    """
+    if not 1 <= buffer <= longest:
+        raise ValueError(f"buffer must be in [1, {longest}], not {buffer}")
+    exceeding = (lengths - (longest - buffer)).clamp(min=0)
+    return -exceeding / buffer * factor
+
+
+def _groups(scores: Float[Tensor, " response"], group: int) -> Float[Tensor, "prompt sample"]:
+    if group < 2 or len(scores) % group:
+        raise ValueError(f"a group needs at least two responses and {len(scores)} scores whole groups, not {group}")
+    return scores.view(-1, group)

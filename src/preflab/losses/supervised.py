@@ -10,12 +10,13 @@ from torch import Tensor
 def sft(
     logprobs: Float[Tensor, "response token"], mask: Bool[Tensor, "response token"]
 ) -> Float[Tensor, "response token"]:
-    """Cross-entropy of each response token in nats, 0 outside the mask.
+    """Cross-entropy of each response token (Ouyang et al. 2022, arXiv 2203.02155, §3.5) in nats, 0 outside the mask.
 
         loss_t = −log π(y_t | x, y_<t)
 
-    Reduce with the global number of supervised tokens (`mean_by(loss, tokens)`): the optimum is then the
-    empirical distribution of responses, and the loss there is its entropy per token.
+    Reduce with the global number of supervised tokens (`mean_by(loss, tokens)`).
+
+    The optimum is then the empirical distribution of responses, and the loss there is its entropy per token.
 
     Args:
         logprobs: of response tokens, the end token included.

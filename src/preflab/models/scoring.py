@@ -37,11 +37,27 @@ def response_logits(model: nn.Module, batch: Packed) -> Float[Tensor, "response 
 
     Logits of prompts are left out as far as the rows share them. What stands at masked tokens is arbitrary.
     """
-    first = int(batch.starts.min()) - 1
-    last = batch.token_ids.shape[1] - 1  # the logits of the last position predict nothing that is there
-    kept = torch.arange(first, last, device=batch.token_ids.device)
+    kept = _kept(batch)
     logits = model(input_ids=batch.token_ids, use_cache=False, logits_to_keep=kept).logits
-    return _at(logits, _before(batch, offset=first))
+    return _at(logits, _before(batch, offset=int(kept[0])))
+
+
+def response_states(model: nn.Module, batch: Packed) -> Float[Tensor, "response token width"]:
+    """A causal model's last hidden state before each response token; arbitrary at masked tokens."""
+    states = model.base_model(input_ids=batch.token_ids, use_cache=False).last_hidden_state  # type: ignore[operator]
+    return _at(states, _before(batch))
+
+
+def response_logits_and_states(
+    model: nn.Module, batch: Packed
+) -> tuple[Float[Tensor, "response token vocabulary"], Float[Tensor, "response token width"]]:
+    """Both in one pass, for a head that shares the model's trunk."""
+    kept = _kept(batch)
+    outputs = model(input_ids=batch.token_ids, use_cache=False, logits_to_keep=kept, output_hidden_states=True)
+    return (
+        _at(outputs.logits, _before(batch, offset=int(kept[0]))),
+        _at(outputs.hidden_states[-1], _before(batch)),
+    )
 
 
 def response_logprobs(model: nn.Module, batch: Packed, *, temperature: float = 1.0) -> Float[Tensor, "response token"]:
@@ -74,6 +90,12 @@ def _scalars(model: nn.Module, batch: Packed) -> Float[Tensor, "response positio
     return scores.squeeze(-1).float() - offset
 
 
+def _kept(batch: Packed) -> Int[Tensor, " position"]:
+    """The positions whose logits predict a response token of some row."""
+    last = batch.token_ids.shape[1] - 1  # the logits of the last position predict nothing that is there
+    return torch.arange(int(batch.starts.min()) - 1, last, device=batch.token_ids.device)
+
+
 def _before(batch: Packed, offset: int = 0) -> Int[Tensor, "response token"]:
     """The position before each response token, counted from `offset`; a position inside the row where masked."""
     steps = torch.arange(batch.mask.shape[1], device=batch.mask.device)
@@ -81,7 +103,7 @@ def _before(batch: Packed, offset: int = 0) -> Int[Tensor, "response token"]:
 
 
 def _at(
-    logits: Float[Tensor, "response position vocabulary"], positions: Int[Tensor, "response token"]
-) -> Float[Tensor, "response token vocabulary"]:
-    index = positions.unsqueeze(-1).expand(-1, -1, logits.shape[-1])
-    return logits.gather(1, index)
+    outputs: Float[Tensor, "response position channel"], positions: Int[Tensor, "response token"]
+) -> Float[Tensor, "response token channel"]:
+    index = positions.unsqueeze(-1).expand(-1, -1, outputs.shape[-1])
+    return outputs.gather(1, index)

@@ -55,7 +55,7 @@ class Report:
                 visible(row.arm.title).replace("\n", " "),
                 steps(row.steps),
                 interval(row.measures.reward),
-                interval(row.measures.kl, digits=1),
+                ("≤ " if row.arm.kl_is_bound else "") + interval(row.measures.kl, digits=1),
                 f"{row.measures.win_rate.mean:.0%}",
                 duration(mean_cost(row.arm, "wall_seconds")),
             )

@@ -33,6 +33,7 @@ def arm_json(arm: Arm, run: Run) -> dict[str, Any]:
         "name": arm.name,
         "method": arm.method,
         "oracle": arm.oracle,
+        "kl_is_bound": arm.kl_is_bound,
         "settings": dict(run.settings),
         "seed": run.seed,
         "points": [point_json(point, where) for point in run.validation],

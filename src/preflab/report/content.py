@@ -55,6 +55,7 @@ class Content:
     frontier: Picture | None
     by_step: Picture | None
     proxy: Picture | None
+    reward_models: Picture | None
     training: tuple[Picture, ...]
     costs: tuple[tuple[Arm, tuple[str, ...]], ...]
     stages_seconds: float
@@ -65,7 +66,7 @@ class Content:
     @property
     def pictures(self) -> tuple[Picture, ...]:
         """All pictures, for the figures folder."""
-        return tuple(p for p in (self.frontier, self.by_step, self.proxy) if p) + self.training
+        return tuple(p for p in (self.frontier, self.by_step, self.proxy, self.reward_models) if p) + self.training
 
     def colour(self, arm: Arm) -> str:
         """The arm's colour in CSS."""
@@ -93,6 +94,7 @@ def compose(study: Study) -> Content:
         frontier=named.get("frontier"),
         by_step=named.get("reward-by-step"),
         proxy=named.get("proxy"),
+        reward_models=named.get("reward-models"),
         training=tuple(picture for picture in drawn if picture.name.startswith("training-")),
         costs=tuple((arm, cost_cells(arm)) for arm in study.arms),
         stages_seconds=sum(seconds for _, seconds in study.stages),

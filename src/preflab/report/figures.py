@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any, TypeGuard
@@ -21,9 +21,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from preflab.report.measures import Curve
+from preflab.report.reward_models import RewardModel
 from preflab.report.statistics import Estimate
 from preflab.report.study import Arm, Study
-from preflab.report.wording import visible
+from preflab.report.wording import count, visible
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6BB1", "#8A8A2B")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "h")
@@ -66,6 +67,18 @@ PANELS = {
     "learning_rate": "learning rate",
 }
 PANELS_IN_A_ROW = 4
+# A reward model's length buckets in their order, each on two lines.
+LENGTHS = {
+    "much shorter": "much\nshorter",
+    "shorter": "\nshorter",
+    "equal": "\nequal",
+    "longer": "\nlonger",
+    "much longer": "much\nlonger",
+}
+SHARE_MARKS: tuple[dict[str, Any], ...] = (
+    {"marker": "o", "linestyle": "-"},
+    {"marker": "s", "linestyle": "--", "markerfacecolor": "none"},
+)
 
 
 @dataclass(frozen=True)
@@ -94,7 +107,11 @@ def colour_of(study: Study, arm: Arm) -> str:
 
 def marker_of(study: Study, arm: Arm) -> str:
     """The arm's mark, so that colour is not the only difference."""
-    return MARKERS[0] if arm.name == study.reference_name else MARKERS[study.trained.index(arm) % len(MARKERS)]
+    if arm.name == study.reference_name:
+        return MARKERS[0]
+    position = study.trained.index(arm)
+    # Where the colours begin again, the marks move on by one: no two of 64 arms look alike.
+    return MARKERS[(position + position // len(COLOURS)) % len(MARKERS)]
 
 
 def pictures(study: Study, curves: Sequence[Curve]) -> tuple[Picture, ...]:
@@ -106,6 +123,8 @@ def pictures(study: Study, curves: Sequence[Curve]) -> tuple[Picture, ...]:
         drawn.append(reward_by_step(study, curves))
         if any(m.proxy_reward for curve in trained for m in curve.measures):
             drawn.append(proxy_against_gold(study, curves))
+    if study.reward_models:
+        drawn.append(reward_models(study.reward_models))
     with_metrics = [arm for arm in study.arms if any(run.metrics for run in arm.runs)]
     drawn += [picture for arm in with_metrics if (picture := training_curves(study, arm, study.arms.index(arm)))]
     return tuple(drawn)
@@ -134,7 +153,8 @@ def frontier(study: Study, curves: Sequence[Curve]) -> Picture:
         f"{study.reward_name} against KL",
         "Higher is better, further left stays closer to the reference: of two curves the upper one buys more "
         "reward for the same KL. A dot is a checkpoint with its 95 % intervals, a ring the checkpoint that was "
-        "chosen, both on validation prompts; a dashed curve is an oracle, which trained on the gold reward itself.",
+        "chosen, both on validation prompts; a dashed curve is an oracle, which trained on the gold reward itself."
+        + (" ≤ KL: not measured, an upper bound." if any(curve.arm.kl_is_bound for curve in curves) else ""),
         to_svg(figure, "frontier", f"{study.reward_name} against KL, one curve per arm"),
     )
 
@@ -195,6 +215,78 @@ def reward_by_step(study: Study, curves: Sequence[Curve]) -> Picture:
         "A step of one method need not cost what a step of another costs.",
         to_svg(figure, "reward-by-step", f"{study.reward_name} by optimiser step"),
     )
+
+
+def reward_models(models: Sequence[RewardModel]) -> Picture:
+    """How right the reward models are, by how sure they are and by how much longer the chosen response is."""
+    with mpl.rc_context(STYLE | {"font.size": 10}):
+        figure = Figure(figsize=(7.2, 3.5), layout="constrained")
+        figure.patch.set_alpha(0)
+        sure, length = figure.subplots(1, 2, sharey=True, width_ratios=(1, 1.15))
+        for axes in (sure, length):
+            axes.patch.set_alpha(0)
+            axes.grid(axis="y", color=INK, alpha=0.12, linewidth=0.6)
+            axes.set_axisbelow(True)
+            axes.axhline(0.5, color=INK, alpha=0.35, linewidth=0.8, linestyle=":")
+        by_confidence(sure, models)
+        by_length(length, models)
+    return Picture(
+        "reward-models",
+        "How good is the reward model?",
+        "Held-out pairs, with 95 % intervals. Left, groups of equal size by how sure the model is: on the dashed line "
+        "it is right as often as it says. Right, the same pairs by how much longer the chosen response is, with the "
+        "number of pairs: a model that takes length for quality is right on the right and wrong on the left.",
+        to_svg(figure, "reward-models", "Accuracy of the reward model by confidence and by length difference"),
+    )
+
+
+def by_confidence(axes: Axes, models: Sequence[RewardModel]) -> None:
+    """A reliability diagram."""
+    axes.plot([0.5, 1], [0.5, 1], color=INK, alpha=0.5, linewidth=0.8, linestyle="--")
+    axes.annotate("under-confident", (0.03, 0.97), xycoords="axes fraction", va="top", alpha=0.7)
+    axes.annotate("over-confident", (0.98, 0.03), xycoords="axes fraction", ha="right", alpha=0.7)
+    axes.set_xlabel("how sure it is (mean confidence)")
+    axes.set_ylabel("right in this share of pairs")
+    for model, style in styled(models):
+        shares(axes, [(b.confidence, b.accuracy) for b in model.by_margin], style)
+    lows = [bucket.accuracy.low for model in models for bucket in (*model.by_margin, *model.by_length)]
+    axes.set_ylim(min([0.45, *lows]) - 0.03, 1.02)
+
+
+def by_length(axes: Axes, models: Sequence[RewardModel]) -> None:
+    """Accuracy by length difference, the models side by side."""
+    buckets = [bucket for model in models for bucket in model.by_length]
+    names = [name for name in LENGTHS if any(bucket.name == name for bucket in buckets)]
+    for number, (model, style) in enumerate(styled(models)):
+        shift = 0.5 * ((number + 0.5) / len(models) - 0.5)
+        places = [(names.index(b.name) + shift, b.accuracy) for b in model.by_length if b.name in names]
+        shares(axes, places, style)
+    pairs = [sum(bucket.pairs for bucket in buckets if bucket.name == name) for name in names]
+    axes.set_xticks(range(len(names)), [f"{LENGTHS[name]}\n{count(n)}" for name, n in zip(names, pairs, strict=True)])
+    axes.set_xlim(-0.5, len(names) - 0.5)
+    axes.tick_params(axis="x", length=0)
+    axes.set_xlabel("chosen response, against the rejected one")
+    if len({model.label for model in models}) > 1:
+        axes.legend(frameon=False, loc="lower right")
+
+
+def styled(models: Sequence[RewardModel]) -> Iterator[tuple[RewardModel, dict[str, Any]]]:
+    """Each model with its marks: those of its label, which the first one names; fainter where there are many."""
+    labels = list(dict.fromkeys(model.label for model in models))
+    for number, model in enumerate(models):
+        first = all(other.label != model.label for other in models[:number])
+        marks = SHARE_MARKS[labels.index(model.label) % len(SHARE_MARKS)]
+        faint = 0.9 if len(models) <= 2 else 0.6
+        yield model, marks | {"alpha": faint, "label": named(model.label) if first else None}
+
+
+def shares(axes: Axes, points: Sequence[tuple[float, Estimate]], style: dict[str, Any]) -> None:
+    """Shares with their intervals, joined."""
+    for x, share in points:
+        ends = share.low, share.high
+        axes.plot([x, x], ends, color=INK, alpha=0.5 * style["alpha"], linewidth=1.0, zorder=2)
+    middles = [x for x, _ in points], [share.mean for _, share in points]
+    axes.plot(*middles, color=INK, linewidth=1.2, markersize=5, zorder=3, **style)
 
 
 def training_curves(study: Study, arm: Arm, position: int) -> Picture | None:
@@ -307,7 +399,7 @@ def label_ends(study: Study, axes: Axes, ends: Sequence[tuple[Arm, float, float]
     assert figure is not None
     low = axes.get_xlim()[0]
     high = max(x for _, x, _ in ends)
-    names = {arm.name: named(arm.title) for arm, _, _ in ends}
+    names = {arm.name: named(arm.title) + (" (≤ KL)" if arm.kl_is_bound else "") for arm, _, _ in ends}
     # Room for the names: about 0.088 inch a character.
     rooms = [min(0.55, (len(names[arm.name]) * 0.088 + 0.25) / figure.get_figwidth()) for arm, _, _ in ends]
     axes.set_xlim(

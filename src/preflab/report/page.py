@@ -33,6 +33,13 @@ METHOD = (
     "A proxy misled where, from the arm's best checkpoint to its last, it rose while the gold reward fell, both with "
     "intervals widened for having picked the best (Bonferroni).",
 )
+REWARD_MODELS = (
+    "A reward model says that one response of a pair wins with probability σ(score difference). How sure it is: that "
+    "probability for the response it prefers; accuracy: how often that one was chosen. Calibration error: the mean "
+    "distance of the two over groups of equal size (ECE, arXiv 1706.04599), in brackets what 95 % of calibrated models "
+    "stay below on as many pairs. “Longer wins”: the accuracy of calling the longer response better without reading "
+    "either. Correlation: of score and length within a pair. Intervals of shares are Wilson’s, as of one pair a prompt."
+)
 MARKDOWN = re.compile(r"[\\`*_<>|#~&]|\[(?![\d−])|\](?=[(:\[])|!(?=\[)")
 
 
@@ -52,7 +59,9 @@ def environment(for_markdown: bool) -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    templates.globals.update(method=METHOD, arm_seconds=partial(mean_cost, name="wall_seconds"))
+    templates.globals.update(
+        method=METHOD, reward_models=REWARD_MODELS, arm_seconds=partial(mean_cost, name="wall_seconds")
+    )
     for name in ("number", "figure", "interval", "count", "duration", "steps"):
         templates.filters[name] = getattr(wording, name)
     templates.filters["percent"] = percent

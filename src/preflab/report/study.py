@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from preflab.errors import NumericError, StorageError
+from preflab.errors import StorageError
+from preflab.report.fields import Fields
+from preflab.report.reward_models import RewardModel, read_reward_models
+from preflab.report.statistics import Matrix
 from preflab.runs import JSON, RunFolder, read_json, read_lines
-
-Matrix = NDArray[np.float64]
 
 COSTS = (
     "wall_seconds",
@@ -124,6 +124,7 @@ class Arm:
     method: str
     label: str
     oracle: bool
+    kl_is_bound: bool  # its KL was not measured, it is an upper bound (best of n)
     description: str
     settings: Mapping[str, JSON]
     runs: tuple[Run, ...]
@@ -181,6 +182,7 @@ class Study:
     arms: tuple[Arm, ...]
     prompts: Mapping[str, int]
     facts: tuple[Fact, ...]
+    reward_models: tuple[RewardModel, ...]
     counts: tuple[tuple[str, int], ...]  # what was dropped, and how often
     warnings: tuple[str, ...]
     stages: tuple[tuple[str, float], ...]  # what arms share, in seconds
@@ -201,6 +203,12 @@ class Study:
     def seeds(self) -> tuple[int, ...]:
         """All seeds of the study."""
         return tuple(sorted({run.seed for arm in self.arms for run in arm.runs}))
+
+    @property
+    def chosen_as(self) -> str:
+        """How an arm's checkpoint was chosen, in words."""
+        how = {"proxy": "the checkpoint that did best by the proxy", "last": "its last checkpoint"}
+        return how.get(str(self.config.get("choose_by")), "the checkpoint that did best on validation prompts")
 
     @property
     def missing(self) -> tuple[str, ...]:
@@ -240,6 +248,7 @@ def read_study(folder: Path) -> Study:
             method=entry.text("method"),
             label=entry.text("label"),
             oracle=entry.flag("oracle"),
+            kl_is_bound=entry.value.get("kl_is_bound") is True,
             description=entry.text("description"),
             settings=before.settings if before else entry.mapping("settings"),
             runs=(*before.runs, run) if before else (run,),
@@ -264,6 +273,7 @@ def read_study(folder: Path) -> Study:
         arms=tuple(arms.values()),
         prompts=content.mapping("prompts"),
         facts=tuple(read_fact(item) for item in content.items("facts")),
+        reward_models=read_reward_models(content.items("reward_models") if "reward_models" in content.value else []),
         counts=tuple((item.text("name"), item.whole("count")) for item in content.items("counts")),
         warnings=tuple(str(line) for line in content.listing("warnings")),
         stages=tuple((item.text("name"), item.number("seconds")) for item in content.items("stages")),
@@ -368,56 +378,3 @@ def read_point(content: Fields, seed: int, samples: Sequence[Sample], where: str
         nll_tokens=texts[1],
         samples=(tuple(samples),),
     )
-
-
-class Fields:
-    """A JSON object from a file, read field by field; a missing or mistyped field is named with its file."""
-
-    def __init__(self, value: JSON, path: Path) -> None:
-        self.path = path
-        self.value: Mapping[str, Any] = value
-        if not isinstance(value, dict):
-            raise StorageError(f"{path}: expected a JSON object; delete it and run the command again")
-
-    def get(self, name: str, kind: type | tuple[type, ...], described: str) -> Any:
-        value = self.value.get(name)
-        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-            raise StorageError(f'{self.path}: "{name}" should be {described}; run the command that wrote it again')
-        return value
-
-    def text(self, name: str) -> str:
-        return str(self.get(name, str, "a text"))
-
-    def whole(self, name: str) -> int:
-        return int(self.get(name, int, "a whole number"))
-
-    def number(self, name: str) -> float:
-        return float(self.get(name, (int, float), "a number"))
-
-    def flag(self, name: str) -> bool:
-        return bool(self.get(name, bool, "true or false"))
-
-    def mapping(self, name: str) -> Mapping[str, Any]:
-        value: Mapping[str, Any] = self.get(name, dict, "an object")
-        return value
-
-    def listing(self, name: str) -> list[Any]:
-        value: list[Any] = self.get(name, list, "a list")
-        return value
-
-    def inner(self, name: str) -> Fields:
-        return Fields(self.mapping(name), self.path)
-
-    def items(self, name: str) -> list[Fields]:
-        return [Fields(item, self.path) for item in self.listing(name)]
-
-    def finite(self, name: str, what: str) -> Matrix:
-        """A list of numbers as a vector; NumericError names the first that is not finite."""
-        try:
-            values = np.array(self.listing(name), dtype=np.float64)
-        except (TypeError, ValueError):
-            raise StorageError(f'{self.path}: "{name}" should be a list of numbers; evaluate again') from None
-        bad = np.flatnonzero(~np.isfinite(values))
-        if len(bad):
-            raise NumericError(f"{what} is not finite (row {bad[0]}); score that checkpoint again")
-        return values

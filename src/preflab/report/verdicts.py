@@ -20,6 +20,7 @@ from preflab.report.wording import count, duration, interval, listing, number
 Subject = Literal["equal KL", "reference", "proxy", "cost"]
 
 GRID = 65  # KL values at which two curves are compared
+MANY = 7  # arms from which on a page no longer compares each with each, nor names them all in one sentence
 
 
 @dataclass(frozen=True)
@@ -45,9 +46,18 @@ class Verdict:
 
 
 def verdicts(study: Study) -> tuple[Verdict, ...]:
-    """Every verdict that the study's points allow, oracles last within a question."""
+    """Every verdict that the study's points allow, oracles last within a question.
+
+    At equal KL all arms are compared with each other, or, where they are many, all with the first one. An arm whose KL
+    is a bound takes no part in that.
+    """
     arms = sorted((arm for arm in study.trained if arm.final), key=lambda arm: arm.oracle)
-    pairs = sorted(combinations(arms, 2), key=lambda pair: (pair[0].oracle + pair[1].oracle, not dpo_and_ppo(*pair)))
+    measured = [arm for arm in arms if not arm.kl_is_bound]
+    pairs = sorted(
+        combinations(measured, 2), key=lambda pair: (pair[0].oracle + pair[1].oracle, not dpo_and_ppo(*pair))
+    )
+    if len(measured) >= MANY:
+        pairs = [pair for pair in pairs if measured[0] in pair or dpo_and_ppo(*pair)]
     found: list[Verdict | None] = [at_equal_kl(study, a, b) for a, b in pairs]
     found += [beats_reference(study, arm) for arm in arms]
     found += [proxy_misled(study, arm) for arm in arms]
@@ -248,10 +258,10 @@ def headline(study: Study, found: Sequence[Verdict]) -> tuple[str, ...]:
     for sign, one, many in ((1, "beats", "beat"), (-1, "loses to", "lose to")):
         names = [titles[v.arms[0]] for v in against if v.difference and v.difference.sign == sign]
         if names:
-            sentences.append(f"{listing(names)} {one if len(names) == 1 else many} the reference.")
+            sentences.append(f"{few(names, len(against))} {one if len(names) == 1 else many} the reference.")
     same = [titles[v.arms[0]] for v in against if v.difference and v.difference.sign == 0]
     if same:
-        sentences.append(f"No difference found between {listing(same)} and the reference.")
+        sentences.append(f"No difference found between {few(same, len(against))} and the reference.")
     if against and any(arm.final.split != "test" for arm in study.trained if arm.final):
         sentences.append("Not final: some arms have not been scored on test prompts.")
     main = next((v for v in found if v.subject == "equal KL"), None)
@@ -270,8 +280,17 @@ def headline(study: Study, found: Sequence[Verdict]) -> tuple[str, ...]:
         sentences.append(f"{times_as_long(*pair)}.")
     misled = [titles[v.arms[0]] for v in found if v.subject == "proxy" and v.answer.startswith("Yes")]
     if misled:
-        sentences.append(f"The proxy misled {listing(misled)}: it rose while {study.reward_name} fell.")
+        sentences.append(f"The proxy misled {few(misled, len(against))}: it rose while {study.reward_name} fell.")
     return tuple(sentences) or ("No arm has been evaluated yet.",)
+
+
+def few(names: Sequence[str], of: int) -> str:
+    """Names as a sentence has them, or how many they are.
+
+    >>> few(["DPO", "PPO"], 3), few(list("abcdefgh"), 9)
+    ('DPO and PPO', '8 of 9 arms')
+    """
+    return listing(names) if len(names) < MANY else f"{len(names)} of {of} arms"
 
 
 def absolute(difference: Estimate) -> Estimate:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from preflab.config.commands import ArmName, Compare
+from preflab.config.arms import stages
+from preflab.config.commands import Compare
 from preflab.config.load import check, to_values, to_yaml
 from preflab.config.presets import preset
 from preflab.errors import ConfigError
@@ -45,6 +46,7 @@ def compare(config: Compare) -> Path:
         preferences = make_preferences(config, task, reference, study.stages, seed)
         study.facts += preferences.facts
         study.counts += preferences.counts
+        study.reward_models += preferences.reward_models
         study.write()
         bench = Bench.of(config, task, study.stages, reference, preferences, seed)
         for arm in arms:
@@ -57,11 +59,12 @@ def compare(config: Compare) -> Path:
 class _Study:
     """What study.json says."""
 
-    def __init__(self, config: Compare, task: Task, arms: tuple[ArmName, ...]) -> None:
+    def __init__(self, config: Compare, task: Task, arms: tuple[str, ...]) -> None:
         self.config, self.task, self.arms = config, task, arms
         self.seeds = range(config.seed, config.seed + config.seeds)
         self.stages = Stages(config.out / "stages")
         self.facts: list[JSON] = as_json(task.facts)
+        self.reward_models: list[JSON] = []
         self.counts: list[JSON] = [{"name": name, "count": count} for name, count in task.counts.items()]
 
     def write(self) -> None:
@@ -83,6 +86,7 @@ class _Study:
             "arms": arms,
             "prompts": {split: len(prompts) for split, prompts in task.prompts.items()},
             "facts": self.facts,
+            "reward_models": self.reward_models,
             "counts": self.counts,
             "warnings": list(task.warnings),
             "stages": [{"name": name, "seconds": seconds} for name, seconds in self.stages.seconds.items()],
@@ -90,15 +94,21 @@ class _Study:
         }
         write_json(self.config.out / "study.json", value)
 
-    def _run(self, arm: ArmName, seed: int) -> RunFolder:
+    def _run(self, arm: str, seed: int) -> RunFolder:
         return RunFolder(self.config.out / "arms" / arm / f"seed-{seed}")
 
 
-def _arms(config: Compare) -> tuple[ArmName, ...]:
-    """The arms in their order, each once, the reference first: the others are measured from it."""
-    if config.task == "dialogue" and "ppo-gold" in config.arms:
-        raise ConfigError("arms = ppo-gold: dialogue has no gold reward; leave that arm out")
-    return ("reference", *dict.fromkeys(arm for arm in config.arms if arm != "reference"))
+def _arms(config: Compare) -> tuple[str, ...]:
+    """The arms in their order, each once, the reference first: the others are measured from it.
+
+    Raises:
+        ConfigError: there is no such arm, or it needs a gold reward that the task has not.
+    """
+    arms = ("reference", *dict.fromkeys(arm for arm in config.arms if arm != "reference"))
+    for arm in arms:
+        if config.task == "dialogue" and any(stage.gold for stage in stages(arm)):
+            raise ConfigError(f"arms = {arm}: dialogue has no gold reward; leave that arm out")
+    return arms
 
 
 def _refuse_settings_without_effect(config: Compare) -> None:
@@ -107,6 +117,10 @@ def _refuse_settings_without_effect(config: Compare) -> None:
     # base.texts also says how many reviews are generated to learn from.
     if config.model is not None and replace(config.base, texts=start.base.texts) != start.base:
         raise ConfigError("base.* makes the small base, and --model stands in for it: leave one of them out")
+    for name in config.idle_fields():
+        if getattr(config, name) != getattr(start, name):
+            arm = name.replace("_", "-")
+            raise ConfigError(f"{name}.* has no effect: no arm is {arm}; add it to arms, or leave it out")
     if config.task == "dialogue" and config.pairs != start.pairs:
         raise ConfigError("pairs.* says how pairs are sampled, and dialogue brings its own: leave it out")
 

@@ -15,7 +15,7 @@ from preflab.models.load import Policy
 from preflab.rewards.protocol import Answer, Reward, score
 from preflab.rollouts.sampler import sample
 from preflab.seeds import derive
-from preflab.training.ppo import PromptIds, answers
+from preflab.training.rollout import PromptIds, answers
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from preflab.config.arms import stages
 from preflab.config.commands import Compare
 from preflab.config.load import to_values, to_yaml
-from preflab.config.methods import SFT
+from preflab.config.training import SFT
 from preflab.data.encode import Encoder, Tree
 from preflab.data.records import Prompt
 from preflab.data.reviews import parse_review
 from preflab.data.sources import read_pairs, write_pairs
 from preflab.data.split import split_by_prompt
+from preflab.evaluation.calibration import calibration_of
 from preflab.models.base import new_model, new_tokenizer
 from preflab.models.freezing import check_blocks
 from preflab.models.load import (
@@ -35,8 +37,8 @@ from preflab.studies.preferences import sample_pairs
 from preflab.studies.stages import Stages
 from preflab.studies.task import Fact, Task, as_json, share
 from preflab.training.cost import Cost
-from preflab.training.ppo import PromptIds
-from preflab.training.reward import centre, reward_figures, train_reward
+from preflab.training.reward import centre, scores_of_pairs, train_reward
+from preflab.training.rollout import PromptIds
 from preflab.training.sft import train_sft
 
 
@@ -46,7 +48,8 @@ def check_model(config: Compare, name: str) -> None:
     encoder_of(config, policy)
     longest = config.lengths.prompt_tokens + config.lengths.response_tokens
     check_length(policy.model, longest, "lower lengths.prompt_tokens or lengths.response_tokens")
-    for method in (config.reference, config.reward, config.sft, config.dpo, config.ppo):
+    methods = [getattr(config, stage.key) for arm in config.arms for stage in stages(arm)]
+    for method in (config.reference, config.reward, *methods):
         check_blocks(policy.model, method.freeze_blocks)
 
 
@@ -122,6 +125,8 @@ class Preferences:
     """What training it cost: part of the price of PPO."""
     judge: Path | None
     """What judges where there is no gold reward."""
+    reward_models: list[JSON]
+    """The calibration of each."""
     facts: list[JSON]
     counts: list[JSON]
 
@@ -193,24 +198,27 @@ def make_preferences(config: Compare, task: Task, reference: Policy, stages: Sta
             )
             centre(model, pairs)
             save_model(model, run.model)
-            accuracy = reward_figures(model, held_out_trees).accuracy
-            fact = share(f"{label.capitalize()}, accuracy on held-out pairs", sum(accuracy), len(accuracy), ceiling)
-            return {"facts": as_json((fact,)), "cost": cost.values()}
+            found = calibration_of(scores_of_pairs(model, held_out_trees).numpy(), held_out_trees)
+            right = found.accuracy
+            fact = Fact(f"{label.capitalize()}, accuracy on held-out pairs", right.mean, right.low, right.high, ceiling)
+            return {"facts": as_json((fact,)), "cost": cost.values(), "calibration": found.json()}
 
         return work
 
     reward_folder, trained = stages.make(f"{name}/reward-model", asked, reward_work(trees, "reward model"))
     facts += trained["facts"]
+    reward_models = [{"label": "reward model", "seed": seed, "calibration": trained["calibration"]}]
     judge = None
     if task.pairs is not None:
         judge_trees = encoder_of(config, reference).pairs(task.pairs.judge)
         judge_folder, judged = stages.make(f"{name}/judge", asked, reward_work(judge_trees, "judge"))
         facts += judged["facts"]
+        reward_models.append({"label": "judge", "seed": seed, "calibration": judged["calibration"]})
         judge = judge_folder / "model"
     if config.seeds > 1:
         facts = [fact | {"name": f"{fact['name']} (seed {seed})"} for fact in facts]
         counts = [count | {"name": f"{count['name']} (seed {seed})"} for count in counts]
-    return Preferences(trees, reward_folder / "model", Cost(**trained["cost"]), judge, facts, counts)
+    return Preferences(trees, reward_folder / "model", Cost(**trained["cost"]), judge, reward_models, facts, counts)
 
 
 def learned_reward(config: Compare, path: Path, policy: Policy, *, name: str) -> LearnedReward:

@@ -1,2 +1,2 @@
 """Training: one file a method, reading like the paper's algorithm box, on two loops: `offline.py` (a fixed data set)
-and the rollout loop in `ppo.py`."""
+and `online.py` (responses sampled from the policy)."""

@@ -1,4 +1,4 @@
-"""The loop over a fixed data set: SFT, the reward model and DPO are step functions handed to it."""
+"""The loop over a fixed data set: SFT, the reward model, DPO and its family, KTO are step functions handed to it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from preflab.config.methods import Fit
+from preflab.config.training import Fit
 from preflab.data.encode import Tree
 from preflab.errors import NumericError
 from preflab.models.freezing import freeze
@@ -22,8 +22,12 @@ from preflab.training.optimizer import Stepper
 from preflab.training.order import batch_at, evaluation_steps
 from preflab.training.session import Evaluate, Session
 
-Loss = Callable[[Sequence[int], float], tuple[Float[Tensor, ""], dict[str, Tensor]]]
-"""(indices of a micro-batch, the step's global count) → (its share of the mean loss, shares of other means)."""
+Loss = Callable[[Sequence[int]], tuple[Float[Tensor, ""], dict[str, Tensor]]]
+"""A micro-batch, as positions in its optimiser step → (its share of the step's mean loss, shares of other means)."""
+Step = Callable[[Sequence[int], Session], Loss]
+"""A method: the indices of an optimiser step → the loss of its micro-batches. What spans the whole step (a global
+count, ranks, an estimate) is worked out here, so that micro-batches change no figure; what must outlast it is kept in
+the session's memory, what it costs beside training is added to the session's cost."""
 
 
 def total_steps(examples: int, settings: Fit) -> int:
@@ -37,8 +41,7 @@ def fit(
     settings: Fit,
     run: RunFolder,
     *,
-    count: Callable[[Sequence[int]], float],
-    loss: Loss,
+    step: Step,
     seed: int,
     title: str,
     log_every: int,
@@ -48,8 +51,7 @@ def fit(
     """Train in place, and return what it cost.
 
     Args:
-        count: how many pairs or tokens a whole optimiser step averages over, from its indices.
-        loss: the method.
+        step: the method.
         evaluate: called at `settings.evaluations` evenly spread steps.
         derived: further figures for the log, from a step's means.
 
@@ -64,27 +66,27 @@ def fit(
     session = Session(run, {"policy": policy.model}, {"policy": stepper}, marks=marks, evaluate=evaluate)
     weights = working_weights(policy.model)
     with session.stoppable(), stage(title, total, session.start) as advance:
-        for step in range(session.start, total):
-            indices = batch_at(step, examples=len(trees), batch_size=settings.batch_size, seed=derive(seed, "data"))
-            with session.step(step, lambda rows=indices: [trees[i].origin for i in rows]):  # type: ignore[misc]
-                global_count = count(indices)
+        for number in range(session.start, total):
+            indices = batch_at(number, examples=len(trees), batch_size=settings.batch_size, seed=derive(seed, "data"))
+            with session.step(number, lambda rows=indices: [trees[i].origin for i in rows]):  # type: ignore[misc]
+                loss = step(indices, session)
                 means: dict[str, Tensor] = {}
                 for begin in range(0, len(indices), settings.micro_batch_size):
-                    share, others = loss(indices[begin : begin + settings.micro_batch_size], global_count)
+                    share, others = loss(range(begin, min(begin + settings.micro_batch_size, len(indices))))
                     share.backward()
                     for name, value in ({"loss": share} | others).items():
                         means[name] = means.get(name, torch.zeros_like(value)) + value.detach()
                 if not math.isfinite(float(means["loss"])):
                     raise NumericError(
-                        f"the loss is {float(means['loss'])} at step {step + 1}; no weight was changed. Lower "
+                        f"the loss is {float(means['loss'])} at step {number + 1}; no weight was changed. Lower "
                         f"optimizer.learning_rate, or look at the rows named in {run.path / 'crash.json'}"
                     )
-                figures = stepper.step(step, f"step {step + 1}")
+                figures = stepper.step(number, f"step {number + 1}")
                 tokens = sum(len(trees[i].prompt) * len(trees[i].responses) for i in indices)
                 tokens += sum(len(response) for i in indices for response in trees[i].responses)
                 session.cost.trained_tokens += tokens
                 session.cost.flops += 6 * weights * tokens
-            done = step + 1
+            done = number + 1
             if done % log_every == 0 or done == total:
                 values = {name: float(value) for name, value in means.items()}
                 values |= derived(values) | figures

@@ -8,14 +8,16 @@ from typing import assert_never
 import torch
 from torch import nn
 
-from preflab.config.methods import Optimizer
+from preflab.config.training import Optimizer
 from preflab.errors import ConfigError, NumericError
+from preflab.training.checks import check_model
 
 
 class Stepper:
     """The optimiser of one model."""
 
     def __init__(self, model: nn.Module, settings: Optimizer, total_steps: int) -> None:
+        check_model(model)
         self.settings = settings
         self.total_steps = total_steps
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from preflab.config.methods import Reward
+from preflab.config.training import Reward
 from preflab.data.encode import Tree
 from preflab.data.pack import pack
 from preflab.losses import bradley_terry, mean_by
@@ -17,8 +17,8 @@ from preflab.models.load import Policy
 from preflab.models.scoring import response_scores
 from preflab.runs import RunFolder
 from preflab.training.cost import Cost
-from preflab.training.offline import fit
-from preflab.training.session import Evaluate
+from preflab.training.offline import Loss, fit
+from preflab.training.session import Evaluate, Session
 
 
 def train_reward(
@@ -34,22 +34,24 @@ def train_reward(
 ) -> Cost:
     """Train a reward model (`models.load.new_reward_model`) in place on pairs, chosen first."""
 
-    def loss(indices: Sequence[int], count: float) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-        batch = pack([pairs[i] for i in indices]).to(model.device)
-        chosen, rejected = response_scores(model.model, batch).view(-1, 2).unbind(1)
-        losses = bradley_terry(chosen, rejected, margin=settings.loss.margin, centring=settings.loss.centring)
-        return mean_by(losses, count), {
-            "accuracy": mean_by(wins(chosen, rejected), count),
-            "margin": mean_by(chosen - rejected, count),
-        }
+    def step(indices: Sequence[int], session: Session) -> Loss:
+        def loss(positions: Sequence[int]) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+            batch = pack([pairs[indices[i]] for i in positions]).to(model.device)
+            chosen, rejected = response_scores(model.model, batch).view(-1, 2).unbind(1)
+            losses = bradley_terry(chosen, rejected, margin=settings.loss.margin, centring=settings.loss.centring)
+            return mean_by(losses, len(indices)), {
+                "accuracy": mean_by(wins(chosen, rejected), len(indices)),
+                "margin": mean_by(chosen - rejected, len(indices)),
+            }
+
+        return loss
 
     return fit(
         model,
         pairs,
         settings,
         run,
-        count=len,
-        loss=loss,
+        step=step,
         seed=seed,
         title=title,
         log_every=log_every,
@@ -87,9 +89,9 @@ class PairFigures:
     margin: list[float]
 
 
-def reward_figures(model: Policy, pairs: Sequence[Tree]) -> PairFigures:
-    """Held-out Bradley–Terry loss (no margin), accuracy and margin, one a pair."""
-    chosen, rejected = scores_of_pairs(model, pairs).unbind(1)
+def reward_figures(scores: Float[Tensor, "pair 2"]) -> PairFigures:
+    """The Bradley–Terry loss (no margin), accuracy and margin of held-out pairs from `scores_of_pairs`, one a pair."""
+    chosen, rejected = scores.unbind(1)
     return PairFigures(
         loss=bradley_terry(chosen, rejected).tolist(),
         accuracy=wins(chosen, rejected).tolist(),

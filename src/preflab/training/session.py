@@ -39,11 +39,13 @@ class Session:
         self.run, self.models, self.marks, self.evaluate = run, models, set(marks), evaluate
         self.optimizers = {name: stepper.optimizer for name, stepper in steppers.items()}
         self.cost = Cost()
+        self.memory: dict[str, float] = {}  # what a method keeps between steps, part of every checkpoint
         self.start = 0
         found = checkpoint.latest(run.checkpoints)
         if found is not None:
             checkpoint.restore(found, self.models, self.optimizers)
             self.start, self.cost = found.step, Cost(**found.state["cost"])
+            self.memory = dict(found.state.get("memory", {}))
             say(f"going on at step {found.step} of {run.path}")
         run.rewind(self.start)
         self.saved_at = time.monotonic()
@@ -69,7 +71,8 @@ class Session:
             self.evaluate(done)
         due = time.monotonic() - self.saved_at > SECONDS_BETWEEN_SAVES
         if done in self.marks or due or self.stop_signal is not None:
-            checkpoint.save(self.run.checkpoints, done, self.models, self.optimizers, {"cost": self.cost.values()})
+            state = {"cost": self.cost.values(), "memory": self.memory}
+            checkpoint.save(self.run.checkpoints, done, self.models, self.optimizers, state)
             self.saved_at = time.monotonic()
         if self.stop_signal is not None:
             raise Interrupted(

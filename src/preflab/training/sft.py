@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from jaxtyping import Float
 from torch import Tensor
 
-from preflab.config.methods import SFT
+from preflab.config.training import SFT
 from preflab.data.encode import Tree
 from preflab.data.pack import pack
 from preflab.losses import mean_by, sft
@@ -16,8 +16,8 @@ from preflab.models.load import Policy
 from preflab.models.scoring import response_logprobs
 from preflab.runs import RunFolder
 from preflab.training.cost import Cost
-from preflab.training.offline import fit
-from preflab.training.session import Evaluate
+from preflab.training.offline import Loss, fit
+from preflab.training.session import Evaluate, Session
 
 
 def train_sft(
@@ -33,21 +33,23 @@ def train_sft(
 ) -> Cost:
     """Fine-tune `policy` in place on the responses of `demonstrations` (each tree holds one)."""
 
-    def tokens(indices: Sequence[int]) -> float:
-        return sum(len(demonstrations[i].responses[0]) for i in indices)
+    def step(indices: Sequence[int], session: Session) -> Loss:
+        rows = [demonstrations[i] for i in indices]
+        tokens = sum(len(row.responses[0]) for row in rows)
 
-    def loss(indices: Sequence[int], count: float) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-        batch = pack([demonstrations[i] for i in indices]).to(policy.device)
-        logprobs = response_logprobs(policy.model, batch)
-        return mean_by(sft(logprobs, batch.mask), count), {}
+        def loss(positions: Sequence[int]) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+            batch = pack([rows[i] for i in positions]).to(policy.device)
+            logprobs = response_logprobs(policy.model, batch)
+            return mean_by(sft(logprobs, batch.mask), tokens), {}
+
+        return loss
 
     return fit(
         policy,
         demonstrations,
         settings,
         run,
-        count=tokens,
-        loss=loss,
+        step=step,
         derived=lambda means: {"perplexity": math.exp(min(means["loss"], 700.0))},
         seed=seed,
         title=title,

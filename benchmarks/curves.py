@@ -1,0 +1,97 @@
+"""Draw each family's measured curve into docs/methods/ from finished studies.
+
+    preflab compare reviews --arms … --out runs/offline          (docs/methods/README.md has the commands)
+    python benchmarks/curves.py runs/offline runs/online
+
+Studies must be of one task and one seed: their arms are shown together, an arm that both have is the first one's. In
+each page what stands between `<!-- measured: … -->` and `<!-- /measured -->` is replaced.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from preflab.report.figures import frontier
+from preflab.report.measures import curves, summary
+from preflab.report.study import Study, read_study
+from preflab.report.verdicts import mean_cost
+from preflab.report.wording import count, interval
+
+PAGES = Path(__file__).parent.parent / "docs" / "methods"
+FAMILIES = {
+    "sft": ("sft", "dpo"),
+    "dpo": ("dpo", "cdpo", "rdpo", "ln-dpo", "f-dpo", "sum"),
+    "margin-losses": ("dpo", "ipo", "hinge", "exo", "aot"),
+    "anchored-losses": ("dpo", "dpop", "nca", "bco-pair", "sppo", "apo-zero", "apo-down"),
+    "reference-free": ("dpo", "simpo", "cpo", "orpo"),
+    "unpaired": ("dpo", "kto", "bco"),
+    "ppo": ("dpo", "ppo", "ppo-gold"),
+    "policy-gradient": ("ppo", "grpo", "dr-grpo", "dapo", "rloo", "reinforce"),
+    "online-preference": ("dpo", "online-dpo", "iterative-dpo", "best-of-n"),
+    "chains": ("dpo", "ppo", "dpo+ppo", "sft+online-dpo"),
+}
+"""Which arms a page shows beside the reference."""
+
+
+def main(folders: list[Path]) -> None:
+    """Write figures and tables into the pages."""
+    study = together([read_study(folder) for folder in folders])
+    for page, arms in FAMILIES.items():
+        shown = only(study, arms)
+        picture = frontier(shown, curves(shown))
+        (PAGES / "measured").mkdir(exist_ok=True)
+        (PAGES / "measured" / f"{page}.svg").write_text(picture.file, encoding="utf-8")
+        fill(PAGES / f"{page}.md", page, f"![{picture.title}](measured/{page}.svg)\n\n{table(shown)}")
+
+
+def together(studies: list[Study]) -> Study:
+    """One study with the arms of all."""
+    first, *others = studies
+    for other in others:
+        if other.seeds != first.seeds or other.title != first.title:
+            sys.exit(f"{other.title}, seeds {other.seeds}: not the task and seeds of the first study")
+        known = {arm.name for arm in first.arms}
+        first = replace(first, arms=(*first.arms, *(arm for arm in other.arms if arm.name not in known)))
+    return first
+
+
+def only(study: Study, arms: tuple[str, ...]) -> Study:
+    """The study with the reference and these arms alone."""
+    absent = set(arms) - {arm.name for arm in study.arms}
+    if absent:
+        sys.exit(f"the studies have no arm {', '.join(sorted(absent))}")
+    return replace(study, arms=tuple(arm for arm in study.arms if arm.name in (study.reference_name, *arms)))
+
+
+def table(study: Study) -> str:
+    """The chosen checkpoint of each arm on test prompts."""
+    lines = [
+        f"| arm | step | {study.reward_name} | KL (nats) | response tokens | FLOPs |",
+        "|:--|--:|--:|--:|--:|--:|",
+    ]
+    for row in summary(study):
+        bound = "≤ " if row.arm.kl_is_bound else ""
+        lines.append(
+            f"| {row.arm.title} | {', '.join(map(str, row.steps))} | {interval(row.measures.reward)} | "
+            f"{bound}{interval(row.measures.kl)} | {interval(row.measures.response_tokens, 1)} | "
+            f"{count(mean_cost(row.arm, 'flops'))} |"
+        )
+    return "\n".join(lines)
+
+
+def fill(page: Path, name: str, content: str) -> None:
+    """Replace what stands between the page's marks."""
+    text = page.read_text(encoding="utf-8")
+    marks = re.compile(rf"<!-- measured: {name} -->.*?<!-- /measured -->", re.DOTALL)
+    if not marks.search(text):
+        sys.exit(f"{page} has no marks <!-- measured: {name} --> … <!-- /measured -->")
+    page.write_text(
+        marks.sub(lambda _: f"<!-- measured: {name} -->\n\n{content}\n\n<!-- /measured -->", text), encoding="utf-8"
+    )
+
+
+if __name__ == "__main__":
+    main([Path(folder) for folder in sys.argv[1:]] or sys.exit(__doc__))

@@ -1,0 +1,88 @@
+"""What training on a fixed data set is told: optimiser, passes, batches; SFT and the reward model.
+
+The objects of this file, `preference.py` and `online.py` serve `preflab train METHOD` and the arms of a study alike.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt, Interval
+
+Positive = Annotated[int, Ge(1)]
+Count = Annotated[int, Ge(0)]
+Seed = Annotated[int, Interval(ge=0, lt=2**31)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimizer:
+    """How a step is taken."""
+
+    name: Literal["adamw", "rmsprop"] = "adamw"
+    """The update rule; the DPO paper used rmsprop."""
+    learning_rate: Annotated[float, Interval(ge=0, le=1)] = 1e-4
+    """Peak learning rate, in [0, 1]. 0 trains nothing: a check that the ratio is 1 and the KL 0."""
+    warmup_steps: Count = 10
+    """Optimiser steps over which the rate rises linearly from 0."""
+    decay: Literal["constant", "linear"] = "constant"
+    """After the warm-up: hold the rate, or fall linearly to 0 at the last step."""
+    weight_decay: Annotated[float, Ge(0)] = 0.0
+    """Decoupled weight decay (adamw) or L2 (rmsprop), ≥ 0."""
+    max_gradient_norm: Annotated[float, Gt(0)] = 1.0
+    """The gradient's norm is clipped to this, > 0."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """What every method on a fixed data set shares."""
+
+    epochs: Annotated[float, Gt(0)] = 1.0
+    """Passes over the data, > 0; 0.5 is half of it."""
+    batch_size: Positive = 32
+    """Examples in an optimiser step (pairs, or demonstrations)."""
+    micro_batch_size: Positive = 8
+    """Examples in memory at once; a step adds up micro-batches with one global count, so this changes no figure."""
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    """How a step is taken."""
+    freeze_blocks: Count = 0
+    """Hold the embeddings and the first N transformer blocks fixed; 0 trains everything."""
+    evaluations: Positive = 4
+    """Checkpoints at which the policy is evaluated (and saved), spread evenly; the last is the last step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SFT(Fit):
+    """Supervised fine-tuning: cross-entropy of response tokens, averaged over the tokens of a step."""
+
+    optimizer: Optimizer = field(default_factory=lambda: Optimizer(learning_rate=2e-5))
+    """How a step is taken."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardLoss:
+    """The Bradley–Terry loss."""
+
+    margin: Annotated[float, Ge(0)] = 0.0
+    """By how much the chosen score should lead, ≥ 0."""
+    centring: Annotated[float, Ge(0)] = 0.0
+    """Pull of the scores towards 0, ≥ 0; usual 0 to 0.01."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reward(Fit):
+    """A Bradley–Terry reward model."""
+
+    optimizer: Optimizer = field(default_factory=lambda: Optimizer(learning_rate=1e-5))
+    """How a step is taken."""
+    loss: RewardLoss = field(default_factory=RewardLoss)
+    """The loss."""
+
+
+def not_a_divisor(settings: object, name: str, of: str = "batch_size") -> str | None:
+    """What is wrong where the setting `name` does not divide the setting `of`, with the nearest one that does."""
+    value, size = getattr(settings, name), getattr(settings, of)
+    if size % value == 0:
+        return None
+    near = min((d for d in range(1, size + 1) if size % d == 0), key=lambda divisor: abs(divisor - value))
+    return f"{name} = {value} does not divide {of} = {size}; try {near}"

@@ -1,0 +1,290 @@
+"""The loop over sampled responses: PPO, the group methods and online DPO are step functions handed to it.
+
+for each update:
+    choose prompts, sample responses to each            y ~ π_old
+    score them                                          the reward of each whole response
+    score them again                                    log π_old, log π_ref, KL
+    step                                                the method
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from preflab.config.online import Online
+from preflab.data.encode import Encoder
+from preflab.errors import NumericError
+from preflab.losses import masked_mean, masked_sum
+from preflab.models.load import Policy, working_weights
+from preflab.progress import stage
+from preflab.rewards.protocol import Reward, score
+from preflab.rollouts.sampler import Response, sample
+from preflab.runs import RunFolder
+from preflab.seeds import derive
+from preflab.training.cost import Cost
+from preflab.training.optimizer import Stepper
+from preflab.training.order import batch_at, evaluation_steps
+from preflab.training.rollout import PromptIds, Rollout, answers, roll_out
+from preflab.training.session import Evaluate, Session
+
+LARGEST_START_GAP_NATS = 1e-3
+"""How far policy and reference may be apart on a token before the first step, where they should be the same model."""
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What a method did with a rollout."""
+
+    figures: Mapping[str, float]
+    """For the log."""
+    trained_tokens: int
+    """Tokens that went forward and backward through the policy, or a model of its size."""
+    scored_tokens: int = 0
+    """Tokens that went forward alone, beyond those of the rollout itself."""
+
+
+Step = Callable[[Rollout, int, dict[str, float]], Taken]
+"""(rollout, number of the update from 0, the session's memory) → what was done. The memory holds JSON numbers that the
+method keeps between updates; it is saved with every checkpoint and rolled back with it."""
+
+Keep = Callable[[Sequence[Response], Sequence[float]], bool]
+"""(the responses to one prompt, their rewards) → is there something to learn from?"""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Sampled responses with their rewards, the responses to one prompt together."""
+
+    responses: list[Response]
+    scores: list[float]
+
+
+def run_online(
+    policy: Policy,
+    reference: Any,
+    reward: Reward,
+    prompts: Sequence[PromptIds],
+    settings: Online,
+    run: RunFolder,
+    step: Step,
+    *,
+    models: Mapping[str, nn.Module],
+    steppers: Mapping[str, Stepper],
+    max_new_tokens: int,
+    seed: int,
+    title: str,
+    temperatures: Sequence[float] | None = None,
+    scoring_temperature: float | None = None,
+    keep: Keep | None = None,
+    refill_rounds: int = 0,
+    starts_at_reference: bool = True,
+    gold: bool = False,
+    log_every: int = 1,
+    evaluate: Evaluate | None = None,
+) -> Cost:
+    """Run a method's updates, and return what they cost.
+
+    Args:
+        reference: a frozen model; KL is measured from it.
+        step: the method.
+        models, steppers: what the method trains, for the checkpoints.
+        max_new_tokens: length limit of a response.
+        temperatures: of the sampling of each of a prompt's `settings.responses` responses; None: all at
+            `settings.temperature`.
+        scoring_temperature: at which the rollout holds log-probabilities; None: `settings.temperature`.
+        keep: which prompts to keep; further ones are sampled in place of the others. None: all.
+        refill_rounds: how often an update may sample further prompts.
+        starts_at_reference: the policy begins as a copy of the reference, which is checked.
+        gold: count the reward's calls as gold calls (an oracle arm).
+
+    Raises:
+        NumericError: a reward is not finite, the sampler's policy is not the scorer's, the first policy is not the
+            reference though it should be, no prompt was kept, or the method met something that is not finite.
+        Interrupted: SIGTERM or Ctrl-C; the state is saved.
+    """
+    marks = evaluation_steps(settings.updates, settings.evaluations)
+    session = Session(run, models, steppers, marks=marks, evaluate=evaluate)
+    encoder = Encoder(policy.tokenizer, prompt_tokens=2**20, response_tokens=max_new_tokens)
+    weights = working_weights(policy.model)
+    at = temperatures or [settings.temperature] * settings.responses
+    scored_at = settings.temperature if scoring_temperature is None else scoring_temperature
+    groups = settings.batch_size // settings.responses
+    origins: list[str] = []
+
+    def draw(count: int, place: int, update: int) -> Drawn:
+        """Responses to the next `count` prompts, and what they cost."""
+        cursor = int(session.memory.get("prompts", 0))
+        chosen = _from(prompts, cursor, count, seed=derive(seed, "prompts"))
+        session.memory["prompts"] = cursor + count
+        origins.extend(prompt.key for prompt in chosen)
+        responses = _sample(
+            policy,
+            chosen,
+            at,
+            place=place,
+            end_id=encoder.end_id,
+            max_new_tokens=max_new_tokens,
+            seed=derive(seed, "rollout", update),
+        )
+        asked = [prompt for prompt in chosen for _ in at]
+        scores = score(reward, answers(encoder, asked, responses))
+        cost, read = session.cost, sum(len(response.prompt) + len(response.tokens) for response in responses)
+        cost.generated_tokens += sum(len(response.tokens) for response in responses)
+        cost.scored_tokens += 0 if gold else read  # by the reward model
+        cost.flops += 2 * weights * (read if gold else 2 * read)  # sampling reads prompts too
+        cost.gold_calls += len(responses) if gold else 0
+        cost.reward_calls += 0 if gold else len(responses)
+        return Drawn(responses, scores)
+
+    with session.stoppable(), stage(title, settings.updates, session.start) as advance:
+        for update in range(session.start, settings.updates):
+            origins.clear()
+            with session.step(update, lambda: list(origins)):
+                # Sample and score, again where a prompt teaches nothing.
+                drawn = draw(groups, 0, update)
+                kept = _kept(drawn, keep, settings.responses)
+                for _ in range(refill_rounds):
+                    missing = groups - len(kept.responses) // settings.responses
+                    if missing == 0:
+                        break
+                    more = draw(missing, len(origins), update)
+                    drawn = _joined(drawn, more)
+                    kept = _joined(kept, _kept(more, keep, settings.responses))
+                if not kept.responses:
+                    raise NumericError(
+                        f"in update {update + 1} all responses to a prompt got the same reward, for each of "
+                        f"{len(origins)} prompts, so there is nothing to learn from; raise refill_rounds, responses or "
+                        "temperature, or take other prompts"
+                    )
+                rollout = roll_out(
+                    policy,
+                    reference,
+                    kept.responses,
+                    kept.scores,
+                    temperature=scored_at,
+                    sampled_at=None if set(at) == {scored_at} else list(at) * (len(kept.responses) // len(at)),
+                    batch_size=settings.micro_batch_size,
+                )
+                if update == 0 and starts_at_reference:
+                    _check_start(rollout)
+                # Learn.
+                taken = step(rollout, update, session.memory)
+                scored = 2 * rollout.batch.tokens + taken.scored_tokens  # by the policy and the reference
+                session.cost.trained_tokens += taken.trained_tokens
+                session.cost.scored_tokens += scored
+                session.cost.flops += weights * (6 * taken.trained_tokens + 2 * scored)
+
+            done = update + 1
+            if done % log_every == 0 or done == settings.updates:
+                dropped = {} if keep is None else {"dropped_responses": len(drawn.responses) - len(kept.responses)}
+                values = _figures(drawn, rollout) | dropped | dict(taken.figures)
+                run.log({"step": done, **values})
+                advance(done, f"reward {values['reward']:.2f}, KL {values['kl_nats']:.2f} nats")
+            else:
+                advance(done, "")
+            session.after(done)
+    return session.cost
+
+
+def mini_batches(count: int, settings: Online, update: int, *, seed: int) -> Iterator[tuple[int, Tensor]]:
+    """The optimiser steps of an update: the number of each over the whole run, from 0, and the rows of its mini-batch.
+
+    A number depends on its place alone, so the schedule of the learning rate is the same where an update took fewer
+    steps than it may.
+    """
+    for epoch in range(settings.epochs):
+        generator = torch.Generator().manual_seed(derive(seed, "mini-batches", update, epoch))
+        order = torch.randperm(count, generator=generator)
+        first = update * settings.steps_per_update + epoch * (settings.batch_size // settings.mini_batch_size)
+        for number, rows in enumerate(order.split(settings.mini_batch_size)):
+            yield first + number, rows
+
+
+def _from(prompts: Sequence[PromptIds], cursor: int, count: int, *, seed: int) -> list[PromptIds]:
+    """The next `count` prompts after `cursor` were taken: epoch after epoch, each a permutation of its own."""
+    # The window begins anywhere: two batches of its size, of which the first holds the cursor, cover it.
+    step, begin = divmod(cursor, count)
+    two = [
+        index
+        for number in (step, step + 1)
+        for index in batch_at(number, examples=len(prompts), batch_size=count, seed=seed)
+    ]
+    return [prompts[index] for index in two[begin : begin + count]]
+
+
+def _sample(
+    policy: Policy,
+    prompts: Sequence[PromptIds],
+    temperatures: Sequence[float],
+    *,
+    place: int,
+    end_id: int,
+    max_new_tokens: int,
+    seed: int,
+) -> list[Response]:
+    """One response a temperature to each prompt, prompt by prompt; `place`: how many prompts of the update came
+    before."""
+    of_prompt: list[list[Response]] = [[] for _ in prompts]
+    for temperature, run in groupby(enumerate(temperatures), key=lambda slot: slot[1]):
+        slots = [slot for slot, _ in run]
+        # A prompt that an update holds twice gets responses of its own, so the place is part of its name.
+        suffix = f"+{slots[0]}" if slots[0] else ""
+        sampled = sample(
+            policy.model,
+            [prompt.ids for prompt in prompts],
+            keys=[f"{place + number}{suffix}:{prompt.key}" for number, prompt in enumerate(prompts)],
+            end_id=end_id,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            samples=len(slots),
+            seed=seed,
+        )
+        for number, responses in enumerate(of_prompt):
+            responses += sampled[number * len(slots) : (number + 1) * len(slots)]
+    return [response for responses in of_prompt for response in responses]
+
+
+def _kept(drawn: Drawn, keep: Keep | None, size: int) -> Drawn:
+    """The groups worth keeping; all where None asks."""
+    if keep is None:
+        return drawn
+    chosen = Drawn([], [])
+    for begin in range(0, len(drawn.responses), size):
+        responses, scores = drawn.responses[begin : begin + size], drawn.scores[begin : begin + size]
+        if keep(responses, scores):
+            chosen = _joined(chosen, Drawn(responses, scores))
+    return chosen
+
+
+def _joined(first: Drawn, second: Drawn) -> Drawn:
+    return Drawn(first.responses + second.responses, first.scores + second.scores)
+
+
+def _check_start(rollout: Rollout) -> None:
+    """The policy is the reference before it has learned anything."""
+    gap = float((rollout.logprobs - rollout.reference_logprobs).abs().max())
+    if not gap < LARGEST_START_GAP_NATS:
+        raise NumericError(
+            f"before the first step, policy and reference differ by {gap:.3g} nats on a token (limit "
+            f"{LARGEST_START_GAP_NATS}): is dropout on, or was another model loaded for one of them? Load both from "
+            "one folder, or say that the policy starts elsewhere (starts_at_reference=False)"
+        )
+
+
+def _figures(drawn: Drawn, rollout: Rollout) -> dict[str, float]:
+    """What the log says of a rollout: rewards and lengths of all that was sampled, the rest of what was kept."""
+    mask, responses = rollout.batch.mask, drawn.responses
+    return {
+        "reward": sum(drawn.scores) / len(drawn.scores),
+        "kl_nats": float(masked_sum(rollout.kl, mask).mean()),
+        "entropy_nats": float(masked_mean(rollout.entropy, mask)),
+        "response_tokens": sum(len(response.tokens) for response in responses) / len(responses),
+        "end_rate": sum(response.ended for response in responses) / len(responses),
+        "sampler_gap_nats": rollout.sampler_gap,
+    }

@@ -1,0 +1,140 @@
+"""Online DPO: pairs of the current policy's own responses, the best against the worst by a reward.
+
+    for each update:
+        sample a response to each prompt at each of K temperatures        y_1 … y_K ~ π
+        score them; pair best against worst where the gap exceeds a threshold
+        step on a paired loss of these pairs, by default DPO's
+
+Guo et al. 2024, arXiv 2402.04792, which samples two responses at one temperature and asks a judge for the better one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from preflab.config.online import Online
+from preflab.config.online_preference import OnlineDPO
+from preflab.data.encode import Tree
+from preflab.errors import ConfigError, NumericError
+from preflab.losses import masked_sum
+from preflab.models.freezing import freeze
+from preflab.models.load import Policy
+from preflab.rewards.protocol import Reward
+from preflab.runs import RunFolder
+from preflab.training.checks import check_reference
+from preflab.training.cost import Cost
+from preflab.training.online import Taken, mini_batches, run_online
+from preflab.training.optimizer import Stepper
+from preflab.training.preference import pair_step, read_tokens
+from preflab.training.ranking import best_against_worst
+from preflab.training.rollout import PromptIds, Rollout
+from preflab.training.session import Evaluate
+
+
+def train_online_dpo(
+    policy: Policy,
+    reference: Any,
+    reward: Reward,
+    prompts: Sequence[PromptIds],
+    settings: OnlineDPO,
+    run: RunFolder,
+    *,
+    max_new_tokens: int,
+    seed: int,
+    starts_at_reference: bool = True,
+    gold: bool = False,
+    log_every: int = 1,
+    evaluate: Evaluate | None = None,
+    title: str = "online DPO",
+) -> Cost:
+    """Train `policy` in place; the arguments are those of `train_ppo`.
+
+    Raises:
+        ConfigError: settings don't fit together, or the reference shares weights with the policy.
+        NumericError: a reward, loss or gradient is not finite, or no prompt of the first rollout gave a pair.
+        Interrupted: SIGTERM or Ctrl-C; the state is saved.
+    """
+    for part in (settings, settings.ranking, settings.loss):
+        if problem := part.misfit():
+            raise ConfigError(problem)
+    freeze(policy.model, settings.freeze_blocks)
+    at = settings.ranking.temperatures
+    loop = Online(
+        updates=settings.updates,
+        batch_size=settings.batch_size * len(at),
+        responses=len(at),
+        mini_batch_size=settings.mini_batch_size,
+        micro_batch_size=settings.micro_batch_size,
+        epochs=settings.epochs,
+        evaluations=settings.evaluations,
+    )
+    dealt = Online(batch_size=settings.batch_size, mini_batch_size=settings.mini_batch_size, epochs=settings.epochs)
+    stepper = Stepper(policy.model, settings.optimizer, settings.updates * dealt.steps_per_update)
+    check_reference(policy.model, reference)
+
+    def step(rollout: Rollout, update: int, memory: dict[str, float]) -> Taken:
+        rewards = rollout.penalised(settings.missing_end_penalty).tolist()
+        logprob = masked_sum(rollout.reference_logprobs, rollout.batch.mask)
+        trees, rows, gaps = [], [], []
+        for begin in range(0, len(rewards), len(at)):
+            group = rollout.responses[begin : begin + len(at)]
+            found = best_against_worst(
+                group, rewards[begin : begin + len(at)], smallest_gap=settings.ranking.smallest_gap
+            )
+            if found is not None:
+                best, worst = found
+                trees.append(Tree(group[best].key, group[best].prompt, (group[best].tokens, group[worst].tokens)))
+                rows.append((begin + best, begin + worst))
+                gaps.append(rewards[begin + best] - rewards[begin + worst])
+        if not trees and update == 0:
+            raise NumericError(
+                "in update 1 no prompt gave a pair: all rewards lie within "
+                f"ranking.smallest_gap = {settings.ranking.smallest_gap}; lower it, or raise ranking.temperatures"
+            )
+        if not trees:  # a policy that has reached the top of its reward learns nothing more, and need not stop for it
+            return Taken({"pairs": 0.0}, trained_tokens=0)
+        of_reference = logprob[torch.tensor(rows, device=logprob.device)].cpu()
+        totals: dict[str, float] = {}
+        extra = Cost()
+        steps = 0
+        for number, chosen in mini_batches(len(trees), dealt, update, seed=seed):
+            pairs = [trees[i] for i in chosen.tolist()]
+            loss = pair_step(policy, pairs, of_reference[chosen], settings.loss, extra)
+            for begin in range(0, len(pairs), settings.micro_batch_size):
+                share, others = loss(range(begin, min(begin + settings.micro_batch_size, len(pairs))))
+                share.backward()
+                for name, value in ({"loss": share} | others).items():
+                    totals[name] = totals.get(name, 0.0) + float(value.detach())
+            for name, figure in stepper.step(number, f"update {update + 1}").items():
+                totals[name] = totals.get(name, 0.0) + figure
+            steps += 1
+        means = {name: value / steps for name, value in totals.items()}
+        return Taken(
+            means | {"pairs": float(len(trees)), "reward_gap": sum(gaps) / len(gaps)},
+            trained_tokens=settings.epochs * read_tokens(trees),
+            scored_tokens=extra.scored_tokens,
+        )
+
+    return run_online(
+        policy,
+        reference,
+        reward,
+        prompts,
+        loop,
+        run,
+        step,
+        models={"policy": policy.model},
+        steppers={"policy": stepper},
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+        title=title,
+        temperatures=at,
+        scoring_temperature=1.0,
+        starts_at_reference=starts_at_reference,
+        gold=gold,
+        log_every=log_every,
+        evaluate=evaluate,
+    )

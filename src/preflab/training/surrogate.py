@@ -1,0 +1,94 @@
+"""The clipped surrogate with its KL penalty: what PPO and the group methods step on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from preflab.config.online import Surrogate
+from preflab.losses import aggregate, clip_fraction, kl_in_loss, masked_mean, ppo_clip, token_logprobs
+from preflab.models.scoring import response_logits
+from preflab.training.rollout import Rollout
+
+
+@dataclass(frozen=True)
+class Objective:
+    """max(−Âρ, −Â·clip(ρ)) of one rollout, aggregated over responses and tokens, + β·KL where that is in the loss."""
+
+    rollout: Rollout
+    advantages: Float[Tensor, "response token"]
+    learned: Bool[Tensor, "response token"]
+    """The tokens to learn from: those of the rollout's mask, or some of them."""
+    reference: Any
+    settings: Surrogate
+    kl_coefficient: float
+    """β of this update."""
+    longest: int
+    """The length limit of a response, in tokens."""
+
+    def share(
+        self,
+        logits: Float[Tensor, "row token vocabulary"],
+        rows: Int[Tensor, " row"],
+        mini_batch: Int[Tensor, " any"],
+    ) -> tuple[Float[Tensor, ""], dict[str, float]]:
+        """What a micro-batch adds to the loss of its mini-batch, and to the figures for the log.
+
+        Args:
+            logits: the policy's, of the responses of `rows`.
+            rows: the micro-batch, at least one of its tokens to learn from.
+            mini_batch: all rows of the optimiser step; their counts are what the loss is divided by.
+        """
+        settings, learned = self.settings, self.learned[rows]
+        batch, old = self.rollout.batch.rows(rows), self.rollout.logprobs[rows]
+        counts = {
+            "responses": int(self.learned[mini_batch].any(1).sum()),
+            "tokens": int(self.learned[mini_batch].sum()),
+            "longest": self.longest,
+        }
+        logprobs = token_logprobs(logits, batch.response_ids, temperature=settings.temperature)
+        logprobs = logprobs.masked_fill(~learned, 0.0)
+        losses = ppo_clip(logprobs, old, self.advantages[rows], clip=settings.clip, clip_higher=settings.clip_higher)
+        loss = aggregate(losses, learned, settings.aggregation, **counts)
+
+        weight = float(learned.sum()) / counts["tokens"]
+        difference = (logprobs - old).detach()
+        figures = {
+            "policy_loss": float(loss.detach()),
+            "ratio": weight * float(masked_mean(difference.exp(), learned)),
+            "approx_kl_nats": weight * float(masked_mean(0.5 * difference**2, learned)),
+            "clip_fraction": weight
+            * float(clip_fraction(logprobs, old, learned, clip=settings.clip, clip_higher=settings.clip_higher)),
+        }
+        if settings.kl_penalty != "reward" and self.kl_coefficient > 0:
+            reference_logits = None
+            if settings.kl_penalty == "full":
+                with torch.no_grad():
+                    reference_logits = response_logits(self.reference, batch) / settings.temperature
+            penalties = kl_in_loss(
+                settings.kl_penalty,
+                logprobs,
+                self.rollout.reference_logprobs[rows],
+                logits / settings.temperature,
+                reference_logits,
+            )
+            penalty = self.kl_coefficient * aggregate(penalties, learned, settings.aggregation, **counts)
+            figures["kl_loss"] = float(penalty.detach())
+            loss = loss + penalty
+        return loss, figures
+
+
+def add(figures: dict[str, float], shares: dict[str, float]) -> None:
+    """Sum a micro-batch's shares into the figures of its mini-batch."""
+    for name, value in shares.items():
+        figures[name] = figures.get(name, 0.0) + value
+
+
+def means(steps: list[dict[str, float]]) -> dict[str, float]:
+    """The figures of an update: means over the steps taken, and how many there were."""
+    names = steps[0] if steps else {}
+    return {name: sum(step[name] for step in steps) / len(steps) for name in names} | {"optimizer_steps": len(steps)}
