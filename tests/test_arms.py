@@ -256,6 +256,8 @@ def test_descriptions_of_chains_name_a_reference_where_one_takes_part() -> None:
     assert "Starts from the chosen checkpoint of DPO, held to the study's reference." in said("dpo+ppo")
     for arm in ("dpo+sft", "dpo+simpo", "dpo+orpo"):
         assert "Starts from the chosen checkpoint of DPO." in said(arm)
+    assert all("Paid by the reward model" in said(arm) for arm in ("ppo", "dpo+grpo", "online-dpo"))
+    assert not any("Paid by the reward model" in said(arm) for arm in ("dpo", "ppo+dpo", "rloo-gold"))
     entry = describe(TINY, "dpo+ppo-gold", 3, done=False)
     assert (entry["method"], entry["label"], entry["oracle"]) == ("ppo", "DPO → PPO on gold", True)
     assert entry["settings"]["optimizer.learning_rate"] == 0.02

@@ -219,7 +219,7 @@ def _lock(folder: Path) -> None:
     """Keep other processes out of the folder until this one ends; the system lifts the lock, however it ends."""
     try:
         import fcntl
-    except ImportError:  # Windows: no lock, as before
+    except ImportError:  # Windows: no lock
         return
     _HELD[folder] = open(folder / LOCK, "w")  # noqa: SIM115  (open as long as the process lives)
     try:

@@ -207,7 +207,7 @@ def _description(config: Compare, arm: str) -> str:
         lines.append("Starts from the reference, after SFT, where its paper starts from the base.")
     if parts[-1].gold:
         lines.append("An oracle: paid by the gold reward itself, which no real task has.")
-    elif parts[-1].method == "ppo":
+    elif parts[-1].method in SAMPLING:
         lines.append("Paid by the reward model trained on the same pairs, whose training is part of its cost.")
     return " ".join(lines)
 

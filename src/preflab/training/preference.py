@@ -150,8 +150,8 @@ def implicit_rewards(loss: PairLoss, pairs: ScoredPairs) -> Float[Tensor, "pair 
             rewards = weight * pairs.mean_logprob
         case settings_of.SFTLoss():
             rewards = pairs.mean_logprob
-        case settings_of.SumLoss():  # the heaviest loss speaks for the sum
-            return implicit_rewards(max(loss.parts, key=lambda part: part[0])[1], pairs)
+        case settings_of.SumLoss():
+            return implicit_rewards(loss.heaviest, pairs)
         case _:
             rewards = loss.beta * pairs.logratio
     return rewards.detach()

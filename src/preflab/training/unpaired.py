@@ -119,6 +119,13 @@ def train_unpaired(
             case never:
                 assert_never(never)
 
+        marked = sum(examples[i].desirable for i in rows)
+        counts = {
+            "accuracy": len(rows),
+            "desirable_reward": max(1, marked),
+            "undesirable_reward": max(1, len(rows) - marked),
+        }
+
         def loss(positions: Sequence[int]) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
             micro = [rows[i] for i in positions]
             batch = pack([trees[i] for i in micro]).to(policy.device)
@@ -134,11 +141,6 @@ def train_unpaired(
                 "accuracy": right(rewards, good, anchor=_boundary(loss_settings, anchor)),
                 "desirable_reward": torch.where(good, rewards, 0.0),
                 "undesirable_reward": torch.where(good, 0.0, rewards),
-            }
-            counts = {
-                "accuracy": len(rows),
-                "desirable_reward": max(1, int(desirable[rows].sum())),
-                "undesirable_reward": max(1, int((~desirable[rows]).sum())),
             }
             name = "shift" if isinstance(loss_settings, BCOLoss) else "reference_point_nats"
             means = {key: mean_by(values, counts[key]) for key, values in figures.items()}
