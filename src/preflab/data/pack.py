@@ -77,3 +77,8 @@ def pack(trees: Sequence[Tree]) -> Packed:
         mask=torch.arange(longest_response) < lengths.unsqueeze(1),
         tree=torch.tensor([index for index, _, _ in rows]),
     )
+
+
+def read_tokens(trees: Sequence[Tree]) -> int:
+    """Tokens that a model reads of them; a prompt stands before each response."""
+    return sum(len(tree.prompt) * len(tree.responses) + sum(map(len, tree.responses)) for tree in trees)

@@ -10,8 +10,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from preflab.data.encode import Tree
-from preflab.data.pack import Packed
-from preflab.losses.logprobs import token_logprobs
+from preflab.data.pack import Packed, pack
+from preflab.losses.logprobs import masked_sum, token_logprobs
+from preflab.progress import Advance
 
 LOGITS_AT_ONCE = 2**27
 """How many logits a pass without gradients may hold: ½ GiB in float32. The full-vocabulary KL of two models takes some
@@ -64,6 +65,20 @@ def response_logprobs(model: nn.Module, batch: Packed, *, temperature: float = 1
     """log π(y_t | x, y_<t) in nats at a temperature; 0 outside the mask."""
     logprobs = token_logprobs(response_logits(model, batch), batch.response_ids, temperature=temperature)
     return logprobs.masked_fill(~batch.mask, 0.0)
+
+
+@torch.no_grad()
+def logprobs_of(
+    model: Any, trees: Sequence[Tree], *, batch_size: int = 16, advance: Advance = lambda done, note: None
+) -> Float[Tensor, " response"]:
+    """log π(y|x) in nats of each response, tree by tree."""
+    parts = [torch.zeros(0)]
+    size = trees_at_once(model, trees, batch_size)
+    for begin in range(0, len(trees), size):
+        batch = pack(trees[begin : begin + size]).to(model.device)
+        parts.append(masked_sum(response_logprobs(model, batch), batch.mask).cpu())
+        advance(min(begin + size, len(trees)), "")
+    return torch.cat(parts)
 
 
 def response_values(model: nn.Module, batch: Packed) -> Float[Tensor, "response token"]:

@@ -18,6 +18,7 @@ import torch
 from preflab.config.online import Online
 from preflab.config.online_preference import OnlineDPO
 from preflab.data.encode import Tree
+from preflab.data.pack import read_tokens
 from preflab.errors import ConfigError, NumericError
 from preflab.losses import masked_sum
 from preflab.models.freezing import freeze
@@ -27,7 +28,7 @@ from preflab.runs import RunFolder
 from preflab.training.cost import Cost
 from preflab.training.online import Figures, Taken, added, means, mini_batches, run_online
 from preflab.training.optimizer import Stepper
-from preflab.training.preference import pair_step, read_tokens
+from preflab.training.preference import pair_step
 from preflab.training.ranking import best_against_worst
 from preflab.training.rollout import PromptIds, Rollout
 from preflab.training.session import Evaluate
