@@ -107,7 +107,7 @@ def preference(config: Run) -> None:
     run = _open(config, config.freeze_blocks, rows, encoder, policy, train, held_out)
     cache, of_reference = user_cache(), None
     if knows_reference(config.loss):
-        found = reference_logprobs(policy.model, held_out, cache, title="held-out pairs: reference")
+        found = reference_logprobs(policy.model, held_out, cache, title="held-out pairs: reference log-probabilities")
         of_reference = found.logprobs.view(-1, 2)
     cost = train_preference(
         policy, train, config, run, seed=config.seed, cache=cache, log_every=config.log_every, title=_name(config)

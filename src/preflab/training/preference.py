@@ -248,7 +248,9 @@ def train_preference(
     of_reference = None
     if knows_reference(settings.loss):
         model = policy.model if reference is None else reference
-        of_reference = charged_reference(model, pairs, cache, before, title=f"{title}: reference").view(-1, 2)
+        of_reference = charged_reference(
+            model, pairs, cache, before, title=f"{title}: reference log-probabilities"
+        ).view(-1, 2)
         check_start(run, pair_logprobs(policy.model, pairs[:64]) - of_reference[:64], same=reference is None)
 
     def step(indices: Sequence[int], session: Session) -> Loss:

@@ -90,9 +90,11 @@ def train_unpaired(
     strangers = mismatched(trees, seed=derive(seed, "mismatch")) if isinstance(loss_settings, KTOLoss) else []
     before = Cost()
     model = policy.model if reference is None else reference
-    of_reference = charged_reference(model, trees, cache, before, title=f"{title}: reference")
+    of_reference = charged_reference(model, trees, cache, before, title=f"{title}: reference log-probabilities")
     # Apart, so that the batches of the responses are the same for every method and seed.
-    of_strangers = charged_reference(model, strangers, cache, before, title=f"{title}: reference, other prompts")
+    of_strangers = charged_reference(
+        model, strangers, cache, before, title=f"{title}: reference log-probabilities, other prompts"
+    )
     check_start(run, logprobs_of(policy.model, trees[:64]) - of_reference[:64], same=reference is None)
 
     def step(indices: Sequence[int], session: Session) -> Loss:
@@ -200,11 +202,15 @@ def unpaired_figures(
     def logratios(of: Sequence[Tree], title: str) -> Float[Tensor, " response"]:
         return logprobs_of(policy.model, of) - reference_logprobs(reference, of, cache, title=title).logprobs
 
-    logratio = logratios(trees, "held-out responses: reference")
+    logratio = logratios(trees, "held-out responses: reference log-probabilities")
     match settings:
         case KTOLoss():
             strangers = mismatched(trees, seed=derive(seed, "mismatch"))
-            anchor = float(logratios(strangers, "held-out responses: reference, other prompts").mean().clamp(min=0.0))
+            anchor = float(
+                logratios(strangers, "held-out responses: reference log-probabilities, other prompts")
+                .mean()
+                .clamp(min=0.0)
+            )
         case BCOLoss(beta=beta):
             anchor = float(beta * logratio.mean())
         case never:
