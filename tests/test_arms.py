@@ -251,7 +251,7 @@ def test_arms_share_the_reference_s_log_probabilities_and_each_pays_for_them(
     assert "from the cache" not in capsys.readouterr().err
     run_arm(bench, "ipo")
     run_arm(bench, "dpo+ipo")  # held to the study's reference
-    assert capsys.readouterr().err.count("reference: 16 of 16 from the cache") == 2
+    assert capsys.readouterr().err.count("reference log-probabilities: 16 of 16 from the cache") == 2
     assert len(list((tmp_path / "all" / "stages" / "reference-logprobs").rglob("*.safetensors"))) == 1
     assert same(weights(bench.folder("ipo").model), weights(alone.folder("ipo").model))
     for name in ("scored_tokens", "flops"):
