@@ -205,6 +205,41 @@ def test_scores_of_a_reward_model_and_their_gradients_are_those_of_the_plain_pat
             check(gradients(model, bradley_terry(*found.view(-1, 2).unbind(1)).mean()), expected)
 
 
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("kept", [0, 2**27])
+def test_the_gradient_of_the_fused_head_is_that_of_finite_differences(
+    kept: int, bias: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With all that a head can have: scale, cap, temperature, bias."""
+    monkeypatch.setattr(heads, "CHUNK_LOGITS", 2 * 6)
+    monkeypatch.setattr(heads, "KEPT_LOGITS", kept)
+    generator = torch.Generator().manual_seed(0)
+    states, table, shift = (
+        torch.randn(*shape, generator=generator, dtype=torch.float64, requires_grad=True)
+        for shape in ((5, 3), (6, 3), (6,))
+    )
+    tokens = torch.tensor([0, 5, 2, 2, 3])
+
+    def logprobs(states: torch.Tensor, table: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
+        head = heads.Head(scale=1.7, cap=1.3)
+        return heads._Logprobs.apply(states, table, shift if bias else None, tokens, head, 0.6)
+
+    expected = 1.3 * torch.tanh((states @ table.T + bias * shift) * 1.7 / 1.3) / 0.6
+    torch.testing.assert_close(
+        logprobs(states, table, shift), expected.log_softmax(-1)[torch.arange(5), tokens], atol=1e-12, rtol=0
+    )
+    torch.autograd.gradcheck(
+        lambda *given: logprobs(*given, *([] if bias else [shift])), (states, table) + (shift,) * bias
+    )
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "qwen2", "gemma2", "granite", "cohere", "mistral"])
+def test_these_families_take_the_tree_and_the_fused_head(name: str) -> None:
+    """Or the tests above would hold the flat layout against itself."""
+    assert attention.takes_trees(model_of(name).base_model)
+    assert heads.head_of(model_of(name)) is not None
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["gpt2", "llama", "qwen2", "gemma2", "granite", "cohere"])
 def test_both_layouts_give_the_same_states_logits_and_values(name: str) -> None:
@@ -261,7 +296,7 @@ def test_a_head_that_the_configuration_does_not_tell_is_left_to_the_model() -> N
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("name", "reason"), [("mistral", "window"), ("bloom", ""), ("mamba", "")])
+@pytest.mark.parametrize(("name", "reason"), [("mistral", "window"), ("bloom", "layer"), ("mamba", "")])
 def test_models_that_cannot_share_a_prompt_say_so_once_and_score_row_by_row(
     name: str, reason: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -338,3 +373,34 @@ def test_the_tree_holds_each_prompt_and_response_once() -> None:
         assert layout.token_ids.numel() == 60 + 3 + 4 + 5 + 40 + 6 + 1 + 2 - 7 * (not ends)
     assert cells(batch) == (batch.token_ids.numel(), layout.token_ids.numel())
     assert batch.tree.tolist() == [0, 0, 1, 1, 1, 2, 0]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("shapes", "rows"),
+    [
+        ([(9, (5, 5)), (9, (5, 5))], 1),  # half of what is read twice is the prompt
+        ([(9, (5,)), (1, (2,))], 1),  # a third is padding
+        ([(1, (20, 20)), (1, (20, 20))], 4),  # next to nothing would be saved
+        ([(9, (5,)), (9, (5,))], 2),
+    ],
+)
+def test_the_layout_that_costs_less_is_taken(shapes: list[tuple[int, tuple[int, ...]]], rows: int) -> None:
+    model, batch = model_of("gpt2"), pack(drawn(seed=6, shapes=shapes))
+    response_logprobs(model, batch)  # what the model can do is found out once
+    seen: list[int] = []
+    hook = model.base_model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    response_logprobs(model, batch)
+    hook.remove()
+    assert seen == [rows]
+
+
+@torch.no_grad()
+def test_responses_share_the_prompt_of_those_that_are_with_them() -> None:
+    """Also where a group was packed response by response, and where some of it was picked."""
+    (group,) = drawn(seed=7, shapes=[(12, (3, 4, 5, 6))])
+    batch = pack([Tree("sample", group.prompt, (response,)) for response in group.responses])
+    assert cells(batch)[1] == 12 + 18 - 4
+    assert cells(batch.rows(torch.tensor([3, 1])))[1] == 12 + 6 + 4 - 2

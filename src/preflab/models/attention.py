@@ -166,6 +166,8 @@ def tree_states(body: Any, layout: Layout) -> Float[Tensor, "cell width"]:
     Raises:
         NoTree: the model can't have this layout, or not this batch in it.
     """
+    if body.training and body.is_gradient_checkpointing:
+        raise NoTree("activation checkpointing runs its layers again when the layout is gone")
     with laid_out(body, layout) as under_way:
         # A mask of ones keeps transformers from taking each restart of the positions for a sequence of its own.
         outputs = body(
