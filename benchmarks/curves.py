@@ -14,7 +14,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from preflab.report.figures import frontier
+from preflab.report.figures import frontier, reward_models
 from preflab.report.measures import curves, summary
 from preflab.report.study import Study, read_study
 from preflab.report.verdicts import mean_cost
@@ -39,12 +39,22 @@ FAMILIES = {
 def main(folders: list[Path]) -> None:
     """Write figures and tables into the pages."""
     study = together([read_study(folder) for folder in folders])
+    fill(PAGES / "README.md", "all", table(only(study, tuple(dict.fromkeys(sum(FAMILIES.values(), ()))))))
     for page, arms in FAMILIES.items():
         shown = only(study, arms)
         picture = frontier(shown, curves(shown))
         (PAGES / "measured").mkdir(exist_ok=True)
         (PAGES / "measured" / f"{page}.svg").write_text(picture.file, encoding="utf-8")
         fill(PAGES / f"{page}.md", page, f"![{picture.title}](measured/{page}.svg)\n\n{table(shown)}")
+    picture = reward_models(study.reward_models)
+    (PAGES / "measured" / "reward-model.svg").write_text(picture.file, encoding="utf-8")
+    facts = "\n".join(
+        f"- {fact.name}: {fact.value:.3f}" + (f" [{fact.low:.3f}, {fact.high:.3f}]" if fact.low is not None else "")
+        for fact in study.facts
+        if fact.high is not None or "ceiling" in fact.name
+    )
+    reading = f"![{picture.title}](measured/reward-model.svg)\n\n{picture.reading}\n\n{facts}"
+    fill(PAGES / "reward-model.md", "reward-model", reading)
 
 
 def together(studies: list[Study]) -> Study:
@@ -63,7 +73,8 @@ def only(study: Study, arms: tuple[str, ...]) -> Study:
     absent = set(arms) - {arm.name for arm in study.arms}
     if absent:
         sys.exit(f"the studies have no arm {', '.join(sorted(absent))}")
-    return replace(study, arms=tuple(arm for arm in study.arms if arm.name in (study.reference_name, *arms)))
+    by_name = {arm.name: arm for arm in study.arms}
+    return replace(study, arms=tuple(by_name[name] for name in (study.reference_name, *arms)))
 
 
 def table(study: Study) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+import pytest
 import torch
 from jaxtyping import install_import_hook
 
@@ -11,3 +12,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 torch.set_num_threads(1)
 # Shapes and types of every call into the losses are checked. An int is a float, as PEP 484 and mypy have it.
 install_import_hook("preflab.losses", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reads or fills the user's cache, or another test's."""
+    monkeypatch.setenv("PREFLAB_CACHE", str(tmp_path_factory.mktemp("cache")))

@@ -241,6 +241,23 @@ def test_the_reward_model_is_paid_for_once(shelf: Path, tmp_path: Path) -> None:
     assert evaluation(bench, "dpo")["cost"]["trained_tokens"] < 100_000
 
 
+def test_arms_share_the_reference_s_log_probabilities_and_each_pays_for_them(
+    shelf: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An arm ends with the same weights and the same price whether or not another one came first."""
+    bench, alone = (bench_of(shelf, tmp_path / name, "dpo", "ipo", "dpo+ipo") for name in ("all", "alone"))
+    run_arm(alone, "ipo")
+    run_arm(bench, "dpo")
+    assert "from the cache" not in capsys.readouterr().err
+    run_arm(bench, "ipo")
+    run_arm(bench, "dpo+ipo")  # held to the study's reference
+    assert capsys.readouterr().err.count("reference: 16 of 16 from the cache") == 2
+    assert len(list((tmp_path / "all" / "stages" / "reference-logprobs").rglob("*.safetensors"))) == 1
+    assert same(weights(bench.folder("ipo").model), weights(alone.folder("ipo").model))
+    for name in ("scored_tokens", "flops"):
+        assert evaluation(bench, "ipo")["cost"][name] == evaluation(alone, "ipo")["cost"][name] > 0
+
+
 def test_which_arms_need_the_reward_model() -> None:
     needed = {arm: needs_reward_model(TINY, arm) for arm in ("sft", "dpo+kto", "ppo", "dpo+grpo", "grpo-gold")}
     assert needed == {"sft": False, "dpo+kto": False, "ppo": True, "dpo+grpo": True, "grpo-gold": False}
@@ -256,6 +273,8 @@ def test_descriptions_of_chains_name_a_reference_where_one_takes_part() -> None:
     assert "Starts from the chosen checkpoint of DPO, held to the study's reference." in said("dpo+ppo")
     for arm in ("dpo+sft", "dpo+simpo", "dpo+orpo"):
         assert "Starts from the chosen checkpoint of DPO." in said(arm)
+    assert all("Paid by the reward model" in said(arm) for arm in ("ppo", "dpo+grpo", "online-dpo"))
+    assert not any("Paid by the reward model" in said(arm) for arm in ("dpo", "ppo+dpo", "rloo-gold"))
     entry = describe(TINY, "dpo+ppo-gold", 3, done=False)
     assert (entry["method"], entry["label"], entry["oracle"]) == ("ppo", "DPO → PPO on gold", True)
     assert entry["settings"]["optimizer.learning_rate"] == 0.02

@@ -210,7 +210,23 @@ def test_the_resolved_file_gives_the_same_command(tmp_path: Path) -> None:
 
 numbers = st.floats(min_value=1e-300, max_value=1e300)
 words = st.text(st.characters(codec="utf-8", exclude_characters="\0")) | st.sampled_from(
-    ["no", "1e-6", "1_0", "0x1", "12:30", "null", "~", "true", ".nan", "2026-01-01", "- a", "a: b", "# x", "a\u2028b"]
+    [
+        "no",
+        "1e-6",
+        "1_0",
+        "0x1",
+        "12:30",
+        "null",
+        "~",
+        "true",
+        ".nan",
+        "2026-01-01",
+        "- a",
+        "a: b",
+        "# x",
+        "a\u2028b",
+        "\x85",
+    ]
 )
 
 

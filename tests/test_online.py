@@ -13,7 +13,7 @@ import torch
 from enumerable import END_ID, ShareOf, letters_policy, letters_prompts, next_token, run_folder
 from preflab.config.online import Online
 from preflab.config.training import Optimizer
-from preflab.errors import NumericError
+from preflab.errors import ConfigError, NumericError
 from preflab.models.load import Policy, copy_of
 from preflab.models.scoring import response_logprobs
 from preflab.rewards.protocol import Answer
@@ -149,6 +149,13 @@ def test_a_policy_that_does_not_start_at_the_reference_is_refused_where_it_shoul
     assert read_lines(run_folder(tmp_path / "chain").metrics)[0]["kl_nats"] > 0.1
 
 
+def test_a_reference_that_would_move_with_the_policy_is_refused(tmp_path: Path) -> None:
+    """Its KL would be 0 for ever: no check at the start would see that."""
+    policy = letters_policy(spread=4.0)
+    with pytest.raises(ConfigError, match=r"the reference shares .*copy_of"):
+        loop(tmp_path, Watcher(), policy=policy, reference=policy.model)
+
+
 def test_dropout_is_noticed_before_the_first_step(tmp_path: Path) -> None:
     """In the reference: in the policy, the sampler and the scorer would differ too."""
     policy = letters_policy(spread=4.0)
@@ -241,3 +248,15 @@ def test_refilling_asks_for_what_is_missing_and_gives_up_in_time(tmp_path: Path)
     with pytest.raises(StopIteration):  # in the second update
         loop(tmp_path / "again", Watcher(), reward=reward, keep=lambda r, s: next(taken), refill_rounds=5)
     assert [len(batch) for batch in reward.batches] == [12, 3, 12]
+
+
+def test_a_policy_with_nothing_left_to_learn_runs_on_without_a_step(tmp_path: Path) -> None:
+    watcher, kept = Watcher(), iter([True] * 4)  # the prompts of the first update
+    cost = loop(tmp_path, watcher, keep=lambda responses, scores: next(kept, False), refill_rounds=2)
+    assert len(watcher.rollouts) == 1
+    lines = read_lines(run_folder(tmp_path).metrics)
+    assert [line["dropped_responses"] for line in lines] == [0, 36, 36]
+    assert [("seen" in line, line["kl_nats"] == pytest.approx(0, abs=1e-6)) for line in lines] == [
+        (True, True), (False, True), (False, True),
+    ]  # fmt: skip
+    assert (cost.reward_calls, cost.trained_tokens) == (12 + 36 + 36, 10)

@@ -19,6 +19,7 @@ from preflab.config.online_preference import OnlineDPO, Ranking
 from preflab.config.pair_losses import DPOLoss, SumLoss
 from preflab.config.training import Optimizer
 from preflab.data.encode import Tree
+from preflab.data.pack import read_tokens
 from preflab.errors import ConfigError, Interrupted, NumericError
 from preflab.models.load import Policy, copy_of
 from preflab.rewards.protocol import Answer
@@ -26,7 +27,6 @@ from preflab.runs import JSON, read_lines
 from preflab.training import online
 from preflab.training.cost import Cost
 from preflab.training.online_dpo import train_online_dpo
-from preflab.training.preference import read_tokens
 from preflab.training.rollout import PromptIds
 from ragged import naive_logprob
 

@@ -117,7 +117,8 @@ def test_responses_that_could_not_be_read_back_are_left_out_and_counted(
     assert without
     assert int(dropped[1]) > 0
     assert left + int(dropped[1]) + int(without[1]) == N
-    assert printed.startswith(f"{left} pairs")
+    gaps = [line["chosen_reward"] - line["rejected_reward"] for line in read_lines(out)]
+    assert printed.startswith(f"{left} pairs, mean reward gap {sum(gaps) / left:.3g}:")
 
     monkeypatch.setattr(command.Encoder, "decode", lambda self, ids: " ")
     code, _, said = run(tmp_path / "none.jsonl", "--missing-end-penalty", "0")

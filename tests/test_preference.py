@@ -17,7 +17,6 @@ from pair_losses import PairLoss, assert_finite, assert_is, assert_worked, parti
 from preflab.losses import (
     aot,
     dpo,
-    dpo_rewards,
     exo,
     hinge,
     ipo,
@@ -238,19 +237,6 @@ def test_a_beta_that_is_not_positive_is_refused(beta: float) -> None:
 def test_a_label_smoothing_outside_its_range_is_refused(smoothing: float) -> None:
     with pytest.raises(ValueError, match="label_smoothing"):
         dpo(torch.zeros(1), torch.zeros(1), beta=0.1, label_smoothing=smoothing)
-
-
-def test_implicit_rewards_are_scaled_log_ratios_without_a_gradient() -> None:
-    logratio = torch.tensor([2.0, -1.0, 0.0], requires_grad=True)
-    rewards = dpo_rewards(logratio, beta=0.5)
-    assert rewards.tolist() == [1.0, -0.5, 0.0]
-    assert not rewards.requires_grad
-
-
-def test_the_margin_of_implicit_rewards_gives_the_loss() -> None:
-    chosen, rejected = wide(0.5, -2.0), wide(-0.3, 1.5)
-    margin = dpo_rewards(chosen, beta=0.7) - dpo_rewards(rejected, beta=0.7)
-    torch.testing.assert_close(dpo(chosen, rejected, beta=0.7), torch.log1p(torch.exp(-margin)))
 
 
 def test_shapes_are_checked_in_tests() -> None:

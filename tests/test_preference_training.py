@@ -286,7 +286,9 @@ def test_the_implicit_reward_of_a_sum_is_that_of_its_heaviest_loss() -> None:
     )
     heavy = SumLoss(terms="0.5*dpo + 2*simpo")
     assert implicit_rewards(heavy, scored).tolist() == [[2 * -1.5, 2 * -1.0]]
-    assert implicit_rewards(SumLoss(terms="dpo + 0.1*sft"), scored).tolist() == [pytest.approx([0.05, -0.1])]
+    for terms in ("dpo + 0.1*sft", "dpo + sft", "2*sft + dpo"):  # cross-entropy compares nothing
+        assert implicit_rewards(SumLoss(terms=terms), scored).tolist() == [pytest.approx([0.05, -0.1])]
+    assert implicit_rewards(SumLoss(terms="sft"), scored).tolist() == [[-1.5, -1.0]]
 
 
 def small(method: str, **more: Any) -> Preference:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from enumerable import END_ID, ShareOf, letters_policy, letters_prompts, reward_model, run_folder, value_model
+from gradients import gradients_of
 from preflab.config.online import PPO
 from preflab.config.preference import DPO, SimPO
 from preflab.config.training import SFT, Optimizer, Reward
@@ -46,22 +46,6 @@ RESPONSES = [
 ]
 DEMONSTRATIONS = [Tree(f"d:{i}", (30 + i,) * (1 + i % 3), (ids,)) for i, ids in enumerate(RESPONSES)]
 PAIRS = [Tree(f"p:{i}", (30 + i,) * (1 + i % 4), (RESPONSES[i], RESPONSES[(i + 3) % 8])) for i in range(8)]
-
-
-def gradients_of(model: nn.Module) -> dict[str, Tensor]:
-    """Filled with each parameter's gradient as it accumulates: at the end, that of the last whole step, unclipped."""
-    seen: dict[str, Tensor] = {}
-
-    def keep(name: str) -> Callable[[Tensor], None]:
-        def hook(parameter: Tensor) -> None:
-            assert parameter.grad is not None
-            seen[name] = parameter.grad.detach().clone()
-
-        return hook
-
-    for name, parameter in model.named_parameters():
-        parameter.register_post_accumulate_grad_hook(keep(name))
-    return seen
 
 
 def small(

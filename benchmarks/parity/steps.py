@@ -28,12 +28,12 @@ from preflab.data.reviews import generate_reviews
 from preflab.losses import aggregate, less_group_mean, masked_sum, mean_by, over_std, ppo_clip, sft, token_logprobs
 from preflab.models.base import new_model, new_tokenizer
 from preflab.models.load import Policy, load_policy, load_reward_model, new_reward_model, save_model
-from preflab.models.scoring import response_logprobs
+from preflab.models.scoring import logprobs_of, response_logprobs
 from preflab.rewards.protocol import Answer
 from preflab.runs import RunFolder, read_lines
 from preflab.training import policy_gradient
 from preflab.training.policy_gradient import train_policy_gradient
-from preflab.training.preference import ScoredPairs, logprobs_of, pair_losses, train_preference
+from preflab.training.preference import ScoredPairs, pair_losses, train_preference
 from preflab.training.reward import train_reward
 from preflab.training.rollout import PromptIds
 from preflab.training.sft import train_sft

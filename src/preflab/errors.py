@@ -62,5 +62,5 @@ def nearest(name: str, known: Iterable[str]) -> str:
     'known: chosen, prompt'
     """
     known = sorted(known)
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    close = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.6)
     return f'did you mean "{close[0]}"?' if close else "known: " + ", ".join(known)

@@ -29,13 +29,13 @@ LOCK = ".lock"
 _HELD: dict[Path, IO[str]] = {}
 
 
-def write_text(path: Path, text: str) -> None:
+def write_bytes(path: Path, data: bytes) -> None:
     """Write a file whole or not at all."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
+        with open(temporary, "wb") as file:
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -45,6 +45,11 @@ def write_text(path: Path, text: str) -> None:
         raise StorageError(
             f"can't write {path}: {error.strerror or error}; free space or choose another --out"
         ) from None
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    write_bytes(path, text.encode())
 
 
 def write_json(path: Path, value: JSON) -> None:
@@ -219,7 +224,7 @@ def _lock(folder: Path) -> None:
     """Keep other processes out of the folder until this one ends; the system lifts the lock, however it ends."""
     try:
         import fcntl
-    except ImportError:  # Windows: no lock, as before
+    except ImportError:  # Windows: no lock
         return
     _HELD[folder] = open(folder / LOCK, "w")  # noqa: SIM115  (open as long as the process lives)
     try:

@@ -14,6 +14,7 @@ from preflab.config.presets import preset
 from preflab.errors import ConfigError, nearest
 
 TASKS = ("reviews", "dialogue")
+LISTS = ("--arms", "--prompt", "--ranking.temperatures")
 
 
 def parse(name: str, class_name: str, arguments: list[str]) -> Any:
@@ -24,6 +25,9 @@ def parse(name: str, class_name: str, arguments: list[str]) -> Any:
     """
     cls = getattr(commands, class_name)
     files, flags = _take_files(arguments)
+    for flag in LISTS:  # of a list given twice the parser would drop the first silently
+        if sum(argument == flag or argument.startswith(f"{flag}=") for argument in flags) > 1:
+            raise ConfigError(f"{flag} is given twice; give it once, with all its values")
     default = None
     if cls is commands.Compare:
         default, flags = _compare_preset(files, _one_flag_each(flags, "--arms"))

@@ -24,15 +24,19 @@ def run(config: Generate) -> None:
     policy = load_policy(
         config.model, device=pick_device(config.device), trust_remote_code=config.trust_remote_code, quiet=True
     )
-    encoder = Encoder(policy.tokenizer, prompt_tokens=2**20, response_tokens=config.max_new_tokens)
+    encoder = Encoder(policy.tokenizer, prompt_tokens=2**20, response_tokens=2**20)
     ids = [encoder.prompt(prompt) for prompt in prompts]
-    check_length(policy.model, max(map(len, ids)) + config.max_new_tokens, "lower --max-new-tokens")
+    longest = max(map(len, ids))
+    positions = getattr(policy.model.config, "max_position_embeddings", None) or 2**20
+    limit = config.max_new_tokens or max(1, min(128, positions - longest))
+    remedy = f"the longest prompt has {longest} tokens: shorten it, or lower --max-new-tokens"
+    check_length(policy.model, longest + limit, remedy)
     responses = sample(
         policy.model,
         ids,
         keys=[f"{number}" for number in range(len(prompts))],
         end_id=encoder.end_id,
-        max_new_tokens=config.max_new_tokens,
+        max_new_tokens=limit,
         temperature=config.temperature,
         greedy=config.greedy,
         seed=config.seed,

@@ -73,7 +73,7 @@ def logged_by(settings: Method) -> tuple[Section, ...]:
         case OnlineDPO():
             return (
                 Section(ROLLOUT, (UPDATE, *SAMPLED, *RANKED)),
-                Section(UPDATE_STEPS, (*_of_pairs(settings.loss), *OPTIMIZER)),
+                Section(UPDATE_STEPS, (*_of_pairs(settings.loss), *OPTIMIZER, OPTIMIZER_STEPS)),
             )
         case IterativeDPO():
             return (Section(EVERY_STEPS, (STEP, ROUND, *_of_pairs(settings.loss), *OPTIMIZER)),)
@@ -185,7 +185,7 @@ def implicit_reward(loss: PairLoss) -> str:
         case SFTLoss():
             return "logprob per token"
         case SumLoss():
-            return implicit_reward(max(loss.parts, key=lambda part: part[0])[1])
+            return implicit_reward(loss.heaviest)
         case _:
             return "β·logratio"
 
@@ -227,7 +227,8 @@ SAMPLED = (
     ),
     Metric(
         "kl_nats",
-        "KL(π‖π_ref) of a response: full vocabulary, summed over tokens, at temperature 1; mean, in nats",
+        "KL(π‖π_ref) of a response: full vocabulary, summed over tokens, at temperature 1; mean over the responses as "
+        "sampled (online DPO's at ranking.temperatures), in nats",
         "is not 0 at the first update (chains apart); grows faster than reward",
     ),
     Metric("entropy_nats", "mean a token, at temperature 1, in nats", "falls towards 0: the policy says one thing"),

@@ -44,7 +44,7 @@ def run(config: MakePairs) -> None:
         cost=Cost(),
     )
     text_of = {prompt.key: prompt.text for prompt in prompts}
-    lines = [
+    lines: list[dict[str, Any]] = [
         {
             "prompt": text_of[pair.tree.origin],
             "chosen": encoder.decode(pair.chosen.tokens),
@@ -59,7 +59,7 @@ def run(config: MakePairs) -> None:
     if not whole:
         raise DataError(f"each of {len(lines)} pairs has an empty response, or the same text twice: nothing to write")
     write_text(config.out, "".join(to_line(line) for line in whole))
-    gap = sum(pair.chosen_reward - pair.rejected_reward for pair in ranked) / len(ranked)
+    gap = sum(line["chosen_reward"] - line["rejected_reward"] for line in whole) / len(whole)
     say(f"prompts without a pair (rewards within ranking.smallest_gap): {len(prompts) - len(ranked)}")
     if len(whole) < len(lines):
         say(f"pairs dropped, as their texts are empty or the same: {len(lines) - len(whole)}")

@@ -30,6 +30,7 @@ from preflab.models.load import (
     pick_device,
     save_model,
 )
+from preflab.models.reference import reference_logprobs, user_cache
 from preflab.progress import say
 from preflab.report.statistics import estimate, perplexity
 from preflab.rewards.learned import LearnedReward
@@ -41,7 +42,7 @@ from preflab.training.iterative_dpo import train_iterative_dpo
 from preflab.training.online_dpo import train_online_dpo
 from preflab.training.policy_gradient import train_policy_gradient
 from preflab.training.ppo import train_ppo
-from preflab.training.preference import knows_reference, preference_figures, shown_pair_logprobs, train_preference
+from preflab.training.preference import knows_reference, preference_figures, train_preference
 from preflab.training.reward import centre, reward_figures, scores_of_pairs, train_reward
 from preflab.training.rollout import PromptIds
 from preflab.training.sft import train_sft
@@ -104,11 +105,12 @@ def preference(config: Run) -> None:
     encoder = _encoder(config, policy)
     train, held_out = encoder.pairs(train_rows), encoder.pairs(held_out_rows)
     run = _open(config, config.freeze_blocks, rows, encoder, policy, train, held_out)
-    of_reference = None
+    cache, of_reference = user_cache(), None
     if knows_reference(config.loss):
-        of_reference = shown_pair_logprobs(policy.model, held_out, title="held-out pairs: reference")
+        found = reference_logprobs(policy.model, held_out, cache, title="held-out pairs: reference log-probabilities")
+        of_reference = found.logprobs.view(-1, 2)
     cost = train_preference(
-        policy, train, config, run, seed=config.seed, log_every=config.log_every, title=_name(config)
+        policy, train, config, run, seed=config.seed, cache=cache, log_every=config.log_every, title=_name(config)
     )
     figures = preference_figures(policy, held_out, of_reference, config.loss)
     _finish(config, run, policy, _means(vars(figures)), cost, rows, encoder)
@@ -134,9 +136,11 @@ def unpaired(config: Run) -> None:
                 "more prompts, change holdout, or use bco"
             )
     run = _open(config, config.freeze_blocks, rows, encoder, policy, *trees)
-    reference = copy_of(policy.model)
-    cost = train_unpaired(policy, train, config, run, seed=config.seed, log_every=config.log_every, title=_name(config))
-    figures = unpaired_figures(policy, reference, held_out, config.loss, seed=config.seed)
+    cache, reference = user_cache(), copy_of(policy.model)
+    cost = train_unpaired(
+        policy, train, config, run, seed=config.seed, cache=cache, log_every=config.log_every, title=_name(config)
+    )
+    figures = unpaired_figures(policy, reference, held_out, config.loss, seed=config.seed, cache=cache)
     _finish(config, run, policy, _means(figures), cost, rows, encoder)
 
 

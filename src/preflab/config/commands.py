@@ -253,8 +253,8 @@ class Generate:
     """Of sampling, > 0."""
     greedy: bool = False
     """Take the likeliest token always; --temperature and --seed then change nothing and are refused."""
-    max_new_tokens: Positive = 128
-    """Length limit of a response."""
+    max_new_tokens: Positive | None = None
+    """Length limit of a response; none: 128, or as many as the model has positions for."""
     seed: Seed = 0
     """Determines the responses."""
     out: Path | None = None

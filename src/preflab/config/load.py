@@ -47,6 +47,15 @@ class _Dumper(yaml.SafeDumper):
 _Dumper.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
 
 
+def _text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
+    """Text with line ends that YAML would fold into a space is quoted, with these as escapes."""
+    folded = any(end in value for end in "\x85\u2028\u2029")
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style='"' if folded else None)
+
+
+_Dumper.add_representer(str, _text)
+
+
 def read_yaml(path: Path) -> tuple[dict[str, Any], Origins]:
     """A YAML mapping, and the line of each dotted key.
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Interval, Lt
 
-from preflab.config.training import Count, Optimizer, Positive
+from preflab.config.training import Count, Optimizer, Positive, not_a_divisor
 
 KLPenalty = Literal["reward", "k2", "k3", "full"]
 Aggregation = Literal["token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm"]
@@ -47,12 +47,7 @@ class Online:
 
     def misfit(self) -> str | None:
         """What does not fit together, or None."""
-        for name in ("responses", "mini_batch_size"):
-            value, size = getattr(self, name), self.batch_size
-            if size % value:
-                near = min((d for d in range(1, size + 1) if size % d == 0), key=lambda divisor: abs(divisor - value))
-                return f"{name} = {value} does not divide batch_size = {size}; try {near}"
-        return None
+        return not_a_divisor(self, "responses") or not_a_divisor(self, "mini_batch_size")
 
 
 @dataclass(frozen=True, kw_only=True)

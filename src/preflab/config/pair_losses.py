@@ -230,6 +230,12 @@ class SumLoss:
         """
         return [(weight, SFTLoss() if name == "sft" else getattr(self, name)) for weight, name in _terms(self)]
 
+    @property
+    def heaviest(self) -> PairLoss:
+        """The loss whose implicit reward is logged: that of the largest weight, the first one of equals; sft, which
+        compares nothing, only where it is alone."""
+        return max(self.parts, key=lambda part: (not isinstance(part[1], SFTLoss), part[0]))[1]
+
     def misfit(self) -> str | None:
         """What does not fit together, or None."""
         try:

@@ -61,14 +61,16 @@ def _small_scale(settings: Method) -> Method:
     """Rates and batches for the small base: the same ones for all methods of a kind, so that a study compares these."""
     match settings:
         case IterativeDPO():
-            shared = replace(settings, batch_size=64, micro_batch_size=64, optimizer=_adamw(2e-4))
+            # Rounds are short: small batches and a short warm-up, or there would be no steps to speak of.
+            shared = replace(settings, batch_size=32, micro_batch_size=32, optimizer=_adamw(2e-4, warmup_steps=3))
             return replace(shared, evaluations=2)
         case SFT():
             return replace(settings, batch_size=64, micro_batch_size=64, evaluations=5, optimizer=_adamw(3e-4))
         case Fit():
             return replace(settings, batch_size=64, micro_batch_size=64, evaluations=5, optimizer=_adamw(2e-4))
         case OnlineDPO():
-            sized = replace(settings, batch_size=32, mini_batch_size=32, micro_batch_size=32)
+            # As many responses and optimiser steps as the other methods that sample.
+            sized = replace(settings, batch_size=32, mini_batch_size=16, micro_batch_size=16, epochs=2)
             return replace(sized, updates=24, evaluations=5, optimizer=_adamw(2e-4))
         case Online():
             shared_online = replace(

@@ -6,7 +6,7 @@ The objects of this file, `preference.py` and `online.py` serve `preflab train M
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Interval
 
@@ -79,10 +79,10 @@ class Reward(Fit):
     """The loss."""
 
 
-def not_a_divisor(settings: object, name: str, of: str = "batch_size") -> str | None:
-    """What is wrong where the setting `name` does not divide the setting `of`, with the nearest one that does."""
-    value, size = getattr(settings, name), getattr(settings, of)
+def not_a_divisor(settings: Any, name: str) -> str | None:
+    """What is wrong where the setting `name` does not divide `batch_size`, with the nearest value that does."""
+    value, size = getattr(settings, name), settings.batch_size
     if size % value == 0:
         return None
     near = min((d for d in range(1, size + 1) if size % d == 0), key=lambda divisor: abs(divisor - value))
-    return f"{name} = {value} does not divide {of} = {size}; try {near}"
+    return f"{name} = {value} does not divide batch_size = {size}; try {near}"

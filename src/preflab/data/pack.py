@@ -247,3 +247,8 @@ def _to(value: Any, device: torch.device) -> Any:
             return type(value)(**{name: _to(part, device) for name, part in vars(value).items()})
         case _:
             return value
+
+
+def read_tokens(trees: Sequence[Tree]) -> int:
+    """Tokens that a model reads of them; a prompt stands before each response."""
+    return sum(len(tree.prompt) * len(tree.responses) + sum(map(len, tree.responses)) for tree in trees)

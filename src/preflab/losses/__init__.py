@@ -35,7 +35,7 @@ from preflab.losses.divergence import Divergence, f_dpo, f_dpo_reward
 from preflab.losses.kl import adapted_coefficient, entropy, k1, k2, k3, kl_full, kl_in_loss
 from preflab.losses.logprobs import masked_sum, token_logprobs
 from preflab.losses.policy import ppo_clip, value_clip
-from preflab.losses.preference import aot, dpo, dpo_rewards, exo, hinge, ipo, robust_dpo, same_rank
+from preflab.losses.preference import aot, dpo, exo, hinge, ipo, robust_dpo, same_rank
 from preflab.losses.reduce import aggregate, masked_mean, mean_by
 from preflab.losses.reference_free import cpo, orpo, simpo
 from preflab.losses.reward import bradley_terry
@@ -55,7 +55,6 @@ __all__ = [
     "clip_fraction",
     "cpo",
     "dpo",
-    "dpo_rewards",
     "dpop",
     "entropy",
     "exo",

@@ -53,17 +53,6 @@ def dpo(
     return -(1 - label_smoothing) * F.logsigmoid(logits) - label_smoothing * F.logsigmoid(-logits)
 
 
-def dpo_rewards(logratio: Float[Tensor, " response"], *, beta: float) -> Float[Tensor, " response"]:
-    """The implicit reward r̂ = β·logratio (arXiv 2305.18290, Eq. 5), detached: for the log, never to compare arms by.
-
-    It is not comparable across β, and its mean over a data set is β times a log-ratio, not a reward of the policy.
-
-    >>> dpo_rewards(torch.tensor([2.0, -1.0]), beta=0.5)
-    tensor([ 1.0000, -0.5000])
-    """
-    return beta * logratio.detach()
-
-
 def robust_dpo(
     chosen_logratio: Float[Tensor, " pair"],
     rejected_logratio: Float[Tensor, " pair"],

@@ -21,7 +21,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from preflab.data.encode import Tree
 from preflab.data.pack import Layout, Segments, flat, pack, tree
-from preflab.models.head import close
+from preflab.models.head import close, without_dropout
 from preflab.progress import say
 
 NAME = "preflab_tree"
@@ -166,7 +166,7 @@ def tree_states(body: Any, layout: Layout) -> Float[Tensor, "cell width"]:
     Raises:
         NoTree: the model can't have this layout, or not this batch in it.
     """
-    if body.training and body.is_gradient_checkpointing:
+    if body.training and any(getattr(part, "gradient_checkpointing", False) for part in body.modules()):
         raise NoTree("activation checkpointing runs its layers again when the layout is gone")
     with laid_out(body, layout) as under_way:
         # A mask of ones keeps transformers from taking each restart of the positions for a sequence of its own.
@@ -184,7 +184,8 @@ def tree_states(body: Any, layout: Layout) -> Float[Tensor, "cell width"]:
 def takes_trees(body: Any) -> bool:
     """Whether the model gives the states of the flat layout in the tree layout too: tried once, on two small trees."""
     if body not in _takes:
-        _takes[body] = _tried(body)
+        with without_dropout(body):
+            _takes[body] = _tried(body)
     return _takes[body]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -86,12 +88,25 @@ def _found(model: Any) -> Head | None:
         return None
     hook = table.register_forward_hook(replaced)
     try:
-        logits = model(input_ids=ids, use_cache=False).logits
-        states = getattr(model.base_model(input_ids=ids, use_cache=False), "last_hidden_state", None)
+        with without_dropout(model):
+            logits = model(input_ids=ids, use_cache=False).logits
+            states = getattr(model.base_model(input_ids=ids, use_cache=False), "last_hidden_state", None)
     finally:
         hook.remove()
     same = len(read) == 1 and states is not None and close(read[0], states) and close(logits, head.final(given[0]))
     return head if same else None
+
+
+@contextmanager
+def without_dropout(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode, and each part of it as it was afterwards."""
+    modes = [(part, part.training) for part in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
 
 
 def close(values: Tensor, expected: Tensor) -> bool:

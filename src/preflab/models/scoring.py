@@ -10,10 +10,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from preflab.data.encode import Tree
-from preflab.data.pack import Layout, Packed, cells, flat, tree
-from preflab.losses.logprobs import token_logprobs
+from preflab.data.pack import Layout, Packed, cells, flat, pack, tree
+from preflab.losses.logprobs import masked_sum, token_logprobs
 from preflab.models.attention import NoTree, say_no_tree, takes_trees, tree_states
 from preflab.models.head import head_of
+from preflab.progress import Advance
 
 TREE_SHARE = 0.9
 """The tree layout is taken where it has at most this share of the flat layout's cells."""
@@ -74,6 +75,20 @@ def response_logprobs(model: nn.Module, batch: Packed, *, temperature: float = 1
         model, states[layout.before[batch.mask]], batch.response_ids[batch.mask], temperature=temperature
     )
     return found.new_zeros(batch.mask.shape).masked_scatter(batch.mask, found)
+
+
+@torch.no_grad()
+def logprobs_of(
+    model: Any, trees: Sequence[Tree], *, batch_size: int = 16, advance: Advance = lambda done, note: None
+) -> Float[Tensor, " response"]:
+    """log π(y|x) in nats of each response, tree by tree."""
+    parts = [torch.zeros(0)]
+    size = trees_at_once(model, trees, batch_size)
+    for begin in range(0, len(trees), size):
+        batch = pack(trees[begin : begin + size]).to(model.device)
+        parts.append(masked_sum(response_logprobs(model, batch), batch.mask).cpu())
+        advance(min(begin + size, len(trees)), "")
+    return torch.cat(parts)
 
 
 def response_values(model: nn.Module, batch: Packed) -> Float[Tensor, "response token"]:

@@ -17,6 +17,7 @@ from preflab.config.training import SFT
 from preflab.evaluation.policy import Judge
 from preflab.evaluation.rows import add_point, best_step, finish, read_points
 from preflab.models.load import Policy, load_policy, load_reward_model, save_model
+from preflab.models.reference import ReferenceCache
 from preflab.rewards.learned import LearnedReward
 from preflab.rewards.protocol import Reward
 from preflab.runs import JSON, RunFolder, read_json
@@ -50,6 +51,7 @@ class Bench:
     preferences: Preferences
     judge: Judge
     proxy: LearnedReward
+    cache: ReferenceCache
     seed: int
 
     @classmethod
@@ -73,7 +75,8 @@ class Bench:
             max_new_tokens=config.lengths.response_tokens,
             seed=derive(seed, "evaluation"),
         )
-        return cls(config, task, stages, reference, preferences, judge, proxy, seed)
+        cache = ReferenceCache(stages.folder / "reference-logprobs")
+        return cls(config, task, stages, reference, preferences, judge, proxy, cache, seed)
 
     def prompts(self, split: str) -> list[PromptIds]:
         """The prompts of a split."""
@@ -207,7 +210,7 @@ def _description(config: Compare, arm: str) -> str:
         lines.append("Starts from the reference, after SFT, where its paper starts from the base.")
     if parts[-1].gold:
         lines.append("An oracle: paid by the gold reward itself, which no real task has.")
-    elif parts[-1].method == "ppo":
+    elif parts[-1].method in SAMPLING:
         lines.append("Paid by the reward model trained on the same pairs, whose training is part of its cost.")
     return " ".join(lines)
 
@@ -253,6 +256,7 @@ def _train(bench: Bench, arm: str, policy: Policy, run: RunFolder, evaluate: Eva
                 settings,
                 run,
                 reference=reference.model if chained else None,
+                cache=bench.cache,
                 log_every=config.log_every,
                 **shared,
             )
@@ -263,6 +267,7 @@ def _train(bench: Bench, arm: str, policy: Policy, run: RunFolder, evaluate: Eva
                 settings,
                 run,
                 reference=reference.model if chained else None,
+                cache=bench.cache,
                 log_every=config.log_every,
                 **shared,
             )

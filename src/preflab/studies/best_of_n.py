@@ -12,7 +12,7 @@ from preflab.rollouts.sampler import sample
 from preflab.runs import JSON
 from preflab.seeds import derive
 from preflab.training.cost import Cost, Stopwatch
-from preflab.training.rollout import PromptIds, answers
+from preflab.training.rollout import PromptIds, answers, pay
 
 
 def kl_bound_nats(n: int) -> float:
@@ -63,11 +63,7 @@ def best_of_n(
             seed=derive(judge.seed, "best of n"),
         )
         scores = score(judge.proxy, answers(judge.encoder, [prompt for prompt in prompts for _ in range(n)], responses))
-    read = sum(len(response.prompt) + len(response.tokens) for response in responses)
-    cost.generated_tokens += sum(len(response.tokens) for response in responses)
-    cost.scored_tokens += read
-    cost.reward_calls += len(responses)
-    cost.flops += 4 * working_weights(reference.model) * read
+    pay(cost, responses, weights=working_weights(reference.model))
     for size in sizes(n):
         picked = [
             max(range(begin, begin + size), key=lambda i: (scores[i], -i)) for begin in range(0, len(responses), n)

@@ -20,7 +20,7 @@ from preflab.studies.task import Fact, Task, Words, few_prompts_warning, share
 PROXY = Words(
     "reward model",
     "score",
-    "A Bradley–Terry reward model trained on the sampled pairs; PPO is paid by it, and never sees gold.",
+    "A Bradley–Terry reward model trained on the sampled pairs; arms that sample are paid by it, -gold apart.",
 )
 PROMPT_WORDS = (2, 8)  # arXiv 2305.18290, App. C.1: prefixes of 2 to 8 tokens
 FEWEST_REVIEWS, FEW_REVIEWS = 200, 1000

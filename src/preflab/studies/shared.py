@@ -36,6 +36,7 @@ from preflab.seeds import derive
 from preflab.studies.preferences import sample_pairs
 from preflab.studies.stages import Stages
 from preflab.studies.task import Fact, Task, as_json, share
+from preflab.training.checks import check_ends, check_prompts
 from preflab.training.cost import Cost
 from preflab.training.reward import centre, scores_of_pairs, train_reward
 from preflab.training.rollout import PromptIds
@@ -175,6 +176,8 @@ def make_preferences(config: Compare, task: Task, reference: Policy, stages: Sta
     else:
         train, held_out, facts, counts, ceiling = task.pairs.policy, task.pairs.held_out, [], [], ""
     trees = encoder.pairs(train)
+    check_ends(trees, encoder.end_id)
+    check_prompts(trees)
     held_out_trees = encoder.pairs(held_out)
     counts += [{"name": f"pairs: {what}", "count": count} for what, count in encoder.counts.items()]
 

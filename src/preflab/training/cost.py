@@ -1,4 +1,9 @@
-"""What a run cost."""
+"""What a run cost.
+
+A pass of the reference that was read from the cache costs what it took when it was computed: its tokens, FLOPs and
+seconds. So an arm pays for what its method needs, and neither the order of a study's arms nor an earlier run makes it
+look cheaper. Memory is what was really seen.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +19,7 @@ class Cost:
     """Counts of one run; they go on where a resumed run's checkpoint left them. Evaluation is not counted."""
 
     wall_seconds: float = 0.0
+    """With those of reference passes that were found in the cache, as they were measured then."""
     trained_tokens: int = 0
     """Tokens that went forward and backward, prompt tokens included."""
     scored_tokens: int = 0

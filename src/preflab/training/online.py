@@ -27,14 +27,18 @@ from preflab.rewards.protocol import Reward, score
 from preflab.rollouts.sampler import Response, sample
 from preflab.runs import RunFolder
 from preflab.seeds import derive
+from preflab.training.checks import check_reference
 from preflab.training.cost import Cost
 from preflab.training.optimizer import Stepper
 from preflab.training.order import batch_at, evaluation_steps
-from preflab.training.rollout import PromptIds, Rollout, answers, roll_out
+from preflab.training.rollout import PromptIds, Rollout, answers, pay, roll_out
 from preflab.training.session import Evaluate, Session
 
 LARGEST_START_GAP_NATS = 1e-3
 """How far policy and reference may be apart on a token before the first step, where they should be the same model."""
+
+Figures = Mapping[str, Tensor | float]
+"""For the log; tensors stay on their device until an update is over, as reading a number waits for the device."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,10 @@ class Drawn:
 
     responses: list[Response]
     scores: list[float]
+
+    def first(self, count: int) -> Drawn:
+        """The first `count` of them."""
+        return Drawn(self.responses[:count], self.scores[:count])
 
 
 def run_online(
@@ -104,10 +112,13 @@ def run_online(
         gold: count the reward's calls as gold calls (an oracle arm).
 
     Raises:
+        ConfigError: the reference shares weights with the policy.
         NumericError: a reward is not finite, the sampler's policy is not the scorer's, the first policy is not the
-            reference though it should be, no prompt was kept, or the method met something that is not finite.
+            reference though it should be, no prompt of the first update was kept, or the method met something that is
+            not finite.
         Interrupted: SIGTERM or Ctrl-C; the state is saved.
     """
+    check_reference(policy.model, reference)
     marks = evaluation_steps(settings.updates, settings.evaluations)
     session = Session(run, models, steppers, marks=marks, evaluate=evaluate)
     encoder = Encoder(policy.tokenizer, prompt_tokens=2**20, response_tokens=max_new_tokens)
@@ -134,12 +145,7 @@ def run_online(
         )
         asked = [prompt for prompt in chosen for _ in at]
         scores = score(reward, answers(encoder, asked, responses))
-        cost, read = session.cost, sum(len(response.prompt) + len(response.tokens) for response in responses)
-        cost.generated_tokens += sum(len(response.tokens) for response in responses)
-        cost.scored_tokens += 0 if gold else read  # by the reward model
-        cost.flops += 2 * weights * (read if gold else 2 * read)  # sampling reads prompts too
-        cost.gold_calls += len(responses) if gold else 0
-        cost.reward_calls += 0 if gold else len(responses)
+        pay(session.cost, responses, weights=weights, gold=gold)
         return Drawn(responses, scores)
 
     with session.stoppable(), stage(title, settings.updates, session.start) as advance:
@@ -156,25 +162,27 @@ def run_online(
                     more = draw(missing, len(origins), update)
                     drawn = _joined(drawn, more)
                     kept = _joined(kept, _kept(more, keep, settings.responses))
-                if not kept.responses:
+                if not kept.responses and update == 0:
                     raise NumericError(
-                        f"in update {update + 1} all responses to a prompt got the same reward, for each of "
+                        "in update 1 all responses to a prompt got the same reward, for each of "
                         f"{len(origins)} prompts, so there is nothing to learn from; raise refill_rounds, responses or "
                         "temperature, or take other prompts"
                     )
+                # A policy that has reached the top of its reward learns nothing more, and need not stop for it.
+                looked_at = kept if kept.responses else drawn.first(settings.batch_size)
                 rollout = roll_out(
                     policy,
                     reference,
-                    kept.responses,
-                    kept.scores,
+                    looked_at.responses,
+                    looked_at.scores,
                     temperature=scored_at,
-                    sampled_at=None if set(at) == {scored_at} else list(at) * (len(kept.responses) // len(at)),
+                    sampled_at=None if set(at) == {scored_at} else list(at) * (len(looked_at.responses) // len(at)),
                     batch_size=settings.micro_batch_size,
                 )
                 if update == 0 and starts_at_reference:
                     _check_start(rollout)
                 # Learn.
-                taken = step(rollout, update, session.memory)
+                taken = step(rollout, update, session.memory) if kept.responses else Taken({}, trained_tokens=0)
                 scored = 2 * rollout.batch.tokens + taken.scored_tokens  # by the policy and the reference
                 session.cost.trained_tokens += taken.trained_tokens
                 session.cost.scored_tokens += scored
@@ -204,6 +212,18 @@ def mini_batches(count: int, settings: Online, update: int, *, seed: int) -> Ite
         first = update * settings.steps_per_update + epoch * (settings.batch_size // settings.mini_batch_size)
         for number, rows in enumerate(order.split(settings.mini_batch_size)):
             yield first + number, rows
+
+
+def added(figures: Figures, shares: Figures) -> Figures:
+    """A micro-batch's shares on top of what its mini-batch has so far."""
+    return {name: figures.get(name, 0.0) + value for name, value in shares.items()}
+
+
+def means(steps: Sequence[Figures]) -> dict[str, float]:
+    """The figures of an update: means over the steps taken, and how many there were."""
+    names = steps[0] if steps else {}
+    sums = {name: sum(float(step[name]) for step in steps) for name in names}
+    return {name: value / len(steps) for name, value in sums.items()} | {"optimizer_steps": len(steps)}
 
 
 def _from(prompts: Sequence[PromptIds], cursor: int, count: int, *, seed: int) -> list[PromptIds]:

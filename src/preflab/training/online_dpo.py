@@ -18,17 +18,17 @@ import torch
 from preflab.config.online import Online
 from preflab.config.online_preference import OnlineDPO
 from preflab.data.encode import Tree
+from preflab.data.pack import read_tokens
 from preflab.errors import ConfigError, NumericError
 from preflab.losses import masked_sum
 from preflab.models.freezing import freeze
 from preflab.models.load import Policy
 from preflab.rewards.protocol import Reward
 from preflab.runs import RunFolder
-from preflab.training.checks import check_reference
 from preflab.training.cost import Cost
-from preflab.training.online import Taken, mini_batches, run_online
+from preflab.training.online import Figures, Taken, added, means, mini_batches, run_online
 from preflab.training.optimizer import Stepper
-from preflab.training.preference import pair_step, read_tokens
+from preflab.training.preference import pair_step
 from preflab.training.ranking import best_against_worst
 from preflab.training.rollout import PromptIds, Rollout
 from preflab.training.session import Evaluate
@@ -73,7 +73,6 @@ def train_online_dpo(
     )
     dealt = Online(batch_size=settings.batch_size, mini_batch_size=settings.mini_batch_size, epochs=settings.epochs)
     stepper = Stepper(policy.model, settings.optimizer, settings.updates * dealt.steps_per_update)
-    check_reference(policy.model, reference)
 
     def step(rollout: Rollout, update: int, memory: dict[str, float]) -> Taken:
         rewards = rollout.penalised(settings.missing_end_penalty).tolist()
@@ -97,23 +96,19 @@ def train_online_dpo(
         if not trees:  # a policy that has reached the top of its reward learns nothing more, and need not stop for it
             return Taken({"pairs": 0.0}, trained_tokens=0)
         of_reference = logprob[torch.tensor(rows, device=logprob.device)].cpu()
-        totals: dict[str, float] = {}
         extra = Cost()
-        steps = 0
+        steps: list[Figures] = []
         for number, chosen in mini_batches(len(trees), dealt, update, seed=seed):
             pairs = [trees[i] for i in chosen.tolist()]
             loss = pair_step(policy, pairs, of_reference[chosen], settings.loss, extra)
+            figures: Figures = {}
             for begin in range(0, len(pairs), settings.micro_batch_size):
                 share, others = loss(range(begin, min(begin + settings.micro_batch_size, len(pairs))))
                 share.backward()
-                for name, value in ({"loss": share} | others).items():
-                    totals[name] = totals.get(name, 0.0) + float(value.detach())
-            for name, figure in stepper.step(number, f"update {update + 1}").items():
-                totals[name] = totals.get(name, 0.0) + figure
-            steps += 1
-        means = {name: value / steps for name, value in totals.items()}
+                figures = added(figures, {"loss": share.detach(), **others})
+            steps.append({**figures, **stepper.step(number, f"update {update + 1}")})
         return Taken(
-            means | {"pairs": float(len(trees)), "reward_gap": sum(gaps) / len(gaps)},
+            means(steps) | {"pairs": float(len(trees)), "reward_gap": sum(gaps) / len(gaps)},
             trained_tokens=settings.epochs * read_tokens(trees),
             scored_tokens=extra.scored_tokens,
         )

@@ -30,11 +30,11 @@ from preflab.rewards.protocol import Reward
 from preflab.rollouts.sampler import Response
 from preflab.runs import RunFolder
 from preflab.training.cost import Cost
-from preflab.training.online import Taken, mini_batches, run_online
+from preflab.training.online import Figures, Taken, added, means, mini_batches, run_online
 from preflab.training.optimizer import Stepper
 from preflab.training.rollout import PromptIds, Rollout
 from preflab.training.session import Evaluate
-from preflab.training.surrogate import Objective, add, means
+from preflab.training.surrogate import Objective
 
 
 def train_policy_gradient(
@@ -63,9 +63,10 @@ def train_policy_gradient(
         gold: count the reward's calls as gold calls (an oracle arm).
 
     Raises:
-        ConfigError: settings do not fit together, or the overlong buffer is longer than a response.
-        NumericError: a reward, loss or gradient is not finite, the sampler's policy is not the scorer's, or an update
-            has nothing to learn from.
+        ConfigError: settings do not fit together, the overlong buffer is longer than a response, or the reference
+            shares weights with the policy.
+        NumericError: a reward, loss or gradient is not finite, the sampler's policy is not the scorer's, the first
+            update has nothing to learn from, or `mask_truncated` leaves none of a rollout.
         Interrupted: SIGTERM or Ctrl-C; the state is saved.
     """
     if problem := settings.misfit():
@@ -103,20 +104,20 @@ def train_policy_gradient(
             kl_coefficient=beta,
             longest=max_new_tokens,
         )
-        steps: list[dict[str, float]] = []
+        steps: list[Figures] = []
         trained = 0
         for number, rows in mini_batches(len(rollout.responses), settings, update, seed=seed):
             rows = rows[learned[rows].any(1).cpu()]
             if len(rows) == 0:  # all of them cut and masked
                 continue
-            figures: dict[str, float] = {}
+            figures: Figures = {}
             for micro in rows.split(settings.micro_batch_size):
                 micro_batch = batch.rows(micro)
                 loss, shares = objective.share(response_logits(policy.model, micro_batch), micro, rows)
                 loss.backward()
-                add(figures, shares)
+                figures = added(figures, shares)
                 trained += micro_batch.tokens
-            steps.append(figures | stepper.step(number, f"update {update + 1}"))
+            steps.append({**figures, **stepper.step(number, f"update {update + 1}")})
         return Taken(
             figures={
                 "objective": float((rollout.scores - beta * log_ratios).mean()),

@@ -41,11 +41,11 @@ from preflab.models.scoring import response_logits, response_logits_and_states, 
 from preflab.rewards.protocol import Reward
 from preflab.runs import RunFolder
 from preflab.training.cost import Cost
-from preflab.training.online import Taken, mini_batches, run_online
+from preflab.training.online import Figures, Taken, added, means, mini_batches, run_online
 from preflab.training.optimizer import Stepper
 from preflab.training.rollout import PromptIds, Rollout
 from preflab.training.session import Evaluate
-from preflab.training.surrogate import Objective, add, means
+from preflab.training.surrogate import Objective
 
 
 def train_ppo(
@@ -77,7 +77,8 @@ def train_ppo(
         gold: count the reward's calls as gold calls (an oracle arm).
 
     Raises:
-        ConfigError: settings do not fit together, or a value model is missing or superfluous.
+        ConfigError: settings do not fit together, a value model is missing or superfluous, or the reference shares
+            weights with the policy.
         NumericError: a reward, loss or gradient is not finite, or the sampler's policy is not the scorer's.
         Interrupted: SIGTERM or Ctrl-C; the state is saved.
     """
@@ -123,32 +124,32 @@ def train_ppo(
             longest=max_new_tokens,
         )
         place = f"update {update + 1}"
-        steps: list[dict[str, float]] = []
+        steps: list[Figures] = []
         trained = 0
 
         def value_loss(values: Float[Tensor, "row token"], micro: Tensor, rows: Tensor) -> Float[Tensor, ""]:
             losses = value_clip(values, old_values[micro], returns[micro], clip=settings.value_clip)
             return mean_by(losses.masked_fill(~mask[micro], 0.0), int(mask[rows].sum()))
 
-        def learn_values(number: int, rows: Tensor) -> dict[str, float]:
+        def learn_values(number: int, rows: Tensor) -> Figures:
             """A step of the values alone."""
-            figures: dict[str, float] = {}
+            figures: Figures = {}
             for micro in rows.split(settings.micro_batch_size):
                 loss = value_loss(critic.values(batch.rows(micro)), micro, rows)
                 loss.backward()
-                add(figures, {"value_loss": float(loss.detach())})
+                figures = added(figures, {"value_loss": loss.detach()})
             of_value.step(number, f"{place} (value model)")
             return figures
 
-        def learn(number: int, rows: Tensor) -> dict[str, float] | None:
+        def learn(number: int, rows: Tensor) -> Figures | None:
             """A step of policy and values; None where the policy is too far from the one that sampled."""
-            figures: dict[str, float] = {}
+            figures: Figures = {}
             for micro in rows.split(settings.micro_batch_size):
                 logits, values = critic.logits_and_values(batch.rows(micro))
                 policy_loss, shares = objective.share(logits, micro, rows)
                 loss = value_loss(values, micro, rows)
                 (policy_loss + value_weight * loss).backward()
-                add(figures, shares | {"value_loss": float(loss.detach())})
+                figures = added(figures, {**shares, "value_loss": loss.detach()})
             if settings.stop_kl_nats is not None and figures["approx_kl_nats"] > settings.stop_kl_nats:
                 of_policy.optimizer.zero_grad()
                 of_value.optimizer.zero_grad()
@@ -156,7 +157,7 @@ def train_ppo(
             # Both gradients are looked at before either model moves.
             norm, _ = of_policy.clip(place), of_value.clip(f"{place} (value model)")
             rate, _ = of_policy.update(number - warm_up), of_value.update(number)
-            return figures | {"gradient_norm": norm, "learning_rate": rate}
+            return {**figures, "gradient_norm": norm, "learning_rate": rate}
 
         warming = update < settings.value_warmup_updates
         for number, rows in mini_batches(len(mask), settings, update, seed=seed):

@@ -5,7 +5,8 @@
         loss     = −log σ(β·(chosen logratio − rejected logratio))        for DPO; `pair_losses` has the others
         step on its mean over the pairs
 
-The reference is the policy as it comes in, unless another one is given; its log-probabilities are computed once.
+The reference is the policy as it comes in, unless another one is given; its log-probabilities are computed once, or
+found in the cache.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from preflab.config import pair_losses as settings_of
 from preflab.config.pair_losses import PairLoss
 from preflab.config.preference import Preference
 from preflab.data.encode import Tree
-from preflab.data.pack import pack
+from preflab.data.pack import pack, read_tokens
 from preflab.losses import (
     aot,
     apo_down,
@@ -46,7 +47,8 @@ from preflab.losses import (
     sppo,
 )
 from preflab.models.load import Policy, working_weights
-from preflab.models.scoring import response_logprobs, trees_at_once
+from preflab.models.reference import ReferenceCache, reference_logprobs
+from preflab.models.scoring import logprobs_of, response_logprobs
 from preflab.progress import Advance, stage
 from preflab.runs import RunFolder
 from preflab.training.checks import check_start
@@ -150,8 +152,8 @@ def implicit_rewards(loss: PairLoss, pairs: ScoredPairs) -> Float[Tensor, "pair 
             rewards = weight * pairs.mean_logprob
         case settings_of.SFTLoss():
             rewards = pairs.mean_logprob
-        case settings_of.SumLoss():  # the heaviest loss speaks for the sum
-            return implicit_rewards(max(loss.parts, key=lambda part: part[0])[1], pairs)
+        case settings_of.SumLoss():
+            return implicit_rewards(loss.heaviest, pairs)
         case _:
             rewards = loss.beta * pairs.logratio
     return rewards.detach()
@@ -226,6 +228,7 @@ def train_preference(
     *,
     seed: int,
     reference: Any | None = None,
+    cache: ReferenceCache | None = None,
     log_every: int = 10,
     evaluate: Evaluate | None = None,
     title: str = "preferences",
@@ -234,6 +237,7 @@ def train_preference(
 
     Args:
         reference: a model of the same tokenizer; None is the policy as it comes in.
+        cache: where the reference's log-probabilities are kept for other runs; None computes them.
 
     Raises:
         NumericError: the policy is not its own reference before the first step (is dropout on?); or a loss or
@@ -243,11 +247,10 @@ def train_preference(
     before = Cost()
     of_reference = None
     if knows_reference(settings.loss):
-        with Stopwatch(before):
-            model = policy.model if reference is None else reference
-            of_reference = shown_pair_logprobs(model, pairs, title=f"{title}: reference")
-        before.scored_tokens = read_tokens(pairs)
-        before.flops = 2 * working_weights(policy.model) * before.scored_tokens
+        model = policy.model if reference is None else reference
+        of_reference = charged_reference(
+            model, pairs, cache, before, title=f"{title}: reference log-probabilities"
+        ).view(-1, 2)
         check_start(run, pair_logprobs(policy.model, pairs[:64]) - of_reference[:64], same=reference is None)
 
     def step(indices: Sequence[int], session: Session) -> Loss:
@@ -268,6 +271,20 @@ def train_preference(
     return cost.plus(before)
 
 
+def charged_reference(
+    model: Any, trees: Sequence[Tree], cache: ReferenceCache | None, cost: Cost, *, title: str
+) -> Float[Tensor, " response"]:
+    """The reference's log-probabilities; what computing them takes is added to `cost`, though they may be cached."""
+    here = Cost()
+    with Stopwatch(here):
+        found = reference_logprobs(model, trees, cache, title=title)
+    cost.wall_seconds += found.seconds
+    cost.scored_tokens += found.tokens
+    cost.flops += 2 * working_weights(model) * found.tokens
+    cost.peak_memory_bytes = max(cost.peak_memory_bytes, here.peak_memory_bytes)
+    return found.logprobs
+
+
 def shown_pair_logprobs(model: Any, pairs: Sequence[Tree], *, title: str) -> Float[Tensor, "pair 2"]:
     """`pair_logprobs` with a progress bar of its own."""
     with stage(title, len(pairs)) as advance:
@@ -279,20 +296,6 @@ def pair_logprobs(
 ) -> Float[Tensor, "pair 2"]:
     """log π(y|x) in nats of the chosen and the rejected response of each pair."""
     return logprobs_of(model, pairs, advance=advance).view(-1, 2)
-
-
-@torch.no_grad()
-def logprobs_of(
-    model: Any, trees: Sequence[Tree], *, batch_size: int = 16, advance: Advance = lambda done, note: None
-) -> Float[Tensor, " response"]:
-    """log π(y|x) in nats of each response, tree by tree."""
-    parts = [torch.zeros(0)]
-    size = trees_at_once(model, trees, batch_size)
-    for begin in range(0, len(trees), size):
-        batch = pack(trees[begin : begin + size]).to(model.device)
-        parts.append(masked_sum(response_logprobs(model, batch), batch.mask).cpu())
-        advance(min(begin + size, len(trees)), "")
-    return torch.cat(parts)
 
 
 @torch.no_grad()
@@ -314,8 +317,3 @@ def preference_figures(
         accuracy=wins(chosen, rejected).tolist(),
         margin=(chosen - rejected).tolist(),
     )
-
-
-def read_tokens(trees: Sequence[Tree]) -> int:
-    """Tokens that a model reads of them; a prompt stands before each response."""
-    return sum(len(tree.prompt) * len(tree.responses) + sum(map(len, tree.responses)) for tree in trees)

@@ -13,7 +13,7 @@ from preflab.rewards.protocol import Reward, score
 from preflab.rollouts.sampler import Response, sample
 from preflab.seeds import derive
 from preflab.training.cost import Cost, Stopwatch
-from preflab.training.rollout import PromptIds, answers
+from preflab.training.rollout import PromptIds, answers, pay
 
 
 @dataclass(frozen=True)
@@ -73,13 +73,7 @@ def rank_responses(
         asked = [prompt for prompt in prompts for _ in ranking.temperatures]
         responses = [response for group in groups for response in group]
         scores = score(reward, answers(encoder, asked, responses))
-    read = sum(len(response.prompt) + len(response.tokens) for response in responses)
-    weights = working_weights(policy.model)
-    cost.generated_tokens += sum(len(response.tokens) for response in responses)
-    cost.scored_tokens += 0 if gold else read
-    cost.flops += 2 * weights * (read if gold else 2 * read)
-    cost.gold_calls += len(responses) if gold else 0
-    cost.reward_calls += 0 if gold else len(responses)
+    pay(cost, responses, weights=working_weights(policy.model), gold=gold)
     found = []
     for place, group in enumerate(groups):
         begin = place * len(ranking.temperatures)

@@ -19,6 +19,7 @@ from preflab.models.load import Policy
 from preflab.models.scoring import response_logits, rows_at_once
 from preflab.rewards.protocol import Answer
 from preflab.rollouts.sampler import Response
+from preflab.training.cost import Cost
 
 LARGEST_SAMPLER_GAP_NATS = 0.01
 """How far the sampler's log-probability of a token may be from the scorer's before the run stops: float32 rounding
@@ -69,6 +70,19 @@ def answers(encoder: Encoder, prompts: Sequence[PromptIds], responses: Sequence[
         Answer(prompt.text, encoder.decode(response.tokens), response.prompt, response.tokens, response.ended)
         for prompt, response in zip(prompts, responses, strict=True)
     ]
+
+
+def pay(cost: Cost, responses: Sequence[Response], *, weights: int, gold: bool = False) -> None:
+    """Add to `cost` what it took to sample responses, by a model of so many working weights, and to reward them."""
+    read = sum(len(response.prompt) + len(response.tokens) for response in responses)
+    cost.generated_tokens += sum(len(response.tokens) for response in responses)
+    cost.flops += 2 * weights * read  # sampling reads prompts too
+    if gold:
+        cost.gold_calls += len(responses)
+    else:  # by the reward model
+        cost.reward_calls += len(responses)
+        cost.scored_tokens += read
+        cost.flops += 2 * weights * read
 
 
 @torch.no_grad()
@@ -128,10 +142,10 @@ def roll_out(
 
 def _sampler_gap(responses: Sequence[Response], logprobs: Float[Tensor, "response token"]) -> float:
     """How far the sampler and the scorer are apart, checked."""
-    behaviour = torch.zeros_like(logprobs)
+    behaviour = torch.zeros(logprobs.shape)
     for row, response in enumerate(responses):
         behaviour[row, : len(response.logprobs)] = torch.tensor(response.logprobs)
-    gap = float((logprobs - behaviour).abs().max())
+    gap = float((logprobs.cpu() - behaviour).abs().max())
     if not math.isfinite(gap):
         raise NumericError("the policy's log-probabilities are not finite: its weights hold NaN or infinity")
     if not gap < LARGEST_SAMPLER_GAP_NATS:

@@ -10,8 +10,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from preflab.config.online import Surrogate
-from preflab.losses import aggregate, clip_fraction, kl_in_loss, masked_mean, ppo_clip, token_logprobs
+from preflab.losses import aggregate, clip_fraction, kl_in_loss, mean_by, ppo_clip, token_logprobs
 from preflab.models.scoring import response_logits
+from preflab.training.online import Figures
 from preflab.training.rollout import Rollout
 
 
@@ -35,7 +36,7 @@ class Objective:
         logits: Float[Tensor, "row token vocabulary"],
         rows: Int[Tensor, " row"],
         mini_batch: Int[Tensor, " any"],
-    ) -> tuple[Float[Tensor, ""], dict[str, float]]:
+    ) -> tuple[Float[Tensor, ""], Figures]:
         """What a micro-batch adds to the loss of its mini-batch, and to the figures for the log.
 
         Args:
@@ -55,14 +56,13 @@ class Objective:
         losses = ppo_clip(logprobs, old, self.advantages[rows], clip=settings.clip, clip_higher=settings.clip_higher)
         loss = aggregate(losses, learned, settings.aggregation, **counts)
 
-        weight = float(learned.sum()) / counts["tokens"]
         difference = (logprobs - old).detach()
+        clipped = clip_fraction(logprobs, old, learned, clip=settings.clip, clip_higher=settings.clip_higher)
         figures = {
-            "policy_loss": float(loss.detach()),
-            "ratio": weight * float(masked_mean(difference.exp(), learned)),
-            "approx_kl_nats": weight * float(masked_mean(0.5 * difference**2, learned)),
-            "clip_fraction": weight
-            * float(clip_fraction(logprobs, old, learned, clip=settings.clip, clip_higher=settings.clip_higher)),
+            "policy_loss": loss.detach(),
+            "ratio": mean_by(difference.exp().masked_fill(~learned, 0.0), counts["tokens"]),
+            "approx_kl_nats": mean_by((0.5 * difference**2).masked_fill(~learned, 0.0), counts["tokens"]),
+            "clip_fraction": clipped * learned.sum() / counts["tokens"],
         }
         if settings.kl_penalty != "reward" and self.kl_coefficient > 0:
             reference_logits = None
@@ -77,18 +77,6 @@ class Objective:
                 reference_logits,
             )
             penalty = self.kl_coefficient * aggregate(penalties, learned, settings.aggregation, **counts)
-            figures["kl_loss"] = float(penalty.detach())
+            figures["kl_loss"] = penalty.detach()
             loss = loss + penalty
         return loss, figures
-
-
-def add(figures: dict[str, float], shares: dict[str, float]) -> None:
-    """Sum a micro-batch's shares into the figures of its mini-batch."""
-    for name, value in shares.items():
-        figures[name] = figures.get(name, 0.0) + value
-
-
-def means(steps: list[dict[str, float]]) -> dict[str, float]:
-    """The figures of an update: means over the steps taken, and how many there were."""
-    names = steps[0] if steps else {}
-    return {name: sum(step[name] for step in steps) / len(steps) for name in names} | {"optimizer_steps": len(steps)}

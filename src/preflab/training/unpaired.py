@@ -27,18 +27,18 @@ from torch import Tensor
 from preflab.config.pair_losses import BCOLoss, KTOLoss
 from preflab.config.preference import Unpaired
 from preflab.data.encode import Tree
-from preflab.data.pack import pack
+from preflab.data.pack import pack, read_tokens
 from preflab.errors import DataError, NumericError
 from preflab.losses import bco, kto, masked_sum, mean_by
 from preflab.models.load import Policy, working_weights
-from preflab.models.scoring import response_logprobs
-from preflab.progress import stage
+from preflab.models.reference import ReferenceCache, reference_logprobs
+from preflab.models.scoring import logprobs_of, response_logprobs
 from preflab.runs import RunFolder
 from preflab.seeds import derive
 from preflab.training.checks import check_start
-from preflab.training.cost import Cost, Stopwatch
+from preflab.training.cost import Cost
 from preflab.training.offline import Loss, fit
-from preflab.training.preference import logprobs_of, read_tokens
+from preflab.training.preference import charged_reference
 from preflab.training.session import Evaluate, Session
 
 
@@ -68,6 +68,7 @@ def train_unpaired(
     *,
     seed: int,
     reference: Any | None = None,
+    cache: ReferenceCache | None = None,
     log_every: int = 10,
     evaluate: Evaluate | None = None,
     title: str = "KTO",
@@ -76,6 +77,7 @@ def train_unpaired(
 
     Args:
         reference: a model of the same tokenizer; None is the policy as it comes in.
+        cache: where the reference's log-probabilities are kept for other runs; None computes them.
 
     Raises:
         DataError: KTO finds no response to another prompt.
@@ -87,12 +89,12 @@ def train_unpaired(
     desirable = torch.tensor([example.desirable for example in examples], device=policy.device)
     strangers = mismatched(trees, seed=derive(seed, "mismatch")) if isinstance(loss_settings, KTOLoss) else []
     before = Cost()
-    with Stopwatch(before), stage(f"{title}: reference", len(trees) + len(strangers)) as advance:
-        model = policy.model if reference is None else reference
-        of_reference = logprobs_of(model, [*trees, *strangers], advance=advance)
-    before.scored_tokens = read_tokens(trees) + read_tokens(strangers)
-    before.flops = 2 * working_weights(policy.model) * before.scored_tokens
-    of_reference, of_strangers = of_reference[: len(trees)], of_reference[len(trees) :]
+    model = policy.model if reference is None else reference
+    of_reference = charged_reference(model, trees, cache, before, title=f"{title}: reference log-probabilities")
+    # Apart, so that the batches of the responses are the same for every method and seed.
+    of_strangers = charged_reference(
+        model, strangers, cache, before, title=f"{title}: reference log-probabilities, other prompts"
+    )
     check_start(run, logprobs_of(policy.model, trees[:64]) - of_reference[:64], same=reference is None)
 
     def step(indices: Sequence[int], session: Session) -> Loss:
@@ -119,6 +121,13 @@ def train_unpaired(
             case never:
                 assert_never(never)
 
+        marked = sum(examples[i].desirable for i in rows)
+        counts = {
+            "accuracy": len(rows),
+            "desirable_reward": max(1, marked),
+            "undesirable_reward": max(1, len(rows) - marked),
+        }
+
         def loss(positions: Sequence[int]) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
             micro = [rows[i] for i in positions]
             batch = pack([trees[i] for i in micro]).to(policy.device)
@@ -134,11 +143,6 @@ def train_unpaired(
                 "accuracy": right(rewards, good, anchor=_boundary(loss_settings, anchor)),
                 "desirable_reward": torch.where(good, rewards, 0.0),
                 "undesirable_reward": torch.where(good, 0.0, rewards),
-            }
-            counts = {
-                "accuracy": len(rows),
-                "desirable_reward": max(1, int(desirable[rows].sum())),
-                "undesirable_reward": max(1, int((~desirable[rows]).sum())),
             }
             name = "shift" if isinstance(loss_settings, BCOLoss) else "reference_point_nats"
             means = {key: mean_by(values, counts[key]) for key, values in figures.items()}
@@ -183,17 +187,30 @@ def right(
 
 @torch.no_grad()
 def unpaired_figures(
-    policy: Policy, reference: Any, examples: Sequence[Judged], settings: KTOLoss | BCOLoss, *, seed: int
+    policy: Policy,
+    reference: Any,
+    examples: Sequence[Judged],
+    settings: KTOLoss | BCOLoss,
+    *,
+    seed: int,
+    cache: ReferenceCache | None = None,
 ) -> dict[str, list[float]]:
     """Held-out loss and accuracy, one a response; z₀ or δ is that of the held-out responses themselves."""
     trees = [example.tree for example in examples]
     desirable = torch.tensor([example.desirable for example in examples])
-    logratio = logprobs_of(policy.model, trees) - logprobs_of(reference, trees)
+
+    def logratios(of: Sequence[Tree], title: str) -> Float[Tensor, " response"]:
+        return logprobs_of(policy.model, of) - reference_logprobs(reference, of, cache, title=title).logprobs
+
+    logratio = logratios(trees, "held-out responses: reference log-probabilities")
     match settings:
         case KTOLoss():
             strangers = mismatched(trees, seed=derive(seed, "mismatch"))
-            drift = logprobs_of(policy.model, strangers) - logprobs_of(reference, strangers)
-            anchor = float(drift.mean().clamp(min=0.0))
+            anchor = float(
+                logratios(strangers, "held-out responses: reference log-probabilities, other prompts")
+                .mean()
+                .clamp(min=0.0)
+            )
         case BCOLoss(beta=beta):
             anchor = float(beta * logratio.mean())
         case never:
