@@ -26,6 +26,8 @@ from preflab.data.encode import Encoder, Tree
 from preflab.data.records import PreferencePair
 from preflab.errors import Interrupted, NumericError
 from preflab.losses import dpo
+from preflab.models import scoring
+from preflab.models.head import head_of
 from preflab.models.load import Policy, copy_of
 from preflab.runs import read_json, read_lines
 from preflab.training.cost import Cost
@@ -299,10 +301,12 @@ def tokens_of(pairs: Sequence[Tree]) -> int:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_the_reference_is_read_once_or_not_at_all(method: str, tmp_path: Path) -> None:
+def test_the_reference_is_read_once_or_not_at_all(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     policy, reference = letters_policy(), letters_policy(seed=1)
+    monkeypatch.setattr(scoring, "TREE_SHARE", 0.0)  # a row a response
+    head_of(reference.model)  # what the model can do is found out once
     read: list[int] = []
-    reference.model.register_forward_pre_hook(
+    reference.model.base_model.register_forward_pre_hook(
         lambda module, args, kwargs: read.append(len(kwargs["input_ids"])), with_kwargs=True
     )
     run = run_folder(tmp_path / "run")

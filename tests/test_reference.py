@@ -23,6 +23,8 @@ from preflab.config.preference import BCO, DPO, IPO, KTO, Preference, Unpaired
 from preflab.config.training import Optimizer
 from preflab.data.encode import Tree
 from preflab.data.pack import read_tokens
+from preflab.models import scoring
+from preflab.models.head import head_of
 from preflab.models.load import Policy, copy_of, load_policy, save_model
 from preflab.models.reference import Entry, ReferenceCache, reference_logprobs, user_cache
 from preflab.models.scoring import logprobs_of
@@ -51,13 +53,16 @@ OTHER_LOSS = {
 
 @contextmanager
 def counted(model: Any) -> Iterator[list[int]]:
-    """The rows of each forward pass of a model."""
+    """The rows of each forward pass of a model, a row a response."""
     rows: list[int] = []
-    hook = model.register_forward_pre_hook(
-        lambda module, args, kwargs: rows.append(len(kwargs["input_ids"])), with_kwargs=True
-    )
-    yield rows
-    hook.remove()
+    head_of(model)  # what the model can do is found out once
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scoring, "TREE_SHARE", 0.0)
+        hook = model.base_model.register_forward_pre_hook(
+            lambda module, args, kwargs: rows.append(len(kwargs["input_ids"])), with_kwargs=True
+        )
+        yield rows
+        hook.remove()
 
 
 def train(

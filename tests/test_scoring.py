@@ -123,24 +123,27 @@ def test_logprobs_do_not_depend_on_batch_mates_their_order_or_padding(model: Any
 
 
 @torch.no_grad()
-def test_logits_leave_out_shared_prompt_positions(model: Any) -> None:
-    """The head runs on no more positions than the longest row has behind the shortest prompt."""
-    widths: list[int] = []
-    head = model.get_output_embeddings()
-    hook = head.register_forward_hook(lambda module, args, output: widths.append(output.shape[1]))
-    batch = pack([Tree("long", tuple(range(1, 30)), ((5, 6, 7),)), Tree("short", tuple(range(1, 26)), ((8,),))])
+def test_the_head_runs_on_response_positions_only(model: Any) -> None:
+    shapes: list[tuple[int, ...]] = []
+    batch = pack([Tree("long", tuple(range(1, 30)), ((5, 6, 7),)), Tree("short", tuple(range(1, 5)), ((8,),))])
+    response_logits(model, batch)  # how the model gets to its logits is found out on two tokens, once
+    hook = model.get_output_embeddings().register_forward_hook(
+        lambda module, args, output: shapes.append(tuple(output.shape))
+    )
     response_logits(model, batch)
     hook.remove()
-    assert widths == [batch.token_ids.shape[1] - 25]
+    assert shapes == [(2, 3, VOCABULARY)]
 
 
 def test_a_large_vocabulary_is_scored_in_smaller_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The head never gives more logits than the budget, and the figures stay."""
+    """Logits of all tokens that a model reads at once would stay within the budget, and the figures stay."""
     policy = tiny_policy()
     pairs = [Tree(f"p:{i}", (5, 6 + i, 7)[: 1 + i % 3], ((8, 9, 10 + i), (11 + i, 12))) for i in range(12)]
     given = [PromptIds(tree.origin, "", tree.prompt) for tree in pairs]
     seen: list[int] = []
-    policy.model.get_output_embeddings().register_forward_hook(lambda module, args, output: seen.append(output.numel()))
+
+    def count(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        seen.append(kwargs["input_ids"].numel() * 400)
 
     def figures() -> tuple[Any, ...]:
         seen.clear()
@@ -155,6 +158,8 @@ def test_a_large_vocabulary_is_scored_in_smaller_batches(monkeypatch: pytest.Mon
                 pair_logprobs(policy.model, pairs),
             )
 
+    figures()  # what the model can do is found out once
+    policy.model.base_model.register_forward_pre_hook(count, with_kwargs=True)
     whole = figures()
     assert len(seen) == 3
     budget = 400 * 7 * 5  # five rows of the longest tree; pairs go two by two

@@ -6,13 +6,18 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from preflab.data.encode import Tree
-from preflab.data.pack import Packed, pack
+from preflab.data.pack import Layout, Packed, cells, flat, pack, tree
 from preflab.losses.logprobs import masked_sum, token_logprobs
+from preflab.models.attention import NoTree, say_no_tree, takes_trees, tree_states
+from preflab.models.head import head_of
 from preflab.progress import Advance
+
+TREE_SHARE = 0.9
+"""The tree layout is taken where it has at most this share of the flat layout's cells."""
 
 LOGITS_AT_ONCE = 2**27
 """How many logits a pass without gradients may hold: ½ GiB in float32. The full-vocabulary KL of two models takes some
@@ -34,37 +39,42 @@ def trees_at_once(model: Any, trees: Sequence[Tree], most: int) -> int:
 
 
 def response_logits(model: nn.Module, batch: Packed) -> Float[Tensor, "response token vocabulary"]:
-    """The logits that predict each response token: those at the position before it.
+    """The logits that predict each response token: those at the position before it, and of no other position.
 
-    Logits of prompts are left out as far as the rows share them. What stands at masked tokens is arbitrary.
+    What stands at masked tokens is arbitrary.
     """
-    kept = _kept(batch)
-    logits = model(input_ids=batch.token_ids, use_cache=False, logits_to_keep=kept).logits
-    return _at(logits, _before(batch, offset=int(kept[0])))
+    head = head_of(model)
+    if head is None:
+        return _own_logits(model, batch)
+    return head.logits(model, response_states(model, batch))
 
 
 def response_states(model: nn.Module, batch: Packed) -> Float[Tensor, "response token width"]:
     """A causal model's last hidden state before each response token; arbitrary at masked tokens."""
-    states = model.base_model(input_ids=batch.token_ids, use_cache=False).last_hidden_state  # type: ignore[operator]
-    return _at(states, _before(batch))
+    states, layout = _states(model, batch)
+    return states[layout.before]
 
 
 def response_logits_and_states(
     model: nn.Module, batch: Packed
 ) -> tuple[Float[Tensor, "response token vocabulary"], Float[Tensor, "response token width"]]:
     """Both in one pass, for a head that shares the model's trunk."""
-    kept = _kept(batch)
-    outputs = model(input_ids=batch.token_ids, use_cache=False, logits_to_keep=kept, output_hidden_states=True)
-    return (
-        _at(outputs.logits, _before(batch, offset=int(kept[0]))),
-        _at(outputs.hidden_states[-1], _before(batch)),
-    )
+    states, head = response_states(model, batch), head_of(model)
+    return (_own_logits(model, batch) if head is None else head.logits(model, states)), states
 
 
 def response_logprobs(model: nn.Module, batch: Packed, *, temperature: float = 1.0) -> Float[Tensor, "response token"]:
-    """log π(y_t | x, y_<t) in nats at a temperature; 0 outside the mask."""
-    logprobs = token_logprobs(response_logits(model, batch), batch.response_ids, temperature=temperature)
-    return logprobs.masked_fill(~batch.mask, 0.0)
+    """log π(y_t | x, y_<t) in nats at a temperature; 0 outside the mask. Never holds the logits of all tokens, but for
+    models whose way from states to logits is not known."""
+    head = head_of(model)
+    if head is None:
+        logprobs = token_logprobs(_own_logits(model, batch), batch.response_ids, temperature=temperature)
+        return logprobs.masked_fill(~batch.mask, 0.0)
+    states, layout = _states(model, batch)
+    found = head.logprobs(
+        model, states[layout.before[batch.mask]], batch.response_ids[batch.mask], temperature=temperature
+    )
+    return found.new_zeros(batch.mask.shape).masked_scatter(batch.mask, found)
 
 
 @torch.no_grad()
@@ -83,42 +93,46 @@ def logprobs_of(
 
 def response_values(model: nn.Module, batch: Packed) -> Float[Tensor, "response token"]:
     """A value model's V before each response token is emitted, in units of reward; 0 outside the mask."""
-    values = _scalars(model, batch)
-    return values.gather(1, _before(batch)).masked_fill(~batch.mask, 0.0)
+    states, layout = _states(model, batch)
+    return _scalars(model, states[layout.before]).masked_fill(~batch.mask, 0.0)
 
 
 def response_scores(model: nn.Module, batch: Packed) -> Float[Tensor, " response"]:
     """A reward model's score less its recorded offset, read at the last response token: found by length, never by
     token value."""
-    last = batch.starts + batch.mask.sum(1) - 1
-    return _scalars(model, batch).gather(1, last.unsqueeze(1)).squeeze(1)
+    states, layout = _states(model, batch, ends=True)
+    return _scalars(model, states[layout.last])
 
 
-def _scalars(model: nn.Module, batch: Packed) -> Float[Tensor, "response position"]:
-    """The score head at every position: a sequence-classification model's body and head, without its pooling.
+def _scalars(model: Any, states: Float[Tensor, "*any width"]) -> Float[Tensor, "*any"]:
+    """The score head of a sequence-classification model, without its pooling.
 
     The offset recorded by reward training is taken off: the head itself has no bias and is saved as trained.
     """
-    states = model.base_model(input_ids=batch.token_ids, use_cache=False).last_hidden_state  # type: ignore[operator]
-    scores: Tensor = model.score(states)  # type: ignore[operator]
+    scores: Tensor = model.score(states)
     offset = float(getattr(model.config, "reward_offset", 0.0))
     return scores.squeeze(-1).float() - offset
 
 
-def _kept(batch: Packed) -> Int[Tensor, " position"]:
-    """The positions whose logits predict a response token of some row."""
-    last = batch.token_ids.shape[1] - 1  # the logits of the last position predict nothing that is there
-    return torch.arange(int(batch.starts.min()) - 1, last, device=batch.token_ids.device)
+def _own_logits(model: nn.Module, batch: Packed) -> Float[Tensor, "response token vocabulary"]:
+    """From the model's own forward, in the flat layout."""
+    layout = flat(batch)
+    kept = torch.arange(int(batch.starts.min()) - 1, batch.token_ids.shape[1], device=batch.token_ids.device)
+    logits = model(input_ids=batch.token_ids, use_cache=False, logits_to_keep=kept).logits
+    width = batch.token_ids.shape[1]
+    index = (layout.before % width - kept[0]).clamp(min=0)
+    return logits.gather(1, index.unsqueeze(-1).expand(-1, -1, logits.shape[-1]))
 
 
-def _before(batch: Packed, offset: int = 0) -> Int[Tensor, "response token"]:
-    """The position before each response token, counted from `offset`; a position inside the row where masked."""
-    steps = torch.arange(batch.mask.shape[1], device=batch.mask.device)
-    return (batch.starts.unsqueeze(1) - 1 - offset + steps).clamp(max=batch.token_ids.shape[1] - 2 - offset)
-
-
-def _at(
-    outputs: Float[Tensor, "response position channel"], positions: Int[Tensor, "response token"]
-) -> Float[Tensor, "response token channel"]:
-    index = positions.unsqueeze(-1).expand(-1, -1, outputs.shape[-1])
-    return outputs.gather(1, index)
+def _states(model: Any, batch: Packed, *, ends: bool = False) -> tuple[Float[Tensor, "cell width"], Layout]:
+    """The last hidden state of every cell of the layout that costs less."""
+    body = model.base_model
+    copied, shared = cells(batch)
+    if shared <= TREE_SHARE * copied and takes_trees(body):
+        layout = tree(batch, ends=ends)
+        try:
+            return tree_states(body, layout), layout
+        except NoTree as reason:
+            say_no_tree(body, str(reason))
+    layout = flat(batch)
+    return body(input_ids=layout.token_ids, use_cache=False).last_hidden_state.flatten(0, 1), layout

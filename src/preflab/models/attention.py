@@ -1,0 +1,227 @@
+"""Attention of the tree layout, for any model that asks transformers for its attention function.
+
+While `laid_out` holds, the model's attention runs segment by segment: prompts see themselves, responses their prompt
+and themselves. What can't be had so raises `NoTree`, and the caller takes the flat layout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+from weakref import WeakKeyDictionary, WeakSet
+
+import torch
+import transformers
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+from preflab.data.encode import Tree
+from preflab.data.pack import Layout, Segments, flat, pack, tree
+from preflab.models.head import close, without_dropout
+from preflab.progress import say
+
+NAME = "preflab_tree"
+"""What transformers calls this attention."""
+
+
+class NoTree(Exception):
+    """The model's attention asks for something that this file doesn't have."""
+
+
+@dataclass
+class Pass:
+    """The layout of the forward pass under way."""
+
+    layout: Layout
+    masks: dict[tuple[int, torch.dtype], Tensor] = field(default_factory=dict)
+    """Of each of the layout's segments: made by the first layer, shared by the others."""
+    calls: int = 0
+    """How often a layer has attended."""
+
+
+_current: ContextVar[Pass] = ContextVar("pass")
+
+
+@contextmanager
+def laid_out(model: nn.Module, layout: Layout) -> Iterator[Pass]:
+    """Forward passes of `model` in this block attend as `layout` says."""
+    every: list[Any] = [part.config for part in model.modules() if hasattr(part, "config")]
+    configs = list({id(config): config for config in every}.values())
+    before = [config._attn_implementation_internal for config in configs]
+    under_way = Pass(layout)
+    token = _current.set(under_way)
+    try:
+        for config in configs:
+            config._attn_implementation_internal = NAME
+        yield under_way
+    finally:
+        for config, name in zip(configs, before, strict=True):
+            config._attn_implementation_internal = name
+        _current.reset(token)
+
+
+def tree_attention(
+    module: nn.Module,
+    query: Float[Tensor, "1 head cell channel"],
+    key: Float[Tensor, "1 few cell channel"],
+    value: Float[Tensor, "1 few cell other"],
+    attention_mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    softcap: float | None = None,
+    **kwargs: Any,
+) -> tuple[Float[Tensor, "1 cell head other"], None]:
+    """transformers' attention interface, on a tree."""
+    if extras := [name for name in ("s_aux", "position_bias") if kwargs.get(name) is not None]:
+        raise NoTree(f"its attention takes {extras[0]}")
+    under_way = _current.get()
+    under_way.calls += 1
+    layout = under_way.layout
+    assert layout.slots is not None
+    # [cell, head × channel]: rows in one piece are the fastest to pick.
+    q, k, v = (part[0].transpose(0, 1).flatten(1).contiguous() for part in (query, key, value))
+
+    def heads(rows: Tensor, like: Tensor, segments: int) -> Float[Tensor, "segment head token channel"]:
+        split = rows.view(segments, -1, *like.shape[1::2]).transpose(1, 2)
+        return split.repeat_interleave(query.shape[1] // like.shape[1], 1) if like.shape[1] < query.shape[1] else split
+
+    outputs = []
+    for number, part in enumerate(layout.segments):
+        n = len(part.queries)
+        seen = (part.queries if part.keys is None else part.keys).flatten()
+        mask = None
+        if part.keys is not None or softcap is not None:
+            if (number, query.dtype) not in under_way.masks:
+                under_way.masks[number, query.dtype] = _mask(part, query.dtype)
+            mask = under_way.masks[number, query.dtype]
+        attended = _attend(
+            heads(q.index_select(0, part.queries.flatten()), query, n),
+            heads(k.index_select(0, seen), key, n),
+            heads(v.index_select(0, seen), value, n),
+            mask,
+            scaling=scaling,
+            dropout=dropout,
+            softcap=softcap,
+        )
+        outputs.append(attended.transpose(1, 2).flatten(0, 1))
+    return torch.cat(outputs).index_select(0, layout.slots).unsqueeze(0), None
+
+
+def tree_mask(*, mask_function: Callable[..., Any], **kwargs: Any) -> None:
+    """transformers' mask interface: no mask; `tree_attention` has its own.
+
+    Raises NoTree where a layer's window is shorter than the longest sequence: `mask_function` says which key a query
+    sees, by their places.
+    """
+    longest = _current.get().layout.longest
+    zero = torch.tensor(0)
+    if not mask_function(zero, zero, torch.tensor(longest - 1), zero):
+        raise NoTree(f"a window of its attention is shorter than {longest} tokens")
+
+
+transformers.AttentionInterface.register(NAME, tree_attention)
+transformers.AttentionMaskInterface.register(NAME, tree_mask)
+
+
+def _mask(part: Segments, dtype: torch.dtype) -> Float[Tensor, "any 1 query key"]:
+    """0 where a query sees a key, −∞ elsewhere. Every query sees a key, also where it is padding."""
+    device = part.queries.device
+    prompts = torch.zeros_like(part.lengths[:1]) if part.prompts is None else part.prompts
+    keys = part.queries if part.keys is None else part.keys
+    last = prompts.view(-1, 1, 1) + torch.arange(part.queries.shape[1], device=device).unsqueeze(1)
+    unseen = torch.arange(keys.shape[1], device=device) > last
+    return torch.zeros(unseen.shape, dtype=dtype, device=device).masked_fill_(unseen, -torch.inf).unsqueeze(1)
+
+
+def _attend(
+    query: Float[Tensor, "segment head query channel"],
+    key: Float[Tensor, "segment head key channel"],
+    value: Float[Tensor, "segment head key other"],
+    mask: Float[Tensor, "any 1 query key"] | None,
+    *,
+    scaling: float | None,
+    dropout: float,
+    softcap: float | None,
+) -> Float[Tensor, "segment head query other"]:
+    """softmax(q·k·scaling, soft-capped, + mask)·v; causal without a mask."""
+    if softcap is None:
+        return scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, is_causal=mask is None, dropout_p=dropout, scale=scaling
+        )
+    assert mask is not None
+    scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    scores = torch.tanh(scores / softcap) * softcap + mask
+    weights = scores.softmax(-1, dtype=torch.promote_types(query.dtype, torch.float32)).to(query.dtype)
+    return torch.dropout(weights, dropout, train=dropout > 0) @ value
+
+
+def tree_states(body: Any, layout: Layout) -> Float[Tensor, "cell width"]:
+    """The last hidden state of every cell of a tree.
+
+    Raises:
+        NoTree: the model can't have this layout, or not this batch in it.
+    """
+    if body.training and any(getattr(part, "gradient_checkpointing", False) for part in body.modules()):
+        raise NoTree("activation checkpointing runs its layers again when the layout is gone")
+    with laid_out(body, layout) as under_way:
+        # A mask of ones keeps transformers from taking each restart of the positions for a sequence of its own.
+        outputs = body(
+            input_ids=layout.token_ids,
+            attention_mask=torch.ones_like(layout.token_ids),
+            position_ids=layout.position_ids,
+            use_cache=False,
+        )
+    if under_way.calls != body.config.num_hidden_layers:
+        raise NoTree("not every layer asks transformers for its attention")
+    return outputs.last_hidden_state[0]
+
+
+def takes_trees(body: Any) -> bool:
+    """Whether the model gives the states of the flat layout in the tree layout too: tried once, on two small trees."""
+    if body not in _takes:
+        with without_dropout(body):
+            _takes[body] = _tried(body)
+    return _takes[body]
+
+
+def say_no_tree(body: Any, reason: str) -> None:
+    """One line a model, for the person watching."""
+    if body not in _told:
+        _told.add(body)
+        say(f"{type(body).__name__} reads each prompt once a response, not once for all: {reason}")
+
+
+_takes: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
+_told: WeakSet[Any] = WeakSet()
+
+
+@torch.no_grad()
+def _tried(body: Any) -> bool:
+    trees = [Tree("check", (1, 2, 3), ((4, 5), (0, 2, 1), (5,))), Tree("check", (4,), ((2, 3, 4, 0),))]
+    batch = pack(trees).to(body.device)
+    positions = getattr(body.config, "max_position_embeddings", None)
+    if len(body.get_input_embeddings().weight) < 6 or (positions or 6) < 6:
+        return False  # too small to try, or to gain
+    layout, plain = tree(batch, ends=True), flat(batch)
+    expected = body(input_ids=plain.token_ids, use_cache=False).last_hidden_state.flatten(0, 1)
+    try:
+        found = tree_states(body, layout)
+    except NoTree as reason:
+        say_no_tree(body, str(reason))
+        return False
+    except Exception as error:  # whatever a model makes of one row with positions that restart
+        say_no_tree(body, f"{type(error).__name__}: {error}".splitlines()[0])
+        return False
+    cells = [
+        (found[layout.before[batch.mask]], expected[plain.before[batch.mask]]),
+        (found[layout.last], expected[plain.last]),
+    ]
+    if not all(close(*pair) for pair in cells):
+        say_no_tree(body, "its states are others then")
+        return False
+    return True
