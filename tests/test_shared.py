@@ -18,8 +18,9 @@ from preflab.models.load import load_policy
 from preflab.rewards.protocol import Answer, Reward
 from preflab.studies.preferences import Labelled, sample_pairs
 from preflab.studies.reviews import generated_reviews
-from preflab.studies.shared import make_preferences, prompt_ids
+from preflab.studies.shared import make_preferences
 from preflab.studies.stages import Stages
+from preflab.training.rollout import prompt_ids
 from tiny import save_tiny, tiny_policy
 
 TINY = Compare(

@@ -21,7 +21,7 @@ from preflab.report.statistics import Estimate, distinct_values, estimate, n_gra
 from preflab.rewards.learned import LearnedReward
 from preflab.runs import JSON, RunFolder, claim
 from preflab.seeds import derive
-from preflab.training.rollout import PromptIds
+from preflab.training.rollout import prompt_ids
 
 
 def run(config: Evaluate) -> None:
@@ -41,7 +41,7 @@ def run(config: Evaluate) -> None:
     judge = Judge(
         reference.model, encoder, reward, None, (), config.lengths.response_tokens, derive(config.seed, "evaluation")
     )
-    prompts = [PromptIds(row.origin, row.text, encoder.prompt(row.text)) for row in rows]
+    prompts = prompt_ids(encoder, rows)
     longest = max(len(prompt.ids) for prompt in prompts) + config.lengths.response_tokens
     for model in (policy.model, reference.model):
         check_length(model, longest, "lower lengths.prompt_tokens or lengths.response_tokens")

@@ -14,7 +14,7 @@ from preflab.rewards.learned import LearnedReward
 from preflab.runs import to_line, write_text
 from preflab.training.cost import Cost
 from preflab.training.ranking import rank_responses
-from preflab.training.rollout import PromptIds
+from preflab.training.rollout import prompt_ids
 
 
 def run(config: MakePairs) -> None:
@@ -28,7 +28,7 @@ def run(config: MakePairs) -> None:
     policy = load_policy(config.model, device=device, trust_remote_code=config.trust_remote_code)
     model = load_reward_model(config.reward, device=device, trust_remote_code=config.trust_remote_code)
     encoder = Encoder(policy.tokenizer, config.lengths.prompt_tokens, config.lengths.response_tokens)
-    prompts = [PromptIds(row.origin, row.text, encoder.prompt(row.text)) for row in rows]
+    prompts = prompt_ids(encoder, rows)
     longest = max(len(prompt.ids) for prompt in prompts) + config.lengths.response_tokens
     check_length(policy.model, longest, "lower lengths.prompt_tokens or lengths.response_tokens")
     say(f"{len(prompts)} prompts, a response at each of the temperatures {list(config.ranking.temperatures)}")
@@ -44,16 +44,7 @@ def run(config: MakePairs) -> None:
         cost=Cost(),
     )
     text_of = {prompt.key: prompt.text for prompt in prompts}
-    lines: list[dict[str, Any]] = [
-        {
-            "prompt": text_of[pair.tree.origin],
-            "chosen": encoder.decode(pair.chosen.tokens),
-            "rejected": encoder.decode(pair.rejected.tokens),
-            "chosen_reward": pair.chosen_reward,
-            "rejected_reward": pair.rejected_reward,
-        }
-        for pair in ranked
-    ]
+    lines: list[dict[str, Any]] = [{"prompt": text_of[pair.tree.origin]} | pair.texts(encoder) for pair in ranked]
     # Pairs that differ in tokens alone, or a response of white space, could not be read back.
     whole = [line for line in lines if line["chosen"] != line["rejected"] and _said(line, "chosen", "rejected")]
     if not whole:

@@ -13,7 +13,6 @@ from preflab.config.online_preference import IterativeDPO, OnlineDPO
 from preflab.config.pair_losses import KTOLoss
 from preflab.config.preference import Preference, Unpaired
 from preflab.data.encode import Encoder, Tree
-from preflab.data.records import Prompt
 from preflab.data.sources import Loaded, read_demonstrations, read_feedback, read_pairs, read_prompts
 from preflab.data.split import split_by_prompt
 from preflab.errors import ConfigError, DataError
@@ -44,7 +43,7 @@ from preflab.training.policy_gradient import train_policy_gradient
 from preflab.training.ppo import train_ppo
 from preflab.training.preference import knows_reference, preference_figures, train_preference
 from preflab.training.reward import centre, reward_figures, scores_of_pairs, train_reward
-from preflab.training.rollout import PromptIds
+from preflab.training.rollout import PromptIds, prompt_ids
 from preflab.training.sft import train_sft
 from preflab.training.unpaired import Judged, train_unpaired, unpaired_figures
 
@@ -155,7 +154,7 @@ def online(config: RunOnline) -> None:
     encoder = _encoder(config, policy)
     reference = copy_of(policy.model)
     scorer = _reward(config, policy)
-    prompts, held_out = _prompt_ids(encoder, train_rows), _prompt_ids(encoder, held_out_rows[:128])
+    prompts, held_out = prompt_ids(encoder, train_rows), prompt_ids(encoder, held_out_rows[:128])
     value = _value(config, policy) if isinstance(config, TrainPPO) else None
     run = _open(config, config.freeze_blocks, rows, encoder, policy, prompts, held_out)
     shared: dict[str, Any] = {
@@ -219,10 +218,6 @@ def _value(config: TrainPPO, policy: Policy) -> Policy | None:
             "model; train one with `preflab train reward` on a model of the same family, or use value_trunk = shared"
         )
     return value
-
-
-def _prompt_ids(encoder: Encoder, rows: Sequence[Prompt]) -> list[PromptIds]:
-    return [PromptIds(row.origin, row.text, encoder.prompt(row.text)) for row in rows]
 
 
 def _encoder(config: Run, policy: Policy) -> Encoder:

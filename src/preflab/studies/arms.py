@@ -23,7 +23,7 @@ from preflab.rewards.protocol import Reward
 from preflab.runs import JSON, RunFolder, read_json
 from preflab.seeds import derive
 from preflab.studies.best_of_n import best_of_n
-from preflab.studies.shared import Preferences, device, encoder_of, learned_reward, pairs_chosen, prompt_ids
+from preflab.studies.shared import Preferences, device, encoder_of, learned_reward, pairs_chosen
 from preflab.studies.stages import Stages
 from preflab.studies.task import Task
 from preflab.training.cost import Cost
@@ -32,7 +32,7 @@ from preflab.training.online_dpo import train_online_dpo
 from preflab.training.policy_gradient import train_policy_gradient
 from preflab.training.ppo import train_ppo
 from preflab.training.preference import knows_reference, train_preference
-from preflab.training.rollout import PromptIds
+from preflab.training.rollout import PromptIds, prompt_ids
 from preflab.training.session import Evaluate
 from preflab.training.sft import train_sft
 from preflab.training.unpaired import judged_pairs, train_unpaired
@@ -199,14 +199,15 @@ def _description(config: Compare, arm: str) -> str:
             "upper bound log n − (n − 1)/n."
         )
     parts = stages(arm)
-    lines = [_about(getattr(config, stage.key)) for stage in parts[-1:]]
+    settings = settings_of(config, arm)
+    lines = [_about(settings)]
     if len(parts) > 1:
         held = "the study's reference" if config.chain_reference == "study" else "the stage before"
         lines.append(
             f"Starts from the chosen checkpoint of {label(_before(arm) or '')}"
-            + (f", held to {held}." if _is_held(getattr(config, parts[-1].key)) else ".")
+            + (f", held to {held}." if _is_held(settings) else ".")
         )
-    if isinstance(getattr(config, parts[-1].key), ORPO) and len(parts) == 1:
+    if isinstance(settings, ORPO) and len(parts) == 1:
         lines.append("Starts from the reference, after SFT, where its paper starts from the base.")
     if parts[-1].gold:
         lines.append("An oracle: paid by the gold reward itself, which no real task has.")
@@ -236,7 +237,7 @@ def _train(bench: Bench, arm: str, policy: Policy, run: RunFolder, evaluate: Eva
     """Train the arm's last stage."""
     config, pairs = bench.config, bench.preferences.train
     stage = stages(arm)[-1]
-    settings: Settings = getattr(config, stage.key)
+    settings: Settings = settings_of(config, arm)
     chained = _before(arm) is not None
     to_start = chained and config.chain_reference == "previous"
     reference = bench.load(bench.folder(_before(arm) or "").model) if to_start else bench.reference

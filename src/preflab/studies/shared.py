@@ -12,7 +12,6 @@ from preflab.config.commands import Compare
 from preflab.config.load import to_values, to_yaml
 from preflab.config.training import SFT
 from preflab.data.encode import Encoder, Tree
-from preflab.data.records import Prompt
 from preflab.data.reviews import parse_review
 from preflab.data.sources import read_pairs, write_pairs
 from preflab.data.split import split_by_prompt
@@ -39,7 +38,7 @@ from preflab.studies.task import Fact, Task, as_json, share
 from preflab.training.checks import check_ends, check_prompts
 from preflab.training.cost import Cost
 from preflab.training.reward import centre, scores_of_pairs, train_reward
-from preflab.training.rollout import PromptIds
+from preflab.training.rollout import prompt_ids
 from preflab.training.sft import train_sft
 
 
@@ -233,11 +232,6 @@ def learned_reward(config: Compare, path: Path, policy: Policy, *, name: str) ->
 def encoder_of(config: Compare, policy: Policy) -> Encoder:
     """A fresh encoder with the study's lengths."""
     return Encoder(policy.tokenizer, config.lengths.prompt_tokens, config.lengths.response_tokens)
-
-
-def prompt_ids(encoder: Encoder, prompts: tuple[Prompt, ...]) -> list[PromptIds]:
-    """Prompts as token ids, keyed by their origin."""
-    return [PromptIds(prompt.origin, prompt.text, encoder.prompt(prompt.text)) for prompt in prompts]
 
 
 def device(config: Compare) -> Any:

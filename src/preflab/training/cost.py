@@ -34,6 +34,11 @@ class Cost:
     flops: float = 0.0
     """Estimate: 6 × weights × trained tokens + 2 × weights × other tokens; attention's share is left out."""
 
+    def add_scored(self, tokens: int, *, weights: int) -> None:
+        """Count tokens that go forward alone through a model of so many working weights."""
+        self.scored_tokens += tokens
+        self.flops += 2 * weights * tokens
+
     def plus(self, other: Cost) -> Cost:
         """Both together: sums, and the larger peak."""
         mine, theirs = asdict(self), asdict(other)

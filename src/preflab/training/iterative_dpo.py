@@ -27,7 +27,7 @@ from preflab.training.checks import check_reference
 from preflab.training.cost import Cost
 from preflab.training.order import batch_at
 from preflab.training.preference import train_preference
-from preflab.training.ranking import Ranked, rank_responses
+from preflab.training.ranking import rank_responses
 from preflab.training.rollout import PromptIds
 from preflab.training.session import Evaluate
 
@@ -100,7 +100,10 @@ def train_iterative_dpo(
                 cost=sampled,
                 gold=gold,
             )
-            write_text(part.path / "pairs.jsonl", "".join(to_line(_row(encoder, pair)) for pair in ranked))
+            write_text(
+                part.path / "pairs.jsonl",
+                "".join(to_line({"prompt_id": pair.tree.origin} | pair.texts(encoder)) for pair in ranked),
+            )
             before = steps
             trained = train_preference(
                 policy,
@@ -123,13 +126,3 @@ def train_iterative_dpo(
         steps += record["steps"]
         cost = cost.plus(Cost(**record["cost"]))
     return cost
-
-
-def _row(encoder: Encoder, pair: Ranked) -> dict[str, JSON]:
-    return {
-        "prompt_id": pair.tree.origin,
-        "chosen": encoder.decode(pair.chosen.tokens),
-        "rejected": encoder.decode(pair.rejected.tokens),
-        "chosen_reward": pair.chosen_reward,
-        "rejected_reward": pair.rejected_reward,
-    }

@@ -17,7 +17,6 @@ import torch
 
 from preflab.config.online import Online
 from preflab.config.online_preference import OnlineDPO
-from preflab.data.encode import Tree
 from preflab.data.pack import read_tokens
 from preflab.errors import ConfigError, NumericError
 from preflab.losses import masked_sum
@@ -29,7 +28,7 @@ from preflab.training.cost import Cost
 from preflab.training.online import Figures, Taken, added, means, mini_batches, run_online
 from preflab.training.optimizer import Stepper
 from preflab.training.preference import pair_step
-from preflab.training.ranking import best_against_worst
+from preflab.training.ranking import rank
 from preflab.training.rollout import PromptIds, Rollout
 from preflab.training.session import Evaluate
 
@@ -77,25 +76,17 @@ def train_online_dpo(
     def step(rollout: Rollout, update: int, memory: dict[str, float]) -> Taken:
         rewards = rollout.penalised(settings.missing_end_penalty).tolist()
         logprob = masked_sum(rollout.reference_logprobs, rollout.batch.mask)
-        trees, rows, gaps = [], [], []
-        for begin in range(0, len(rewards), len(at)):
-            group = rollout.responses[begin : begin + len(at)]
-            found = best_against_worst(
-                group, rewards[begin : begin + len(at)], smallest_gap=settings.ranking.smallest_gap
-            )
-            if found is not None:
-                best, worst = found
-                trees.append(Tree(group[best].key, group[best].prompt, (group[best].tokens, group[worst].tokens)))
-                rows.append((begin + best, begin + worst))
-                gaps.append(rewards[begin + best] - rewards[begin + worst])
-        if not trees and update == 0:
+        ranked = rank(rollout.responses, rewards, group=len(at), smallest_gap=settings.ranking.smallest_gap)
+        if not ranked and update == 0:
             raise NumericError(
                 "in update 1 no prompt gave a pair: all rewards lie within "
                 f"ranking.smallest_gap = {settings.ranking.smallest_gap}; lower it, or raise ranking.temperatures"
             )
-        if not trees:  # a policy that has reached the top of its reward learns nothing more, and need not stop for it
+        if not ranked:  # a policy that has reached the top of its reward learns nothing more, and need not stop for it
             return Taken({"pairs": 0.0}, trained_tokens=0)
-        of_reference = logprob[torch.tensor(rows, device=logprob.device)].cpu()
+        trees = [pair.tree for pair in ranked]
+        of_reference = logprob[torch.tensor([pair.rows for pair in ranked], device=logprob.device)].cpu()
+        gap = sum(pair.chosen_reward - pair.rejected_reward for pair in ranked) / len(ranked)
         extra = Cost()
         steps: list[Figures] = []
         for number, chosen in mini_batches(len(trees), dealt, update, seed=seed):
@@ -108,7 +99,7 @@ def train_online_dpo(
                 figures = added(figures, {"loss": share.detach(), **others})
             steps.append({**figures, **stepper.step(number, f"update {update + 1}")})
         return Taken(
-            means(steps) | {"pairs": float(len(trees)), "reward_gap": sum(gaps) / len(gaps)},
+            means(steps) | {"pairs": float(len(trees)), "reward_gap": gap},
             trained_tokens=settings.epochs * read_tokens(trees),
             scored_tokens=extra.scored_tokens,
         )

@@ -192,8 +192,7 @@ def pair_step(
     if ranks_batch(loss):
         assert reference is not None
         at_rank = same_rank(margin(pair_logprobs(policy.model, pairs)), margin(reference))
-        cost.scored_tokens += read_tokens(pairs)
-        cost.flops += 2 * working_weights(policy.model) * read_tokens(pairs)
+        cost.add_scored(read_tokens(pairs), weights=working_weights(policy.model))
 
     def of_micro_batch(positions: Sequence[int]) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         rows = list(positions)
@@ -279,16 +278,9 @@ def charged_reference(
     with Stopwatch(here):
         found = reference_logprobs(model, trees, cache, title=title)
     cost.wall_seconds += found.seconds
-    cost.scored_tokens += found.tokens
-    cost.flops += 2 * working_weights(model) * found.tokens
+    cost.add_scored(found.tokens, weights=working_weights(model))
     cost.peak_memory_bytes = max(cost.peak_memory_bytes, here.peak_memory_bytes)
     return found.logprobs
-
-
-def shown_pair_logprobs(model: Any, pairs: Sequence[Tree], *, title: str) -> Float[Tensor, "pair 2"]:
-    """`pair_logprobs` with a progress bar of its own."""
-    with stage(title, len(pairs)) as advance:
-        return pair_logprobs(model, pairs, advance=advance)
 
 
 def pair_logprobs(
@@ -303,7 +295,8 @@ def preference_figures(
     policy: Policy, pairs: Sequence[Tree], reference: Float[Tensor, "pair 2"] | None, loss: PairLoss
 ) -> PairFigures:
     """Held-out loss, accuracy and margin of the implicit reward, one a pair."""
-    logprob = shown_pair_logprobs(policy.model, pairs, title="held-out pairs")
+    with stage("held-out pairs", len(pairs)) as advance:
+        logprob = pair_logprobs(policy.model, pairs, advance=advance)
     scored = ScoredPairs(
         logprob=logprob,
         tokens=torch.tensor([[len(response) for response in tree.responses] for tree in pairs]),

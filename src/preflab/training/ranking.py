@@ -11,6 +11,7 @@ from preflab.errors import DataError
 from preflab.models.load import Policy, working_weights
 from preflab.rewards.protocol import Reward, score
 from preflab.rollouts.sampler import Response, sample
+from preflab.runs import JSON
 from preflab.seeds import derive
 from preflab.training.cost import Cost, Stopwatch
 from preflab.training.rollout import PromptIds, answers, pay
@@ -26,6 +27,17 @@ class Ranked:
     rejected: Response
     chosen_reward: float
     rejected_reward: float
+    rows: tuple[int, int]
+    """Where the two stand among all the responses that were ranked."""
+
+    def texts(self, encoder: Encoder) -> dict[str, JSON]:
+        """What a file of pairs says of it, beside the prompt."""
+        return {
+            "chosen": encoder.decode(self.chosen.tokens),
+            "rejected": encoder.decode(self.rejected.tokens),
+            "chosen_reward": self.chosen_reward,
+            "rejected_reward": self.rejected_reward,
+        }
 
 
 def best_against_worst(
@@ -40,6 +52,20 @@ def best_against_worst(
     if rewards[best] - rewards[worst] <= smallest_gap or responses[best].tokens == responses[worst].tokens:
         return None
     return best, worst
+
+
+def rank(responses: Sequence[Response], rewards: Sequence[float], *, group: int, smallest_gap: float) -> list[Ranked]:
+    """The pair of each group of responses to one prompt, which stand together; of a group that makes none, none."""
+    found = []
+    for begin in range(0, len(responses), group):
+        some = slice(begin, begin + group)
+        pair = best_against_worst(responses[some], rewards[some], smallest_gap=smallest_gap)
+        if pair is not None:
+            best, worst = begin + pair[0], begin + pair[1]
+            chosen, rejected = responses[best], responses[worst]
+            tree = Tree(chosen.key, chosen.prompt, (chosen.tokens, rejected.tokens))
+            found.append(Ranked(tree, chosen, rejected, rewards[best], rewards[worst], (best, worst)))
+    return found
 
 
 def rank_responses(
@@ -74,18 +100,10 @@ def rank_responses(
         responses = [response for group in groups for response in group]
         scores = score(reward, answers(encoder, asked, responses))
     pay(cost, responses, weights=working_weights(policy.model), gold=gold)
-    found = []
-    for place, group in enumerate(groups):
-        begin = place * len(ranking.temperatures)
-        rewards = [
-            value - missing_end_penalty * (not response.ended)
-            for value, response in zip(scores[begin : begin + len(group)], group, strict=True)
-        ]
-        pair = best_against_worst(group, rewards, smallest_gap=ranking.smallest_gap)
-        if pair is not None:
-            best, worst = pair
-            tree = Tree(prompts[place].key, group[best].prompt, (group[best].tokens, group[worst].tokens))
-            found.append(Ranked(tree, group[best], group[worst], rewards[best], rewards[worst]))
+    rewards = [
+        value - missing_end_penalty * (not response.ended) for value, response in zip(scores, responses, strict=True)
+    ]
+    found = rank(responses, rewards, group=len(ranking.temperatures), smallest_gap=ranking.smallest_gap)
     if not found:
         raise DataError(
             f"no prompt gave a pair: all rewards lie within ranking.smallest_gap = {ranking.smallest_gap}; lower it, "

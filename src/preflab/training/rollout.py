@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from preflab.data.encode import Encoder
 from preflab.data.pack import Packed, pack
+from preflab.data.records import Prompt
 from preflab.errors import NumericError
 from preflab.losses import entropy, kl_full, token_logprobs
 from preflab.models.load import Policy
@@ -62,6 +63,11 @@ class Rollout:
     def penalised(self, missing_end_penalty: float) -> Float[Tensor, " response"]:
         """The scores, less a penalty where the length limit cut a response."""
         return self.scores - missing_end_penalty * (1 - self.ended)
+
+
+def prompt_ids(encoder: Encoder, prompts: Iterable[Prompt]) -> list[PromptIds]:
+    """Prompts as token ids, keyed by their origin."""
+    return [PromptIds(prompt.origin, prompt.text, encoder.prompt(prompt.text)) for prompt in prompts]
 
 
 def answers(encoder: Encoder, prompts: Sequence[PromptIds], responses: Sequence[Response]) -> list[Answer]:

@@ -110,8 +110,7 @@ def train_unpaired(
                         f"KTO's reference point is {anchor}: the policy's log-probabilities are not finite; lower "
                         "optimizer.learning_rate"
                     )
-                session.cost.scored_tokens += read_tokens(their)
-                session.cost.flops += 2 * working_weights(policy.model) * read_tokens(their)
+                session.cost.add_scored(read_tokens(their), weights=working_weights(policy.model))
             case BCOLoss(shift_decay=decay):
                 memory = session.memory
                 if "reward" in memory:  # the mean of the step before
