@@ -104,6 +104,20 @@ def test_float32_and_no_dropout(tmp_path: Path) -> None:
         assert torch.equal(policy.model(IDS).logits, policy.model(IDS).logits)
 
 
+@pytest.mark.parametrize("activation", ["gelu_new", "gelu_fast"])
+def test_gelu_s_tanh_form_is_one_kernel_and_the_same_function(activation: str, tmp_path: Path) -> None:
+    tiny = tiny_policy()
+    tiny.model.config.activation_function = activation
+    save_model(tiny, tmp_path / "tiny")
+    ids = torch.tensor([[3, 1, 4, 1, 5]])
+    plain: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "tiny").eval()
+    ours = load_policy(tmp_path / "tiny")
+    torch.testing.assert_close(ours.model(input_ids=ids).logits, plain(input_ids=ids).logits, rtol=1e-5, atol=1e-6)
+    assert {type(block.mlp.act) for block in ours.model.transformer.h} == {torch.nn.GELU}
+    save_model(ours, tmp_path / "again")
+    assert json.loads((tmp_path / "again" / "config.json").read_text())["activation_function"] == activation
+
+
 def test_a_model_survives_saving(tiny: Path, tmp_path: Path) -> None:
     policy = load_policy(tiny)
     save_model(policy, tmp_path / "deep" / "copy")

@@ -44,7 +44,7 @@ from preflab.models.scoring import logprobs_of
 from preflab.progress import say, stage, warn
 from preflab.runs import digest, write_bytes
 
-RULE = "each response's sum over its tokens, end token included, at temperature 1; file format 1"
+RULE = "each response's sum over its tokens, end token included, at temperature 1; kernels 2; file format 1"
 UNHEARD = {"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version"}
 """What a model's config says that no number depends on; the weights' own dtype counts."""
 
