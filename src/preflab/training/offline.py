@@ -32,7 +32,7 @@ the session's memory, what it costs beside training is added to the session's co
 
 def total_steps(examples: int, settings: Fit) -> int:
     """Optimiser steps in `settings.epochs` passes."""
-    return max(1, math.ceil(settings.epochs * examples / settings.batch_size))
+    return max(1, math.ceil(settings.epochs * examples / settings.batch.size))
 
 
 def fit(
@@ -67,12 +67,12 @@ def fit(
     weights = working_weights(policy.model)
     with session.stoppable(), stage(title, total, session.start) as advance:
         for number in range(session.start, total):
-            indices = batch_at(number, examples=len(trees), batch_size=settings.batch_size, seed=derive(seed, "data"))
+            indices = batch_at(number, examples=len(trees), batch_size=settings.batch.size, seed=derive(seed, "data"))
             with session.step(number, lambda rows=indices: [trees[i].origin for i in rows]):  # type: ignore[misc]
                 loss = step(indices, session)
                 means: dict[str, Tensor] = {}
-                for begin in range(0, len(indices), settings.micro_batch_size):
-                    share, others = loss(range(begin, min(begin + settings.micro_batch_size, len(indices))))
+                for begin in range(0, len(indices), settings.batch.micro):
+                    share, others = loss(range(begin, min(begin + settings.batch.micro, len(indices))))
                     share.backward()
                     for name, value in ({"loss": share} | others).items():
                         means[name] = means.get(name, torch.zeros_like(value)) + value.detach()

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from preflab.config.online import Online
+from preflab.config.online import Online, RolloutBatch
 from preflab.config.online_preference import OnlineDPO
 from preflab.data.pack import read_tokens
 from preflab.errors import ConfigError, NumericError
@@ -61,16 +61,15 @@ def train_online_dpo(
             raise ConfigError(problem)
     freeze(policy.model, settings.freeze_blocks)
     at = settings.ranking.temperatures
+    batch = settings.batch
     loop = Online(
         updates=settings.updates,
-        batch_size=settings.batch_size * len(at),
+        batch=RolloutBatch(size=batch.size * len(at), mini=batch.mini, micro=batch.micro),
         responses=len(at),
-        mini_batch_size=settings.mini_batch_size,
-        micro_batch_size=settings.micro_batch_size,
         epochs=settings.epochs,
         evaluations=settings.evaluations,
     )
-    dealt = Online(batch_size=settings.batch_size, mini_batch_size=settings.mini_batch_size, epochs=settings.epochs)
+    dealt = Online(batch=RolloutBatch(size=batch.size, mini=batch.mini), epochs=settings.epochs)
     stepper = Stepper(policy.model, settings.optimizer, settings.updates * dealt.steps_per_update)
 
     def step(rollout: Rollout, update: int, memory: dict[str, float]) -> Taken:
@@ -93,8 +92,8 @@ def train_online_dpo(
             pairs = [trees[i] for i in chosen.tolist()]
             loss = pair_step(policy, pairs, of_reference[chosen], settings.loss, extra)
             figures: Figures = {}
-            for begin in range(0, len(pairs), settings.micro_batch_size):
-                share, others = loss(range(begin, min(begin + settings.micro_batch_size, len(pairs))))
+            for begin in range(0, len(pairs), batch.micro):
+                share, others = loss(range(begin, min(begin + batch.micro, len(pairs))))
                 share.backward()
                 figures = added(figures, {"loss": share.detach(), **others})
             steps.append({**figures, **stepper.step(number, f"update {update + 1}")})

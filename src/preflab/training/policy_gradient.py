@@ -111,7 +111,7 @@ def train_policy_gradient(
             if len(rows) == 0:  # all of them cut and masked
                 continue
             figures: Figures = {}
-            for micro in rows.split(settings.micro_batch_size):
+            for micro in rows.split(settings.batch.micro):
                 micro_batch = batch.rows(micro)
                 loss, shares = objective.share(response_logits(policy.model, micro_batch), micro, rows)
                 loss.backward()

@@ -98,7 +98,7 @@ def train_ppo(
     def step(rollout: Rollout, update: int, memory: dict[str, float]) -> Taken:
         batch, mask = rollout.batch, rollout.batch.mask
         beta = memory.get("kl_coefficient", settings.kl_coefficient)
-        old_values = critic.rollout_values(batch, settings.micro_batch_size)
+        old_values = critic.rollout_values(batch, settings.batch.micro)
         # Reward each token.
         rewards = token_rewards(
             rollout.penalised(settings.missing_end_penalty),
@@ -134,7 +134,7 @@ def train_ppo(
         def learn_values(number: int, rows: Tensor) -> Figures:
             """A step of the values alone."""
             figures: Figures = {}
-            for micro in rows.split(settings.micro_batch_size):
+            for micro in rows.split(settings.batch.micro):
                 loss = value_loss(critic.values(batch.rows(micro)), micro, rows)
                 loss.backward()
                 figures = added(figures, {"value_loss": loss.detach()})
@@ -144,7 +144,7 @@ def train_ppo(
         def learn(number: int, rows: Tensor) -> Figures | None:
             """A step of policy and values; None where the policy is too far from the one that sampled."""
             figures: Figures = {}
-            for micro in rows.split(settings.micro_batch_size):
+            for micro in rows.split(settings.batch.micro):
                 logits, values = critic.logits_and_values(batch.rows(micro))
                 policy_loss, shares = objective.share(logits, micro, rows)
                 loss = value_loss(values, micro, rows)
