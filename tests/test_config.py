@@ -121,6 +121,8 @@ def train_dpo_from(folder: Path, text: str) -> TrainDPO:
         ("seed: 1\nloss:\n  bta: 0.1\n", r'a\.yaml:3: there is no setting loss\.bta; did you mean "beta"\?'),
         ("sed: 1\n", r'a\.yaml:1: there is no setting sed; did you mean "seed"\?'),
         ("1: 2\n", r"a\.yaml:1: there is no setting 1; known: "),
+        ("batch_size: 4\n", r'a\.yaml:1: there is no setting batch_size; did you mean "batch\.size"\?'),
+        ("micro_batch_size: 4\n", r'a\.yaml:1: there is no setting micro_batch_size; did you mean "batch\.micro"\?'),
         ("seed: 1\nlog_every: 2\nseed: 3\n", r"a\.yaml:3: seed is set twice \(first at .*a\.yaml:1\)"),
         ("loss:\n  beta: 1\n  beta: 2\n", r"a\.yaml:3: loss\.beta is set twice"),
         ("loss:\n  beta: -1\n", r"a\.yaml:2: loss\.beta = -1: must be greater than 0"),

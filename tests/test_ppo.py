@@ -522,7 +522,7 @@ def test_several_responses_to_a_prompt_stand_in_one_rollout(tmp_path: Path) -> N
         (PPO(value_warmup_updates=40), "leaves none of updates = 40 to the policy; try 10"),
         (PPO(stop_kl_nats=0.02, epochs=1, batch=RolloutBatch(mini=128)), "stop_kl_nats does nothing"),
         (PPO(clip_higher=0.3, epochs=1, batch=RolloutBatch(mini=128)), "clip_higher = 0.3 does nothing"),
-        (PPO(responses=3), "responses = 3 does not divide batch_size = 128; try 2"),
+        (PPO(responses=3), "responses = 3 does not divide batch.size = 128; try 2"),
     ],
 )
 def test_settings_that_do_nothing_are_refused(settings: PPO, said: str, tmp_path: Path) -> None:
