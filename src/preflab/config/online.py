@@ -22,7 +22,14 @@ class RolloutBatch:
     mini: Positive = 64
     """Responses in an optimiser step; must divide batch.size."""
     micro: Positive = 16
-    """Responses in memory at once; changes no figure."""
+    """Responses in memory at once, where batch.tokens is not set; changes no figure."""
+    tokens: Positive | None = None
+    """Cells in memory at once: tokens as the model reads them, padding counted, and a prompt once for all its responses
+    where the model can. A larger response is alone. Changes no figure; none: batch.micro counts."""
+
+    def idle_fields(self) -> tuple[str, ...]:
+        """What the budget stands in for."""
+        return () if self.tokens is None else ("micro",)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -38,7 +38,14 @@ class PairBatch:
     mini: Positive = 32
     """Pairs in an optimiser step, at most; must divide batch.size."""
     micro: Positive = 8
-    """Pairs in memory at once; changes no figure."""
+    """Pairs in memory at once, where batch.tokens is not set; changes no figure."""
+    tokens: Positive | None = None
+    """Cells in memory at once: tokens as the model reads them, padding counted, and a prompt once for all its responses
+    where the model can. A larger pair is alone. Changes no figure; none: batch.micro counts."""
+
+    def idle_fields(self) -> tuple[str, ...]:
+        """What the budget stands in for."""
+        return () if self.tokens is None else ("micro",)
 
 
 def _dpo() -> SumLoss:

@@ -40,7 +40,18 @@ class Batch:
     size: Positive = 32
     """Examples in an optimiser step (pairs, or demonstrations)."""
     micro: Positive = 8
-    """Examples in memory at once; a step adds up micro-batches with one global count, so this changes no figure."""
+    """Examples in memory at once, where batch.tokens is not set; a step adds up micro-batches with one global count, so
+    this changes no figure."""
+    tokens: Positive | None = None
+    """Cells in memory at once: tokens as the model reads them, padding counted, and a prompt once for all its responses
+    where the model can. A larger example is alone. Changes no figure; none: batch.micro counts."""
+    order: Literal["random", "length"] = "random"
+    """length: examples of similar length share a step, which saves padding where the model pads; which ones, and in
+    what order the steps come, is random anew each epoch."""
+
+    def idle_fields(self) -> tuple[str, ...]:
+        """What the budget stands in for."""
+        return () if self.tokens is None else ("micro",)
 
 
 @dataclass(frozen=True, kw_only=True)

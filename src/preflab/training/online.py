@@ -29,6 +29,7 @@ from preflab.runs import RunFolder
 from preflab.seeds import derive
 from preflab.training.checks import check_reference
 from preflab.training.cost import Cost
+from preflab.training.micro_batches import MicroBatches
 from preflab.training.optimizer import Stepper
 from preflab.training.order import batch_at, evaluation_steps
 from preflab.training.rollout import PromptIds, Rollout, answers, pay, roll_out
@@ -178,6 +179,7 @@ def run_online(
                     temperature=scored_at,
                     sampled_at=None if set(at) == {scored_at} else list(at) * (len(looked_at.responses) // len(at)),
                     batch_size=settings.batch.micro,
+                    tokens=settings.batch.tokens,
                 )
                 if update == 0 and starts_at_reference:
                     _check_start(rollout)
@@ -212,6 +214,11 @@ def mini_batches(count: int, settings: Online, update: int, *, seed: int) -> Ite
         first = update * settings.steps_per_update + epoch * (settings.batch.size // settings.batch.mini)
         for number, rows in enumerate(order.split(settings.batch.mini)):
             yield first + number, rows
+
+
+def micro_rows(micro_batches: MicroBatches, rollout: Rollout, rows: Tensor) -> list[Tensor]:
+    """The rows of a mini-batch that are in memory at once, part by part."""
+    return [rows[part] for part in micro_batches.of([rollout.responses[row].tree for row in rows.tolist()])]
 
 
 def added(figures: Figures, shares: Figures) -> Figures:
