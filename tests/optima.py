@@ -40,7 +40,7 @@ from pair_optima import EVERY_PAIR, RING_ODDS, paired_cases, share_won, trees_of
 from preflab.config import pair_losses as losses
 from preflab.config import preference as methods
 from preflab.config.preference import Unpaired
-from preflab.config.training import SFT, Optimizer, Reward
+from preflab.config.training import SFT, Batch, Optimizer, Reward
 from preflab.data.encode import Tree
 from preflab.models.load import Policy
 from preflab.runs import JSON, read_lines
@@ -69,9 +69,7 @@ def fit_marked(
     """The log, the trained policy and the untrained one; all examples in each step."""
     policy, reference = letters_policy(spread=4.0), letters_policy(spread=4.0)
     size = len(examples)
-    settings = replace(
-        settings, epochs=steps, batch_size=size, micro_batch_size=size, evaluations=1, optimizer=optimizer
-    )
+    settings = replace(settings, epochs=steps, batch=Batch(size=size, micro=size), evaluations=1, optimizer=optimizer)
     run = run_folder(folder / str(steps))
     train_unpaired(policy, examples, settings, run, seed=0, log_every=1)
     return read_lines(run.metrics), policy, reference
@@ -143,9 +141,7 @@ def sft_case(responses: Responses, counts: Sequence[int], *, variant: str, teste
             for response, count in zip(responses, counts, strict=True)
             for _ in range(count)
         ]
-        settings = SFT(
-            epochs=120, batch_size=len(rows), micro_batch_size=len(rows), evaluations=1, optimizer=falling(0.01)
-        )
+        settings = SFT(epochs=120, batch=Batch(size=len(rows), micro=len(rows)), evaluations=1, optimizer=falling(0.01))
         run = run_folder(folder / "run")
         train_sft(policy, rows, settings, run, seed=0, log_every=1)
         shares = np.array(counts) / sum(counts)
@@ -173,7 +169,7 @@ def reward_case() -> Case:
             model.model.score.weight.zero_()
         pairs = trees_of(LENGTHS, wins)
         settings = Reward(
-            epochs=150, batch_size=len(pairs), micro_batch_size=len(pairs), evaluations=1, optimizer=falling(0.02)
+            epochs=150, batch=Batch(size=len(pairs), micro=len(pairs)), evaluations=1, optimizer=falling(0.02)
         )
         run = run_folder(folder / "run")
         train_reward(model, pairs, settings, run, seed=0, log_every=1)

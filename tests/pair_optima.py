@@ -36,6 +36,7 @@ from optimum_case import (
 from preflab.config import pair_losses as losses
 from preflab.config import preference as methods
 from preflab.config.preference import Preference
+from preflab.config.training import Batch
 from preflab.data.encode import Tree
 from preflab.runs import JSON, read_lines
 from preflab.training.preference import train_preference
@@ -101,7 +102,7 @@ def fit_pairs(
     policy, pairs = letters_policy(spread=4.0, width=width), trees_of(responses, wins)
     reference = logprobs(policy, responses)
     settings = method(
-        epochs=steps, batch_size=len(pairs), micro_batch_size=len(pairs), evaluations=1, loss=loss,
+        epochs=steps, batch=Batch(size=len(pairs), micro=len(pairs)), evaluations=1, loss=loss,
         optimizer=constant(rate) if still else falling(rate),
     )  # fmt: skip
     run = run_folder(folder / name)

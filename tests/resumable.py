@@ -15,9 +15,9 @@ from typing import Any
 import torch
 
 from enumerable import ShareOf, letters_policy, letters_prompts, run_folder, value_model
-from preflab.config.online import GRPO, PPO
+from preflab.config.online import GRPO, PPO, RolloutBatch
 from preflab.config.preference import DPO
-from preflab.config.training import Optimizer
+from preflab.config.training import Batch, Optimizer
 from preflab.data.encode import Tree
 from preflab.models.load import copy_of
 from preflab.runs import RunFolder
@@ -40,11 +40,11 @@ def train(method: str, folder: Path, evaluate: Callable[[int], None]) -> tuple[W
     value = value_model(folder.with_name(f"{folder.name}-start"))
     reference = copy_of(policy.model)
     shared: dict[str, Any] = {"optimizer": OPTIMIZER, "evaluations": 4}
-    sampled: dict[str, Any] = {"updates": STEPS, "batch_size": 8, "mini_batch_size": 4, "micro_batch_size": 3} | shared
+    sampled: dict[str, Any] = {"updates": STEPS, "batch": RolloutBatch(size=8, mini=4, micro=3)} | shared
     limits: dict[str, Any] = {"max_new_tokens": 4, "seed": 0, "evaluate": evaluate}
     match method:
         case "dpo":
-            settings = DPO(epochs=4 * STEPS / 7, batch_size=4, micro_batch_size=3, **shared)
+            settings = DPO(epochs=4 * STEPS / 7, batch=Batch(size=4, micro=3), **shared)
             train_preference(policy, PAIRS, settings, run, seed=0, log_every=1, evaluate=evaluate)
         case "ppo":
             ppo = PPO(value_optimizer=OPTIMIZER, **sampled)

@@ -33,8 +33,9 @@ from optimum_case import (
 )
 from pair_optima import naive_dpo
 from preflab.config import pair_losses as losses
-from preflab.config.online import DAPO, GRPO, PPO, RLOO, DrGRPO, PolicyGradient, Reinforce
-from preflab.config.online_preference import IterativeDPO, OnlineDPO, Ranking
+from preflab.config.online import DAPO, GRPO, PPO, RLOO, DrGRPO, PolicyGradient, Reinforce, RolloutBatch
+from preflab.config.online_preference import IterativeDPO, OnlineDPO, PairBatch, Ranking
+from preflab.config.training import Batch
 from preflab.models.load import Policy, copy_of
 from preflab.rewards.protocol import Answer
 from preflab.runs import JSON, read_lines
@@ -147,7 +148,7 @@ def sampled(
 
 def gradient_settings(method: type[PolicyGradient], beta: float, **changes: Any) -> PolicyGradient:
     given: dict[str, Any] = {
-        "updates": 60, "batch_size": 128, "mini_batch_size": 128, "micro_batch_size": 128, "evaluations": 1,
+        "updates": 60, "batch": RolloutBatch(size=128, mini=128, micro=128), "evaluations": 1,
         "missing_end_penalty": 0.0, "optimizer": falling(0.02), "kl_coefficient": beta,
     }  # fmt: skip
     return method(**(given | changes))
@@ -169,7 +170,7 @@ def gradient(method: type[PolicyGradient], **changes: Any) -> Training:
 
 def ppo(**changes: Any) -> Training:
     given: dict[str, Any] = {
-        "updates": 40, "batch_size": 128, "mini_batch_size": 128, "micro_batch_size": 128, "epochs": 2,
+        "updates": 40, "batch": RolloutBatch(size=128, mini=128, micro=128), "epochs": 2,
         "evaluations": 1, "missing_end_penalty": 0.0, "optimizer": falling(0.02), "value_optimizer": constant(0.02),
     }  # fmt: skip
 
@@ -195,7 +196,7 @@ def grpo_case(task: Task, reward: Array, variant: str, *, beta: float, group: in
         (reference,) = task.tables(task.policy())
         fixed = grpo_fixed_point(task.responses, reference, task.reward, vocabulary=VOCABULARY, group=group, beta=beta)
         settings = gradient_settings(
-            GRPO, beta, responses=group, updates=80, batch_size=256, mini_batch_size=256, optimizer=falling(0.01)
+            GRPO, beta, responses=group, updates=80, batch=RolloutBatch(size=256, mini=256), optimizer=falling(0.01)
         )
         lines, policy = train_gradient(task, settings, folder / "run")
         (trained,) = task.tables(policy)
@@ -234,7 +235,7 @@ def dr_grpo_with_kl(beta: float, group: int) -> Case:
 
     def run(folder: Path) -> Found:
         settings = gradient_settings(
-            DrGRPO, beta, responses=group, kl_penalty="full", updates=80, batch_size=256, mini_batch_size=256,
+            DrGRPO, beta, responses=group, kl_penalty="full", updates=80, batch=RolloutBatch(size=256, mini=256),
             optimizer=falling(0.01),
         )  # fmt: skip
         lines, policy = train_gradient(BANDIT, settings, folder / "run")
@@ -251,7 +252,7 @@ def dr_grpo_with_kl(beta: float, group: int) -> Case:
 
 def gradient_cases() -> list[Case]:
     """Methods that follow a policy gradient."""
-    larger: dict[str, Any] = {"batch_size": 256, "mini_batch_size": 256, "micro_batch_size": 256}
+    larger: dict[str, Any] = {"batch": RolloutBatch(size=256, mini=256, micro=256)}
     zero: dict[str, Any] = {"start": "0, as Σ Â = 0", "start_key": "policy_loss", "optimum": "π_ref·exp(r/β)/Z"}
     kl: dict[str, Any] = {"start": "KL 0 nats", "start_key": "kl_nats", "optimum": "π_ref·exp(r/β)/Z"}
     return [
@@ -265,7 +266,7 @@ def gradient_cases() -> list[Case]:
         grpo_case(SEQUENCES, BEGINS_WITH_D, "sequences", beta=1.0, group=4, tolerance=0.05),
         collapsing(DrGRPO, "dr-grpo"),
         dr_grpo_with_kl(0.5, 2),
-        collapsing(DAPO, "dapo", optimizer=falling(0.003), mini_batch_size=64),
+        collapsing(DAPO, "dapo", optimizer=falling(0.003), batch=RolloutBatch(size=128, mini=64, micro=128)),
         sampled("rloo", "", BANDIT, (0.25, 0.5, 1.0), gradient(RLOO), **zero, tolerance=0.005),
         sampled(
             "rloo", "sequences", TWO_PROMPTS, (0.5,), gradient(RLOO, updates=80, optimizer=falling(0.01)), **kl,
@@ -291,7 +292,7 @@ def online_dpo(task: Task, beta: float, folder: Path) -> Trained:
 
 def train_online_pairs(task: Task, beta: float, judge: Table, folder: Path, *, batch: int, rate: float) -> Trained:
     settings = OnlineDPO(
-        updates=40, batch_size=batch, mini_batch_size=batch, micro_batch_size=batch, evaluations=1, ranking=TWO_AT_ONE,
+        updates=40, batch=PairBatch(size=batch, mini=batch, micro=batch), evaluations=1, ranking=TWO_AT_ONE,
         loss=losses.SumLoss(terms="dpo", dpo=losses.DPOLoss(beta=beta)), missing_end_penalty=0.0,
         optimizer=falling(rate),
     )  # fmt: skip
@@ -328,7 +329,7 @@ def iterative_case(reference: Literal["start", "previous"], beta: float) -> Case
         judge = task.table(np.random.Generator(np.random.Philox(1)))
         prompts = [PromptIds(f"p:{i}", f"p:{i}", PROMPT) for i in range(rounds * pairs)]
         settings = IterativeDPO(
-            rounds=rounds, reference=reference, epochs=100, batch_size=pairs, micro_batch_size=pairs, evaluations=1,
+            rounds=rounds, reference=reference, epochs=100, batch=Batch(size=pairs, micro=pairs), evaluations=1,
             ranking=TWO_AT_ONE, loss=losses.SumLoss(terms="dpo", dpo=losses.DPOLoss(beta=beta)),
             missing_end_penalty=0.0, optimizer=falling(0.02),
         )  # fmt: skip

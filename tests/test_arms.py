@@ -12,10 +12,10 @@ import torch
 
 from preflab.config.arms import ALONE, LABELS, SAMPLING, Stage, label, stages
 from preflab.config.commands import Base, BestOfN, Compare, Lengths, Prompts
-from preflab.config.online import GRPO, PPO
-from preflab.config.online_preference import IterativeDPO, OnlineDPO, Ranking
+from preflab.config.online import GRPO, PPO, RolloutBatch
+from preflab.config.online_preference import IterativeDPO, OnlineDPO, PairBatch, Ranking
 from preflab.config.preference import DPO, IPO, KTO
-from preflab.config.training import SFT, Optimizer
+from preflab.config.training import SFT, Batch, Optimizer
 from preflab.data.records import PreferencePair
 from preflab.errors import ConfigError
 from preflab.evaluation.rows import add_point, best_step, read_points
@@ -32,8 +32,8 @@ from tiny import save_tiny, tiny_pairs
 
 FAST = Optimizer(learning_rate=0.02, warmup_steps=0)
 STILL = Optimizer(learning_rate=0.0, warmup_steps=0)
-OFFLINE: dict[str, Any] = {"batch_size": 8, "micro_batch_size": 8, "evaluations": 2, "optimizer": FAST}
-SAMPLED: dict[str, Any] = {"updates": 2, "batch_size": 8, "mini_batch_size": 8, "evaluations": 2, "optimizer": FAST}
+OFFLINE: dict[str, Any] = {"batch": Batch(size=8, micro=8), "evaluations": 2, "optimizer": FAST}
+SAMPLED: dict[str, Any] = {"updates": 2, "batch": RolloutBatch(size=8, mini=8), "evaluations": 2, "optimizer": FAST}
 TINY = Compare(
     prompts=Prompts(train=12, validation=4, test=4),
     lengths=Lengths(prompt_tokens=12, response_tokens=8),
@@ -44,7 +44,9 @@ TINY = Compare(
     kto=KTO(**OFFLINE),
     ppo=PPO(**SAMPLED),
     grpo=GRPO(**SAMPLED, responses=4),
-    online_dpo=OnlineDPO(**SAMPLED, ranking=Ranking(temperatures=(0.8, 1.2), smallest_gap=0.0)),
+    online_dpo=OnlineDPO(
+        **SAMPLED | {"batch": PairBatch(size=8, mini=8)}, ranking=Ranking(temperatures=(0.8, 1.2), smallest_gap=0.0)
+    ),
     iterative_dpo=IterativeDPO(
         **OFFLINE, rounds=2, ranking=Ranking(temperatures=(0.8, 1.2, 1.5, 2.0), smallest_gap=0.0)
     ),

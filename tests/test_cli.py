@@ -23,7 +23,7 @@ from preflab.models.scoring import response_scores
 from preflab.runs import read_json, read_lines
 from tiny import save_tiny, tiny_demonstrations, tiny_pairs, tiny_prompts, write_jsonl
 
-SMALL = ["--batch-size", "16", "--epochs", "1", "--optimizer.learning-rate", "1e-3", "--optimizer.warmup-steps", "1"]
+SMALL = ["--batch.size", "16", "--epochs", "1", "--optimizer.learning-rate", "1e-3", "--optimizer.warmup-steps", "1"]
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ REFUSED = [
         r"chain_reference = previous has no effect: no arm is a chain",
     ),
     ("compare dialogue --data d --arms dpo+grpo-gold --out OUT", 2, r"dialogue has no gold reward; leave that arm out"),
-    ("compare --ppo.mini-batch-size 48 --out OUT", 2, r"ppo\.mini_batch_size = 48 does not divide .* try 32"),
+    ("compare --ppo.batch.mini 48 --out OUT", 2, r"ppo\.batch\.mini = 48 does not divide .* try 32"),
     ("compare --base.heads 3 --out OUT", 2, r"base\.width = 128 is no multiple of heads = 3"),
     ("compare --config", 2, r"--config needs a file"),
     ("compare --config SHELF/none.yaml", 2, r"none\.yaml: No such file"),
@@ -119,6 +119,9 @@ REFUSED = [
     (f"{COMPARE} --model SHELF/none --out OUT", 2, r'there is no model ".*none"'),
     (f"{COMPARE} --model SHELF/short --out OUT", 2, r"sequences of 64 tokens, but the model has 8 positions"),
     (f"{COMPARE} --model SHELF/base --dpo.freeze-blocks 3 --out OUT", 2, r"freeze_blocks = 3, but the model has 2"),
+    (f"{TRAIN} --batch-size 4", 2, r'there is no flag --batch-size; did you mean "--batch\.size"\?'),
+    (f"{TRAIN} --micro_batch_size=4", 2, r'there is no flag --micro-batch-size; did you mean "--batch\.micro"\?'),
+    ("compare --ppo.mini-batch-size 4 --out OUT", 2, r'no flag --ppo\.mini-.*; did you mean "--ppo\.batch\.mini"\?'),
     (f"{TRAIN} --loss.beta 0", 2, r"loss\.beta = 0\.0: must be greater than 0"),
     (f"{TRAIN} --freeze-blocks 3", 2, r"freeze_blocks = 3, but the model has 2 blocks"),
     (f"{TRAIN} --data SHELF/none.jsonl", 3, r"none\.jsonl isn't there"),
@@ -163,9 +166,9 @@ REFUSED = [
         r"base has no weights for score\.weight .*; `preflab train reward` makes a reward model",
     ),
     (
-        "train ppo --model SHELF/base --reward x --data SHELF/prompts.jsonl --mini-batch-size 48 --out OUT",
+        "train ppo --model SHELF/base --reward x --data SHELF/prompts.jsonl --batch.mini 48 --out OUT",
         2,
-        r"mini_batch_size = 48 does not divide batch_size = 128; try 32",
+        r"batch\.mini = 48 does not divide batch\.size = 128; try 32",
     ),
     ("generate SHELF/base", 2, r"give a prompt: --prompt"),
     ("generate SHELF/base --prompt a --greedy --temperature 0.5", 2, r"leave out --temperature"),
@@ -371,8 +374,7 @@ def test_reward_then_ppo_then_evaluate(run, shelf: Path, tmp_path: Path) -> None
     settings = {
         "reward": str(reward / "model"),
         "updates": 3,
-        "batch_size": 16,
-        "mini_batch_size": 8,
+        "batch": {"size": 16, "mini": 8},
         "lengths": {"response_tokens": 8},
         "optimizer": {"learning_rate": 1e-3, "warmup_steps": 1},
     }

@@ -24,8 +24,8 @@ from preflab.config import commands, online, online_preference, pair_losses, pre
 from preflab.config.arms import LABELS
 from preflab.config.commands import Base, Compare, Generate, Methods, TrainDPO, TrainSFT
 from preflab.config.load import build, check, flatten, from_files, read_yaml, to_values, to_yaml
-from preflab.config.online import PPO
-from preflab.config.online_preference import IterativeDPO, OnlineDPO, Ranking
+from preflab.config.online import PPO, RolloutBatch
+from preflab.config.online_preference import IterativeDPO, OnlineDPO, PairBatch, Ranking
 from preflab.config.pair_losses import DPOLoss, FDPOLoss, IPOLoss, LengthNormalisedDPOLoss, SFTLoss, SumLoss
 from preflab.config.preference import DPO, FDPO, WeightedSum
 from preflab.config.presets import preset
@@ -70,10 +70,10 @@ def train_dpo(*flags: str) -> TrainDPO:
 
 
 def test_flags_go_above_later_files_above_earlier_files_above_defaults(tmp_path: Path) -> None:
-    a = write(tmp_path / "a.yaml", "loss: {beta: 0.2, label_smoothing: 0.1}\nseed: 1\nbatch_size: 4\n")
+    a = write(tmp_path / "a.yaml", "loss: {beta: 0.2, label_smoothing: 0.1}\nseed: 1\nbatch: {size: 4}\n")
     b = write(tmp_path / "b.yaml", "loss: {beta: 0.3}\nseed: 2\n")
     config = train_dpo("--config", str(a), "--seed", "3", f"--config={b}")
-    assert (config.seed, config.loss.beta, config.loss.label_smoothing, config.batch_size) == (3, 0.3, 0.1, 4)
+    assert (config.seed, config.loss.beta, config.loss.label_smoothing, config.batch.size) == (3, 0.3, 0.1, 4)
     assert config.epochs == DPO().epochs
     assert config.optimizer == DPO().optimizer
 
@@ -121,6 +121,8 @@ def train_dpo_from(folder: Path, text: str) -> TrainDPO:
         ("seed: 1\nloss:\n  bta: 0.1\n", r'a\.yaml:3: there is no setting loss\.bta; did you mean "beta"\?'),
         ("sed: 1\n", r'a\.yaml:1: there is no setting sed; did you mean "seed"\?'),
         ("1: 2\n", r"a\.yaml:1: there is no setting 1; known: "),
+        ("batch_size: 4\n", r'a\.yaml:1: there is no setting batch_size; did you mean "batch\.size"\?'),
+        ("micro_batch_size: 4\n", r'a\.yaml:1: there is no setting micro_batch_size; did you mean "batch\.micro"\?'),
         ("seed: 1\nlog_every: 2\nseed: 3\n", r"a\.yaml:3: seed is set twice \(first at .*a\.yaml:1\)"),
         ("loss:\n  beta: 1\n  beta: 2\n", r"a\.yaml:3: loss\.beta is set twice"),
         ("loss:\n  beta: -1\n", r"a\.yaml:2: loss\.beta = -1: must be greater than 0"),
@@ -160,7 +162,7 @@ def test_files_that_can_not_be_read(tmp_path: Path) -> None:
         ("optimizer.learning-rate", "2"),
         ("optimizer.max-gradient-norm", "0"),
         ("epochs", "0"),
-        ("batch-size", "0"),
+        ("batch.size", "0"),
         ("holdout", "0.6"),
         ("seed", "-1"),
         ("freeze-blocks", "-1"),
@@ -320,14 +322,14 @@ def a_sum(terms: str, **parts: Any) -> WeightedSum:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (PPO(batch_size=128, mini_batch_size=48), "mini_batch_size = 48 does not divide batch_size = 128; try 32"),
-        (Compare(ppo=PPO(batch_size=8, mini_batch_size=16)), "ppo.mini_batch_size = 16 does not divide .* try 8"),
+        (PPO(batch=RolloutBatch(size=128, mini=48)), "batch.mini = 48 does not divide batch.size = 128; try 32"),
+        (Compare(ppo=PPO(batch=RolloutBatch(size=8, mini=16))), "ppo.batch.mini = 16 does not divide .* try 8"),
         (Compare(base=Base(width=100, heads=3)), "base.width = 100 is no multiple of heads = 3"),
         (FDPO(loss=FDPOLoss(alpha=0.3)), "loss.alpha = 0.3 has no effect with divergence = jensen_shannon"),
         (OnlineDPO(ranking=Ranking(temperatures=(1.0,))), r"ranking.temperatures = \[1.0\]: .* two temperatures"),
         (IterativeDPO(ranking=Ranking(temperatures=())), r"ranking.temperatures = \[\]: a pair needs two responses"),
-        (OnlineDPO(batch_size=12, mini_batch_size=8), "mini_batch_size = 8 does not divide batch_size = 12; try 6"),
-        (Compare(online_dpo=OnlineDPO(batch_size=12, mini_batch_size=8)), "online_dpo.mini_batch_size = 8 does not"),
+        (OnlineDPO(batch=PairBatch(size=12, mini=8)), "batch.mini = 8 does not divide batch.size = 12; try 6"),
+        (Compare(online_dpo=OnlineDPO(batch=PairBatch(size=12, mini=8))), "online_dpo.batch.mini = 8 does not"),
         (a_sum("dpo", ipo=IPOLoss(tau=0.3)), "loss.ipo.* has no effect: terms = dpo does not name ipo"),
         (a_sum("f-dpo", f_dpo=FDPOLoss(alpha=0.3)), "loss.f_dpo.alpha = 0.3 has no effect"),
         (a_sum("dpo + sfft"), r'terms = dpo \+ sfft: there is no loss "sfft"; did you mean "sft"'),
@@ -367,9 +369,9 @@ def test_help_of_compare_leaves_out_the_settings_of_thirty_methods(capsys: pytes
 
 
 def test_a_file_and_a_flag_may_make_sizes_that_fit_together(tmp_path: Path) -> None:
-    file = write(tmp_path / "a.yaml", "ppo: {batch_size: 48}\n")
-    config = parse("compare", "Compare", ["--config", str(file), "--ppo.mini-batch-size", "16"])
-    assert (config.ppo.batch_size, config.ppo.mini_batch_size) == (48, 16)
+    file = write(tmp_path / "a.yaml", "ppo: {batch: {size: 48}}\n")
+    config = parse("compare", "Compare", ["--config", str(file), "--ppo.batch.mini", "16"])
+    assert (config.ppo.batch.size, config.ppo.batch.mini) == (48, 16)
 
 
 def test_build_takes_what_is_not_given_from_the_default() -> None:

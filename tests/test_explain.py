@@ -23,11 +23,11 @@ from preflab.cli.main import main
 from preflab.cli.methods import METHODS, defaults, places, setting_groups, trainer
 from preflab.cli.metrics import implicit_reward, logged_by
 from preflab.config.load import build, flatten, to_values
-from preflab.config.online import PPO, Online, PolicyGradient
-from preflab.config.online_preference import IterativeDPO, OnlineDPO
+from preflab.config.online import PPO, Online, PolicyGradient, RolloutBatch
+from preflab.config.online_preference import IterativeDPO, OnlineDPO, PairBatch
 from preflab.config.pair_losses import IPOLoss, SFTLoss
 from preflab.config.preference import Preference, Unpaired
-from preflab.config.training import SFT, Reward
+from preflab.config.training import SFT, Batch, Reward
 from preflab.data.encode import Tree
 from preflab.errors import ConfigError
 from preflab.models.load import copy_of
@@ -81,13 +81,13 @@ def small(settings: Any) -> Any:
     """A step or two of the method."""
     match settings:
         case Online():
-            return replace(settings, updates=2, batch_size=16, mini_batch_size=8, micro_batch_size=4)
+            return replace(settings, updates=2, batch=RolloutBatch(size=16, mini=8, micro=4))
         case OnlineDPO():
-            return replace(settings, updates=2, batch_size=4, mini_batch_size=2, micro_batch_size=2)
+            return replace(settings, updates=2, batch=PairBatch(size=4, mini=2, micro=2))
         case IterativeDPO():
-            return replace(settings, rounds=2, batch_size=4, micro_batch_size=2)
+            return replace(settings, rounds=2, batch=Batch(size=4, micro=2))
         case _:
-            return replace(settings, batch_size=4, micro_batch_size=3)
+            return replace(settings, batch=Batch(size=4, micro=3))
 
 
 def train(settings: Any, folder: Path) -> list[dict[str, Any]]:

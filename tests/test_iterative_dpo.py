@@ -17,7 +17,7 @@ from torch import Tensor
 from enumerable import END_ID, ShareOf, letters_policy, letters_prompts, run_folder
 from preflab.config.online_preference import IterativeDPO, Ranking
 from preflab.config.pair_losses import SumLoss
-from preflab.config.training import Optimizer
+from preflab.config.training import Batch, Optimizer
 from preflab.errors import ConfigError, DataError, Interrupted
 from preflab.models.load import Policy, copy_of, load_policy
 from preflab.rewards.protocol import Answer
@@ -26,7 +26,7 @@ from preflab.training.cost import Cost
 from preflab.training.iterative_dpo import train_iterative_dpo
 
 SETTINGS = IterativeDPO(
-    rounds=3, epochs=2, batch_size=4, micro_batch_size=3, evaluations=2, missing_end_penalty=0.3,
+    rounds=3, epochs=2, batch=Batch(size=4, micro=3), evaluations=2, missing_end_penalty=0.3,
     ranking=Ranking(temperatures=(0.7, 1.0, 1.5), smallest_gap=0.05),
     optimizer=Optimizer(learning_rate=0.01, warmup_steps=2),
 )  # fmt: skip

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from enumerable import END_ID, ShareOf, letters_policy, letters_prompts, next_token, run_folder
-from preflab.config.online import Online
+from preflab.config.online import Online, RolloutBatch
 from preflab.config.training import Optimizer
 from preflab.errors import ConfigError, NumericError
 from preflab.models.load import Policy, copy_of
@@ -25,7 +25,7 @@ from preflab.training.optimizer import Stepper
 from preflab.training.rollout import Rollout
 
 SETTINGS = Online(
-    updates=3, batch_size=12, responses=3, mini_batch_size=4, micro_batch_size=5, evaluations=1,
+    updates=3, batch=RolloutBatch(size=12, mini=4, micro=5), responses=3, evaluations=1,
     optimizer=Optimizer(learning_rate=0.0),
 )  # fmt: skip
 

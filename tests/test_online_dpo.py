@@ -15,7 +15,7 @@ from torch import Tensor
 
 from enumerable import END_ID, ShareOf, every_response, exact_logprobs, letters_policy, letters_prompts, run_folder
 from gradients import gradients_of, relative_gap
-from preflab.config.online_preference import OnlineDPO, Ranking
+from preflab.config.online_preference import OnlineDPO, PairBatch, Ranking
 from preflab.config.pair_losses import DPOLoss, SumLoss
 from preflab.config.training import Optimizer
 from preflab.data.encode import Tree
@@ -33,7 +33,7 @@ from ragged import naive_logprob
 STILL = Optimizer(learning_rate=0.0, warmup_steps=0)
 LONGEST = 4
 SMALL: dict[str, Any] = {
-    "updates": 1, "batch_size": 8, "mini_batch_size": 8, "micro_batch_size": 3, "evaluations": 1, "optimizer": STILL,
+    "updates": 1, "batch": PairBatch(size=8, mini=8, micro=3), "evaluations": 1, "optimizer": STILL,
     "ranking": Ranking(temperatures=(0.5, 1.0, 2.0), smallest_gap=0.2), "missing_end_penalty": 0.3,
 }  # fmt: skip
 
@@ -124,7 +124,7 @@ def test_micro_batches_change_neither_loss_nor_gradient(terms: str, tmp_path: Pa
     for micro in (8, 3, 1):
         policy = letters_policy(spread=4.0)
         gradient = gradients_of(policy.model)
-        settings = OnlineDPO(**SMALL | {"micro_batch_size": micro}, loss=SumLoss(terms=terms))
+        settings = OnlineDPO(**SMALL | {"batch": PairBatch(size=8, mini=8, micro=micro)}, loss=SumLoss(terms=terms))
         reference = letters_policy(seed=1, spread=2.0).model
         _, (line,), _ = train(tmp_path / str(micro), settings, policy=policy, reference=reference)
         found.append((gradient, line))
@@ -167,7 +167,7 @@ def test_an_update_without_a_pair_says_what_to_do(tmp_path: Path) -> None:
 
 def test_settings_that_do_not_fit_and_a_shared_reference_are_refused(tmp_path: Path) -> None:
     for settings, message in (
-        (OnlineDPO(**SMALL | {"mini_batch_size": 3}), "mini_batch_size = 3 does not divide batch_size = 8"),
+        (OnlineDPO(**SMALL | {"batch": PairBatch(size=8, mini=3)}), "batch.mini = 3 does not divide batch.size = 8"),
         (OnlineDPO(**SMALL | {"ranking": Ranking(temperatures=(1.0,))}), "needs two responses"),
         (OnlineDPO(**SMALL, loss=SumLoss(terms="dpoo")), 'there is no loss "dpoo"'),
     ):
@@ -200,7 +200,7 @@ def test_training_moves_the_policy_towards_the_reward_and_leaves_the_reference(t
 
     start = expected(policy)
     settings = OnlineDPO(
-        updates=12, batch_size=16, mini_batch_size=16, micro_batch_size=16, evaluations=1, missing_end_penalty=0.0,
+        updates=12, batch=PairBatch(size=16, mini=16, micro=16), evaluations=1, missing_end_penalty=0.0,
         optimizer=Optimizer(learning_rate=0.01, warmup_steps=0),
     )  # fmt: skip
     _, lines, _ = train(tmp_path / "run", settings, policy=policy, prompts=prompts)
@@ -210,7 +210,9 @@ def test_training_moves_the_policy_towards_the_reward_and_leaves_the_reference(t
 
 
 def test_later_mini_batches_and_epochs_are_held_to_the_same_reference(tmp_path: Path) -> None:
-    settings = OnlineDPO(**SMALL | {"mini_batch_size": 2, "epochs": 2, "optimizer": Optimizer(learning_rate=0.01)})
+    settings = OnlineDPO(
+        **SMALL | {"batch": PairBatch(size=8, mini=2, micro=3), "epochs": 2, "optimizer": Optimizer(learning_rate=0.01)}
+    )
     _, (line,), cost = train(tmp_path / "run", settings)
     reward = Recorder()
     _, _, once = train(tmp_path / "once", dataclasses.replace(settings, epochs=1), reward=reward)
@@ -222,7 +224,7 @@ def test_later_mini_batches_and_epochs_are_held_to_the_same_reference(tmp_path: 
 @pytest.mark.parametrize("terms", ["dpo", "aot"])
 def test_a_run_that_is_stopped_ends_as_one_that_is_not(terms: str, tmp_path: Path) -> None:
     settings = OnlineDPO(
-        updates=5, batch_size=6, mini_batch_size=3, micro_batch_size=2, epochs=2, evaluations=5,
+        updates=5, batch=PairBatch(size=6, mini=3, micro=2), epochs=2, evaluations=5,
         loss=SumLoss(terms=terms), optimizer=Optimizer(learning_rate=0.01, warmup_steps=3),
     )  # fmt: skip
 

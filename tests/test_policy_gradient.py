@@ -19,7 +19,7 @@ from torch import Tensor
 from enumerable import END_ID, ShareOf, letters_policy, letters_prompts, run_folder
 from finite_differences import central_differences
 from gradients import gradients_of, plain_gradient, plain_logprobs, relative_gap
-from preflab.config.online import DAPO, GRPO, RLOO, DrGRPO, PolicyGradient, Reinforce
+from preflab.config.online import DAPO, GRPO, RLOO, DrGRPO, PolicyGradient, Reinforce, RolloutBatch
 from preflab.config.training import Optimizer
 from preflab.errors import ConfigError, NumericError
 from preflab.losses import aggregate, k3, leave_one_out, less_group_mean, over_std, ppo_clip
@@ -35,7 +35,7 @@ from preflab.training.surrogate import Objective
 
 STILL = Optimizer(learning_rate=0.0, warmup_steps=0)
 SMALL: dict[str, Any] = {
-    "updates": 1, "batch_size": 12, "responses": 4, "mini_batch_size": 12, "micro_batch_size": 5, "epochs": 1,
+    "updates": 1, "batch": RolloutBatch(size=12, mini=12, micro=5), "responses": 4, "epochs": 1,
     "evaluations": 1, "optimizer": STILL,
 }  # fmt: skip
 LONGEST = 5
@@ -108,7 +108,7 @@ def plain_advantages(model: Any, reference: Any, reward: Recorder, settings: Pol
 SETTINGS: dict[str, PolicyGradient] = {
     "grpo": GRPO(**SMALL),
     "dr-grpo": DrGRPO(**SMALL),
-    "dapo": DAPO(**SMALL | {"epochs": 1, "mini_batch_size": 12}, dynamic_sampling=False, clip_higher=None),
+    "dapo": DAPO(**SMALL | {"epochs": 1}, dynamic_sampling=False, clip_higher=None),
     "rloo": RLOO(**SMALL),
     "reinforce": Reinforce(**SMALL | {"responses": 1}),
     "k2": GRPO(**SMALL, kl_penalty="k2", kl_coefficient=0.5),
@@ -131,8 +131,8 @@ def test_a_step_is_the_formula_however_it_is_cut_into_micro_batches(name: str, t
         policy, reward = letters_policy(spread=4.0), Recorder()
         seen = gradients_of(policy.model)
         train(
-            tmp_path / str(micro), dataclasses.replace(settings, micro_batch_size=micro), reward, policy=policy,
-            reference=reference,
+            tmp_path / str(micro), dataclasses.replace(settings, batch=RolloutBatch(size=12, mini=12, micro=micro)),
+            reward, policy=policy, reference=reference,
         )  # fmt: skip
         found.append(seen)
     assert len({len(answer.response_ids) for answer in reward.answers}) > 2
@@ -245,7 +245,7 @@ def test_where_every_response_is_cut_and_masked_the_run_stops(tmp_path: Path) ->
 @pytest.mark.parametrize("settings", [GRPO(**SMALL), RLOO(**SMALL), DrGRPO(**SMALL)], ids=["grpo", "rloo", "dr-grpo"])
 def test_before_any_update_the_ratio_is_1_and_the_kl_0(settings: PolicyGradient, tmp_path: Path) -> None:
     """And the loss of GRPO is 0 whatever the rewards are: its value is no progress."""
-    settings = dataclasses.replace(settings, updates=2, epochs=2, mini_batch_size=6)
+    settings = dataclasses.replace(settings, updates=2, epochs=2, batch=RolloutBatch(size=12, mini=6, micro=5))
     policy = letters_policy(spread=4.0)
     before = copy.deepcopy(policy.model.state_dict())
     _, lines = train(tmp_path, settings, ShareOf("a"), policy=policy)
@@ -415,13 +415,13 @@ def test_dynamic_sampling_makes_do_with_fewer_prompts_and_stops_at_none(tmp_path
         (RLOO(responses=1), "baseline = leave-one-out needs several"),
         (Reinforce(scale="group-std"), "use batch-std"),
         (Reinforce(dynamic_sampling=True), "dynamic_sampling compares"),
-        (Reinforce(batch_size=1, mini_batch_size=1), "nothing to compare"),
-        (GRPO(responses=7), "responses = 7 does not divide batch_size = 128; try 8"),
+        (Reinforce(batch=RolloutBatch(size=1, mini=1)), "nothing to compare"),
+        (GRPO(responses=7), "responses = 7 does not divide batch.size = 128; try 8"),
         (GRPO(kl_coefficient=0.0, kl_penalty="k2"), "kl_penalty = k2 does nothing"),
         (DrGRPO(kl_penalty="full"), "kl_penalty = full does nothing"),
         (GRPO(refill_rounds=3), "refill_rounds = 3 does nothing"),
         (GRPO(overlong_factor=2.0), "overlong_factor = 2.0 does nothing"),
-        (GRPO(clip_higher=0.3, mini_batch_size=128), "clip_higher = 0.3 does nothing"),
+        (GRPO(clip_higher=0.3, batch=RolloutBatch(mini=128)), "clip_higher = 0.3 does nothing"),
     ],
 )
 def test_settings_that_do_nothing_are_refused(settings: PolicyGradient, said: str, tmp_path: Path) -> None:
@@ -449,7 +449,7 @@ def test_an_overlong_buffer_longer_than_a_response_is_refused(tmp_path: Path) ->
 )
 def test_each_method_learns_to_say_a(settings: PolicyGradient, tmp_path: Path) -> None:
     settings = dataclasses.replace(
-        settings, updates=10, batch_size=64, mini_batch_size=32, micro_batch_size=32, evaluations=1,
+        settings, updates=10, batch=RolloutBatch(size=64, mini=32, micro=32), evaluations=1,
         missing_end_penalty=0.0, optimizer=Optimizer(learning_rate=5e-3, warmup_steps=0),
     )  # fmt: skip
     _, lines = train(tmp_path, settings, ShareOf("a"), policy=letters_policy(spread=2.0))

@@ -30,7 +30,7 @@ from enumerable import (
     value_model,
 )
 from gradients import gradients_of, plain_gradient, plain_logprobs, relative_gap
-from preflab.config.online import PPO
+from preflab.config.online import PPO, RolloutBatch
 from preflab.config.training import Optimizer
 from preflab.errors import ConfigError, NumericError
 from preflab.models.load import Policy, copy_of, working_weights
@@ -49,9 +49,7 @@ KEYS = {
 STILL = Optimizer(learning_rate=0.0, warmup_steps=0)
 BASE = PPO(
     updates=1,
-    batch_size=16,
-    mini_batch_size=8,
-    micro_batch_size=4,
+    batch=RolloutBatch(size=16, mini=8, micro=4),
     evaluations=1,
     optimizer=STILL,
     value_optimizer=STILL,
@@ -137,7 +135,7 @@ def test_at_learning_rate_0_the_ratio_is_1_and_the_kl_0(temperature: float, tmp_
 
 @pytest.mark.parametrize(("epochs", "mini", "micro"), [(1, 16, 4), (2, 8, 8), (3, 4, 1), (1, 4, 16)])
 def test_optimizer_steps_are_epochs_times_mini_batches(epochs: int, mini: int, micro: int, tmp_path: Path) -> None:
-    settings = dataclasses.replace(BASE, updates=2, epochs=epochs, mini_batch_size=mini, micro_batch_size=micro)
+    settings = dataclasses.replace(BASE, updates=2, epochs=epochs, batch=RolloutBatch(size=16, mini=mini, micro=micro))
     with counted_steps() as steps:
         cost, lines = train(tmp_path, settings, ShareOf("a"))
     expected = 2 * epochs * (16 // mini)
@@ -160,7 +158,7 @@ def test_a_gold_reward_reads_no_tokens(tmp_path: Path) -> None:
 
 def test_a_mini_batch_that_does_not_divide_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="try 4"):
-        train(tmp_path, dataclasses.replace(BASE, mini_batch_size=5), ShareOf("a"))
+        train(tmp_path, dataclasses.replace(BASE, batch=RolloutBatch(size=16, mini=5)), ShareOf("a"))
 
 
 @pytest.mark.parametrize("penalty", [0.0, 3.0])
@@ -173,7 +171,13 @@ def test_a_missing_end_token_pays_the_penalty_and_one_in_the_prompt_does_not_hel
     with torch.no_grad():
         value.model.score.weight.zero_()
     settings = dataclasses.replace(
-        BASE, mini_batch_size=16, epochs=1, kl_coefficient=0.0, lam=1.0, value_clip=None, missing_end_penalty=penalty
+        BASE,
+        batch=RolloutBatch(size=16, mini=16, micro=4),
+        epochs=1,
+        kl_coefficient=0.0,
+        lam=1.0,
+        value_clip=None,
+        missing_end_penalty=penalty,
     )
     prompts = [PromptIds(f"p:{i}", "a", (END_ID, FIRST_LETTER, END_ID)) for i in range(16)]
     reward = Recorder()
@@ -197,7 +201,7 @@ def test_a_prompt_that_comes_twice_gets_responses_of_its_own(tmp_path: Path) -> 
 def test_ppo_learns_to_say_a(tmp_path: Path) -> None:
     fast = Optimizer(learning_rate=3e-3, warmup_steps=0)
     settings = PPO(
-        updates=12, batch_size=64, mini_batch_size=32, micro_batch_size=32, epochs=2, kl_coefficient=0.02,
+        updates=12, batch=RolloutBatch(size=64, mini=32, micro=32), epochs=2, kl_coefficient=0.02,
         evaluations=1, optimizer=fast, value_optimizer=fast, missing_end_penalty=0.0,
     )  # fmt: skip
     _, lines = train(tmp_path, settings, ShareOf("a"), policy=letters_policy(spread=2.0), max_new_tokens=4)
@@ -223,7 +227,7 @@ def test_ppo_reaches_the_optimum_of_an_enumerable_bandit(tmp_path: Path) -> None
     policy = letters_policy(spread=3.0)
     reference = next_token(policy, prompt.ids)
     settings = PPO(
-        updates=60, batch_size=256, mini_batch_size=128, micro_batch_size=128, epochs=2, kl_coefficient=beta,
+        updates=60, batch=RolloutBatch(size=256, mini=128, micro=128), epochs=2, kl_coefficient=beta,
         missing_end_penalty=0.0, evaluations=1, whiten_advantages=False,
         optimizer=Optimizer(learning_rate=5e-3, warmup_steps=0, decay="linear"),
         value_optimizer=Optimizer(learning_rate=1e-2, warmup_steps=0),
@@ -293,7 +297,9 @@ def test_top_k_sampling_is_caught_before_a_ratio_is_built_on_it() -> None:
         roll_out(policy, policy.model, cut, [0.0] * 4, temperature=1.0, batch_size=4)
 
 
-ONE_STEP = dataclasses.replace(BASE, epochs=1, batch_size=8, whiten_advantages=False, lam=1.0)
+ONE_STEP = dataclasses.replace(
+    BASE, epochs=1, batch=RolloutBatch(size=8, mini=8, micro=4), whiten_advantages=False, lam=1.0
+)
 LOSSES: dict[str, PPO] = {
     "in the reward": dataclasses.replace(ONE_STEP, kl_coefficient=0.5),
     "k2": dataclasses.replace(ONE_STEP, kl_coefficient=0.5, kl_penalty="k2"),
@@ -319,7 +325,7 @@ def test_a_step_is_the_formula_however_it_is_cut_into_micro_batches(name: str, t
                 value.model.score.weight.zero_()
         policy, reward = letters_policy(spread=4.0), RecordedShare()
         seen = gradients_of(policy.model)
-        cut = dataclasses.replace(settings, micro_batch_size=micro)
+        cut = dataclasses.replace(settings, batch=RolloutBatch(size=8, mini=8, micro=micro))
         train(tmp_path, cut, reward, policy=policy, value=value, reference=reference, name=f"{micro}")
         found.append(seen)
     start = letters_policy(spread=4.0).model
@@ -421,8 +427,8 @@ def test_a_shared_trunk_takes_the_value_gradient_at_its_weight(tmp_path: Path) -
         policy = letters_policy(spread=4.0)
         seen = gradients_of(policy.model)
         settings = dataclasses.replace(
-            BASE, mini_batch_size=16, epochs=2, value_trunk="shared", value_coefficient=coefficient, value_clip=None,
-            value_optimizer=FAST,
+            BASE, batch=RolloutBatch(size=16, mini=16, micro=4), epochs=2, value_trunk="shared",
+            value_coefficient=coefficient, value_clip=None, value_optimizer=FAST,
         )  # fmt: skip
         train(tmp_path, settings, ShareOf("a", scale=5.0), policy=policy, name=str(coefficient))
         return seen
@@ -437,7 +443,7 @@ def test_a_shared_trunk_learns_values_and_saves_a_plain_language_model(tmp_path:
     policy = letters_policy(spread=2.0)
     names = set(policy.model.state_dict())
     settings = PPO(
-        updates=12, batch_size=64, mini_batch_size=32, micro_batch_size=32, epochs=2, kl_coefficient=0.02,
+        updates=12, batch=RolloutBatch(size=64, mini=32, micro=32), epochs=2, kl_coefficient=0.02,
         evaluations=1, optimizer=Optimizer(learning_rate=3e-3, warmup_steps=0), value_trunk="shared",
         value_optimizer=FAST, missing_end_penalty=0.0,
     )  # fmt: skip
@@ -514,9 +520,9 @@ def test_several_responses_to_a_prompt_stand_in_one_rollout(tmp_path: Path) -> N
         (PPO(kl_coefficient=0.0, kl_penalty="k3"), "kl_penalty = k3 does nothing"),
         (PPO(value_coefficient=0.5), "value_coefficient = 0.5 does nothing with value_trunk = separate"),
         (PPO(value_warmup_updates=40), "leaves none of updates = 40 to the policy; try 10"),
-        (PPO(stop_kl_nats=0.02, epochs=1, mini_batch_size=128), "stop_kl_nats does nothing"),
-        (PPO(clip_higher=0.3, epochs=1, mini_batch_size=128), "clip_higher = 0.3 does nothing"),
-        (PPO(responses=3), "responses = 3 does not divide batch_size = 128; try 2"),
+        (PPO(stop_kl_nats=0.02, epochs=1, batch=RolloutBatch(mini=128)), "stop_kl_nats does nothing"),
+        (PPO(clip_higher=0.3, epochs=1, batch=RolloutBatch(mini=128)), "clip_higher = 0.3 does nothing"),
+        (PPO(responses=3), "responses = 3 does not divide batch.size = 128; try 2"),
     ],
 )
 def test_settings_that_do_nothing_are_refused(settings: PPO, said: str, tmp_path: Path) -> None:

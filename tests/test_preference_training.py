@@ -21,7 +21,7 @@ from preflab.config import pair_losses as losses
 from preflab.config.commands import Compare, Methods
 from preflab.config.pair_losses import DPOLoss, PairLoss, SumLoss
 from preflab.config.preference import DPO, Preference
-from preflab.config.training import Optimizer
+from preflab.config.training import Batch, Optimizer
 from preflab.data.encode import Encoder, Tree
 from preflab.data.records import PreferencePair
 from preflab.errors import Interrupted, NumericError
@@ -203,7 +203,7 @@ def test_the_trainer_s_loss_is_the_formula_on_these_log_probabilities(method: st
 
     run = run_folder(tmp_path / "run")
     settings = dataclasses.replace(
-        METHODS[method], batch_size=8, micro_batch_size=3, evaluations=1, optimizer=Optimizer(learning_rate=0.0)
+        METHODS[method], batch=Batch(size=8, micro=3), evaluations=1, optimizer=Optimizer(learning_rate=0.0)
     )
     train_preference(policy, PAIRS, settings, run, seed=0, reference=reference.model)
     (line,) = read_lines(run.metrics)
@@ -292,7 +292,7 @@ def test_the_implicit_reward_of_a_sum_is_that_of_its_heaviest_loss() -> None:
 
 
 def small(method: str, **more: Any) -> Preference:
-    settings = {"epochs": 2, "batch_size": 4, "micro_batch_size": 3, "evaluations": 1} | more
+    settings = {"epochs": 2, "batch": Batch(size=4, micro=3), "evaluations": 1} | more
     return dataclasses.replace(METHODS[method], **settings)
 
 
@@ -386,7 +386,7 @@ def test_the_first_loss_is_ln_2_and_all_implicit_rewards_are_0(reference: str, t
     """With reference log-probabilities from batches of another size and padding than training's."""
     policy = tiny_policy()
     copied = copy_of(policy.model) if reference == "a copy" else None
-    settings = DPO(batch_size=8, micro_batch_size=3, evaluations=1, optimizer=Optimizer(learning_rate=1e-3))
+    settings = DPO(batch=Batch(size=8, micro=3), evaluations=1, optimizer=Optimizer(learning_rate=1e-3))
     run = run_folder(tmp_path / "run")
     train_preference(policy, encoded(24), settings, run, seed=0, reference=copied, log_every=1)
     first, second, _ = read_lines(run.metrics)
@@ -399,7 +399,9 @@ def test_the_first_loss_is_ln_2_and_all_implicit_rewards_are_0(reference: str, t
 def test_training_prefers_the_chosen_and_says_so(tmp_path: Path) -> None:
     policy, given = tiny_policy(), encoded(32)
     before = pair_logprobs(policy.model, given)
-    settings = DPO(epochs=6, batch_size=16, evaluations=1, optimizer=Optimizer(learning_rate=3e-3, warmup_steps=0))
+    settings = DPO(
+        epochs=6, batch=Batch(size=16), evaluations=1, optimizer=Optimizer(learning_rate=3e-3, warmup_steps=0)
+    )
     run = run_folder(tmp_path / "run")
     cost = train_preference(policy, given, settings, run, seed=0, log_every=1)
     last = read_lines(run.metrics)[-1]
@@ -433,8 +435,7 @@ def test_dpo_reaches_the_optimum_of_an_enumerable_bandit(beta: float, tmp_path: 
     reference = next_token(policy, prompt)
     settings = DPO(
         epochs=250,
-        batch_size=len(rows),
-        micro_batch_size=len(rows),
+        batch=Batch(size=len(rows), micro=len(rows)),
         evaluations=1,
         loss=DPOLoss(beta=beta),
         optimizer=Optimizer(learning_rate=0.02, warmup_steps=0, decay="linear"),

@@ -20,7 +20,7 @@ from enumerable import letters_policy, run_folder
 from preflab.cli.main import main
 from preflab.config.pair_losses import BCOLoss, DPOLoss, IPOLoss, KTOLoss
 from preflab.config.preference import BCO, DPO, IPO, KTO, Preference, Unpaired
-from preflab.config.training import Optimizer
+from preflab.config.training import Batch, Optimizer
 from preflab.data.encode import Tree
 from preflab.data.pack import read_tokens
 from preflab.models import scoring
@@ -35,7 +35,7 @@ from ragged import PAIRS, naive_logprob
 from tiny import save_tiny, tiny_pairs, write_jsonl
 
 Method = Preference | Unpaired
-SMALL: dict[str, Any] = {"epochs": 2, "batch_size": 4, "micro_batch_size": 2, "evaluations": 1}
+SMALL: dict[str, Any] = {"epochs": 2, "batch": Batch(size=4, micro=2), "evaluations": 1}
 OPTIMIZER = Optimizer(learning_rate=0.01, warmup_steps=0)
 METHODS: dict[str, Method] = {
     "dpo": DPO(**SMALL, optimizer=OPTIMIZER),
@@ -114,7 +114,7 @@ def test_other_settings_are_a_hit(method: str, change: str, tmp_path: Path) -> N
         case "the rate":
             settings = dataclasses.replace(settings, optimizer=Optimizer(learning_rate=0.02, warmup_steps=1))
         case "the batches":
-            settings = dataclasses.replace(settings, batch_size=3, micro_batch_size=1, epochs=1)
+            settings = dataclasses.replace(settings, batch=Batch(size=3, micro=1), epochs=1)
     with counted(reference) as rows:
         train(tmp_path / "second", settings, ReferenceCache(tmp_path / "cache"), reference=reference)
     assert rows == []
@@ -489,7 +489,7 @@ def test_commands_share_the_user_s_cache(
     monkeypatch.setenv("COLUMNS", "200")
     model = save_tiny(tmp_path / "model")
     data = write_jsonl(tmp_path / "pairs.jsonl", tiny_pairs(24))
-    flags = ["--batch-size", "8", "--log-every", "1", "--optimizer.learning-rate", "1e-2"]
+    flags = ["--batch.size", "8", "--log-every", "1", "--optimizer.learning-rate", "1e-2"]
 
     def run(out: str, *more: str) -> str:
         given = ["--model", str(model), "--data", str(data), "--out", str(tmp_path / out)]

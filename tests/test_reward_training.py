@@ -12,7 +12,7 @@ from transformers import AutoModelForSequenceClassification
 
 from enumerable import END_ID, FIRST_LETTER, PAD_ID, letters_policy, reward_model, run_folder
 from preflab.cli.main import main
-from preflab.config.training import Optimizer, Reward, RewardLoss
+from preflab.config.training import Batch, Optimizer, Reward, RewardLoss
 from preflab.data.encode import Encoder, Tree
 from preflab.data.pack import pack
 from preflab.data.sources import read_pairs
@@ -47,7 +47,7 @@ def trained(tmp_path: Path) -> Policy:
     """Trained for some steps on pairs that prefer a, and centred on them."""
     model = reward_model(tmp_path, letters_policy())
     pairs = [Tree(f"p:{i}", (C,) * (1 + i % 3), ((A,) * (1 + i % 4) + (END_ID,), (B, D, END_ID))) for i in range(8)]
-    settings = Reward(epochs=4, batch_size=4, micro_batch_size=4, optimizer=FAST, evaluations=1)
+    settings = Reward(epochs=4, batch=Batch(size=4, micro=4), optimizer=FAST, evaluations=1)
     train_reward(model, pairs, settings, run_folder(tmp_path / "run"), seed=0)
     before = copy.deepcopy(model.model.state_dict())
     centre(model, pairs)
@@ -104,7 +104,7 @@ def test_centring_twice_changes_nothing(trained: Policy) -> None:
 def test_divided_judges_are_met_at_their_log_odds(tmp_path: Path) -> None:
     """s_a − s_b = logit ¾ = ln 3, and the model is then as sure as it is right."""
     model = reward_model(tmp_path, letters_policy())
-    settings = Reward(epochs=150, batch_size=4, micro_batch_size=4, optimizer=FAST, evaluations=1)
+    settings = Reward(epochs=150, batch=Batch(size=4, micro=4), optimizer=FAST, evaluations=1)
     train_reward(model, DIVIDED, settings, run_folder(tmp_path / "run"), seed=0)
     scores = scores_of_pairs(model, DIVIDED)
     assert (scores[:, 0] - scores[:, 1]).tolist() == pytest.approx([math.log(3)] * 3 + [-math.log(3)], abs=0.02)
@@ -117,7 +117,7 @@ def test_margin_and_centring_are_in_the_trained_loss(tmp_path: Path) -> None:
     model = reward_model(tmp_path, letters_policy())
     scores = scores_of_pairs(model, DIVIDED).tolist()
     expected = [math.log1p(math.exp(-(w - r - 0.7))) + 0.05 * (w + r) ** 2 for w, r in scores]
-    settings = Reward(batch_size=4, optimizer=FAST, evaluations=1, loss=RewardLoss(margin=0.7, centring=0.05))
+    settings = Reward(batch=Batch(size=4), optimizer=FAST, evaluations=1, loss=RewardLoss(margin=0.7, centring=0.05))
     run = run_folder(tmp_path / "run")
     train_reward(model, DIVIDED, settings, run, seed=0, log_every=1)
     (line,) = read_lines(run.metrics)
@@ -145,7 +145,7 @@ def test_the_command_writes_and_says_the_calibration(tmp_path: Path, capfd: pyte
     command = f"train reward --model {save_tiny(tmp_path / 'base')} --data {data} --out {out} --holdout 0.3"
     said = []
     for _ in range(2):
-        main([*command.split(), "--optimizer.learning-rate", "1e-3", "--batch-size", "16"])
+        main([*command.split(), "--optimizer.learning-rate", "1e-3", "--batch.size", "16"])
         said.append(capfd.readouterr().out)
     assert said[0] == said[1]
     found = Calibration.of_json(read_json(out / "evaluation.json")["calibration"])

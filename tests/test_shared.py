@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from preflab.config.commands import Base, Compare, Lengths, Pairs, Prompts
-from preflab.config.training import Optimizer
+from preflab.config.training import Batch, Optimizer
 from preflab.config.training import Reward as RewardSettings
 from preflab.data.encode import Encoder
 from preflab.data.records import Prompt
@@ -28,7 +28,7 @@ TINY = Compare(
     lengths=Lengths(prompt_tokens=4, response_tokens=12),
     base=Base(texts=300),
     pairs=Pairs(responses=2, per_prompt=1),
-    reward=RewardSettings(batch_size=32, evaluations=1, optimizer=Optimizer(learning_rate=1e-3)),
+    reward=RewardSettings(batch=Batch(size=32), evaluations=1, optimizer=Optimizer(learning_rate=1e-3)),
 )
 
 

@@ -23,12 +23,12 @@ TINY = (
 prompts: {train: 48, validation: 8, test: 12}
 lengths: {prompt_tokens: 16, response_tokens: 24}
 base: {texts: 300, vocabulary: 400, layers: 1, width: 32, heads: 2, epochs: 1}
-reference: {epochs: 1, batch_size: 16}
+reference: {epochs: 1, batch: {size: 16}}
 pairs: {responses: 2, per_prompt: 1}
-reward: {epochs: 1, batch_size: 16}
-sft: {epochs: 2, batch_size: 8, evaluations: 4}
-dpo: {epochs: 2, batch_size: 8, evaluations: 4, loss: {beta: 0.1}}
-ppo: {updates: 4, batch_size: 8, mini_batch_size: 4, epochs: 1, evaluations: 4}
+reward: {epochs: 1, batch: {size: 16}}
+sft: {epochs: 2, batch: {size: 8}, evaluations: 4}
+dpo: {epochs: 2, batch: {size: 8}, evaluations: 4, loss: {beta: 0.1}}
+ppo: {updates: 4, batch: {size: 8, mini: 4}, epochs: 1, evaluations: 4}
 best_of_n: {n: 4}
 log_every: 1
 """

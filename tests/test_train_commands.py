@@ -24,9 +24,9 @@ from tiny import save_tiny, tiny_pairs, write_jsonl
 
 TRAIN = [name for name in COMMANDS if name.startswith("train ")]
 RATE = ["--optimizer.learning-rate", "1e-2", "--optimizer.warmup-steps", "0"]
-OFFLINE = ["--batch-size", "64", *RATE]
-SAMPLED = ["--updates", "1", "--batch-size", "8", "--mini-batch-size", "8", "--lengths.response-tokens", "6", *RATE]
-ROUNDS = ["--rounds", "1", "--batch-size", "64", "--lengths.response-tokens", "6", *RATE]
+OFFLINE = ["--batch.size", "64", *RATE]
+SAMPLED = ["--updates", "1", "--batch.size", "8", "--batch.mini", "8", "--lengths.response-tokens", "6", *RATE]
+ROUNDS = ["--rounds", "1", "--batch.size", "64", "--lengths.response-tokens", "6", *RATE]
 FILES = {"config.yaml", "environment.json", "metrics.jsonl", "evaluation.json", "model", "checkpoints"}
 Run = Callable[..., tuple[str, str]]
 
@@ -123,7 +123,7 @@ def of_kind(kind: type) -> list[str]:
 @pytest.mark.parametrize("name", of_kind(Preference))
 def test_methods_on_pairs_print_loss_accuracy_and_margin(name: str, run: Run, shelf: Path, tmp_path: Path) -> None:
     given = ["--model", shelf / "base", "--data", shelf / "pairs.jsonl", "--out", tmp_path / "out"]
-    printed, _ = run(*name.split(), *given, *OFFLINE, "--epochs", "3", "--batch-size", "21", "--log-every", "1")
+    printed, _ = run(*name.split(), *given, *OFFLINE, "--epochs", "3", "--batch.size", "21", "--log-every", "1")
     assert re.findall(r"^  (\w+) ", printed, re.MULTILINE) == ["loss", "accuracy", "margin"]
     first, *_, last = read_lines(tmp_path / "out" / "metrics.jsonl")
     assert last["loss"] < first["loss"]
@@ -137,7 +137,7 @@ def test_methods_on_marked_responses_take_them_alone_or_from_pairs(
     name: str, data: str, run: Run, shelf: Path, tmp_path: Path
 ) -> None:
     given = ["--model", shelf / "base", "--data", shelf / data, "--out", tmp_path / "out", "--log-every", "1"]
-    printed, said = run(*name.split(), *given, *OFFLINE, "--batch-size", "16", "--epochs", "6", "--holdout", "0.2")
+    printed, said = run(*name.split(), *given, *OFFLINE, "--batch.size", "16", "--epochs", "6", "--holdout", "0.2")
     assert re.findall(r"^  (\w+) ", printed, re.MULTILINE) == ["loss", "accuracy"]
     first, *_, last = read_lines(tmp_path / "out" / "metrics.jsonl")
     assert last["loss"] < first["loss"]
@@ -156,7 +156,7 @@ def test_methods_differ_in_the_models_they_make(run: Run, shelf: Path, tmp_path:
     for name in (*of_kind(Preference), *of_kind(Unpaired)):
         out = tmp_path / name.split()[1]
         given = ["--model", shelf / "base", "--data", shelf / "pairs.jsonl", "--out", out]
-        run(*name.split(), *given, *OFFLINE, "--epochs", "2", "--batch-size", "21", "--optimizer.name", "rmsprop")
+        run(*name.split(), *given, *OFFLINE, "--epochs", "2", "--batch.size", "21", "--optimizer.name", "rmsprop")
         made[name] = weights(out / "model")["transformer.h.0.mlp.c_fc.weight"]
     for name, weight in made.items():
         assert sum(torch.equal(weight, other) for other in made.values()) == 1, name

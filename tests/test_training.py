@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from enumerable import END_ID, ShareOf, letters_policy, letters_prompts, reward_model, run_folder, value_model
 from gradients import gradients_of
-from preflab.config.online import PPO
+from preflab.config.online import PPO, RolloutBatch
 from preflab.config.preference import DPO, SimPO
-from preflab.config.training import SFT, Optimizer, Reward
+from preflab.config.training import SFT, Batch, Optimizer, Reward
 from preflab.data.encode import Encoder, Tree
 from preflab.errors import ConfigError, NumericError
 from preflab.models.freezing import freeze
@@ -59,7 +59,7 @@ def small(
     **more: Any,
 ) -> None:
     """One optimiser step on eight ragged rows."""
-    shared = {"batch_size": 8, "micro_batch_size": micro, "optimizer": optimizer, "evaluations": 1} | more
+    shared = {"batch": Batch(size=8, micro=micro), "optimizer": optimizer, "evaluations": 1} | more
     run = run_folder(path / f"{method}-{micro}")
     match method:
         case "sft":
@@ -72,7 +72,12 @@ def small(
         case "simpo":
             train_preference(model, PAIRS, SimPO(**shared), run, seed=0)
         case "ppo":
-            settings = PPO(updates=1, epochs=1, mini_batch_size=8, value_optimizer=optimizer, **shared)
+            settings = PPO(
+                updates=1,
+                epochs=1,
+                value_optimizer=optimizer,
+                **shared | {"batch": RolloutBatch(size=8, mini=8, micro=micro)},
+            )
             train_ppo(
                 model, value or value_model(path), letters_policy(seed=1).model, ShareOf("a"), letters_prompts(8),
                 settings, run, max_new_tokens=6, seed=0, starts_at_reference=False,
@@ -157,7 +162,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run_too(tmp_path: Path) -> None
         return gradient * float("inf")
 
     policy.model.transformer.ln_f.weight.register_hook(break_second)
-    settings = SFT(epochs=3, batch_size=8, micro_batch_size=8, evaluations=1)
+    settings = SFT(epochs=3, batch=Batch(size=8, micro=8), evaluations=1)
     with pytest.raises(NumericError, match="gradient is not finite at step 2"):
         train_sft(policy, DEMONSTRATIONS, settings, run_folder(tmp_path / "run"), seed=0)
     assert all(torch.equal(value, before[name]) for name, value in policy.model.state_dict().items())
@@ -183,7 +188,12 @@ def test_ppo_freezes_the_policy_and_leaves_the_reference_alone(tmp_path: Path) -
     before = copy.deepcopy(policy.model.state_dict())
     fast = Optimizer(learning_rate=0.01, warmup_steps=0)
     settings = PPO(
-        updates=2, batch_size=8, mini_batch_size=8, freeze_blocks=1, evaluations=1, optimizer=fast, value_optimizer=fast
+        updates=2,
+        batch=RolloutBatch(size=8, mini=8),
+        freeze_blocks=1,
+        evaluations=1,
+        optimizer=fast,
+        value_optimizer=fast,
     )
     train_ppo(
         policy, reward_model(tmp_path, policy), reference, ShareOf("a"), letters_prompts(8), settings,
@@ -250,7 +260,7 @@ def test_every_epoch_sees_each_example_exactly_once(examples: int, batch_size: i
 def test_training_takes_the_steps_that_its_epochs_need(tmp_path: Path) -> None:
     """5 rows by 2, two epochs: 5 steps, each row twice, the straddling batch included."""
     rows = DEMONSTRATIONS[:5]
-    settings = SFT(epochs=2, batch_size=2, micro_batch_size=2, optimizer=STILL, evaluations=2)
+    settings = SFT(epochs=2, batch=Batch(size=2, micro=2), optimizer=STILL, evaluations=2)
     run = run_folder(tmp_path / "run")
     seen: list[int] = []
     cost = train_sft(tiny_policy(), rows, settings, run, seed=0, log_every=1, evaluate=seen.append)
@@ -275,7 +285,9 @@ def test_sft_learns_one_row_and_stops_at_its_end_token(tmp_path: Path) -> None:
     policy = tiny_policy()
     encoder = Encoder(policy.tokenizer, prompt_tokens=16, response_tokens=32)
     prompt, response = encoder.prompt("The plot was"), encoder.response(" thin, but the ending won me over.")
-    settings = SFT(epochs=60, batch_size=1, evaluations=1, optimizer=Optimizer(learning_rate=0.01, warmup_steps=0))
+    settings = SFT(
+        epochs=60, batch=Batch(size=1), evaluations=1, optimizer=Optimizer(learning_rate=0.01, warmup_steps=0)
+    )
     run = run_folder(tmp_path / "run")
     train_sft(policy, [Tree("row:1", prompt, (response,))], settings, run, seed=0, log_every=1)
     lines = read_lines(run.metrics)

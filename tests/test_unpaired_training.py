@@ -18,7 +18,7 @@ from enumerable import letters_policy, run_folder
 from gradients import gradients_of, relative_gap
 from preflab.config.pair_losses import BCOLoss, KTOLoss
 from preflab.config.preference import BCO, KTO, Unpaired
-from preflab.config.training import Optimizer
+from preflab.config.training import Batch, Optimizer
 from preflab.data.encode import Tree
 from preflab.errors import DataError, Interrupted, NumericError
 from preflab.models.load import Policy
@@ -42,7 +42,7 @@ METHODS: dict[str, Unpaired] = {
 
 
 def small(method: str, **more: Any) -> Unpaired:
-    settings = {"epochs": 1, "batch_size": 11, "micro_batch_size": 4, "evaluations": 1, "optimizer": STILL} | more
+    settings = {"epochs": 1, "batch": Batch(size=11, micro=4), "evaluations": 1, "optimizer": STILL} | more
     return dataclasses.replace(METHODS[method], **settings)
 
 
@@ -81,7 +81,7 @@ def test_micro_batches_change_neither_loss_nor_gradient(method: str, tmp_path: P
     for micro in (11, 4, 1):
         policy = letters_policy(spread=4.0)
         gradient = gradients_of(policy.model)
-        settings = small(method, micro_batch_size=micro, epochs=2)
+        settings = small(method, batch=Batch(size=11, micro=micro), epochs=2)
         _, lines = train(tmp_path / str(micro), settings, policy=policy, reference=other_model())
         found.append((gradient, lines))
     (gradient, lines), *others = found
@@ -153,7 +153,7 @@ def test_no_gradient_flows_through_the_reference_point(tmp_path: Path) -> None:
 def test_one_example_a_step_has_a_reference_point_of_its_own(tmp_path: Path) -> None:
     """With a batch of 1, another response than its own is scored; z₀ is max(0, its log-ratio)."""
     policy, reference = letters_policy(spread=6.0), letters_policy(seed=1, spread=6.0)
-    settings = small("kto", batch_size=1, micro_batch_size=1)
+    settings = small("kto", batch=Batch(size=1, micro=1))
     _, lines = train(tmp_path / "run", settings, policy=policy, reference=reference.model)
     strangers = mismatched([example.tree for example in EXAMPLES], seed=derive(0, "mismatch"))
     expected = []
@@ -192,7 +192,7 @@ def test_kto_with_one_prompt_is_refused_and_bco_is_not(n: int, tmp_path: Path) -
     rows = [Judged(Tree(f"data.jsonl:{i}", (2, 3), (RESPONSES[i],)), i % 2 == 0) for i in range(n)]
     with pytest.raises(DataError, match=r"^data\.jsonl:\d: KTO's reference point needs responses to at least two diff"):
         train(tmp_path / "kto", small("kto"), examples=rows)
-    _, (line,) = train(tmp_path / "bco", small("bco", batch_size=n), examples=rows)
+    _, (line,) = train(tmp_path / "bco", small("bco", batch=Batch(size=n)), examples=rows)
     assert line["loss"] == pytest.approx(math.log(2), abs=1e-6)
 
 
@@ -212,7 +212,7 @@ def test_at_the_reference_kto_starts_at_half_its_weights_and_bco_at_ln_2(tmp_pat
 def test_bco_s_shift_is_the_running_mean_of_the_steps_before(tmp_path: Path) -> None:
     """Kept by hand: δ_0 = 0, δ_n = 0.6·δ_(n−1) + 0.4·mean of βΔ in step n − 1. At rate 0 every βΔ is known."""
     policy, reference = letters_policy(spread=4.0), other_model()
-    settings = small("bco", batch_size=4, micro_batch_size=3, epochs=2)
+    settings = small("bco", batch=Batch(size=4, micro=3), epochs=2)
     _, lines = train(tmp_path / "run", settings, policy=policy, reference=reference)
     assert len(lines) == 6
     shift = 0.0
@@ -229,7 +229,7 @@ def test_bco_s_shift_is_the_running_mean_of_the_steps_before(tmp_path: Path) -> 
 
 def stopped(method: str, folder: Path, stops: Sequence[int]) -> tuple[dict[str, Tensor], list[JSON]]:
     settings = small(
-        method, epochs=4, batch_size=5, micro_batch_size=2, evaluations=4,
+        method, epochs=4, batch=Batch(size=5, micro=2), evaluations=4,
         optimizer=Optimizer(learning_rate=0.02, warmup_steps=3),
     )  # fmt: skip
 
@@ -273,7 +273,7 @@ def test_a_restore_without_the_shift_would_be_noticed(tmp_path: Path, monkeypatc
 def test_training_raises_the_desirable_and_lowers_the_rest(method: str, tmp_path: Path) -> None:
     examples = judged_pairs(PAIRS)
     settings = small(
-        method, epochs=12, batch_size=16, micro_batch_size=16, optimizer=Optimizer(learning_rate=0.02, warmup_steps=0)
+        method, epochs=12, batch=Batch(size=16, micro=16), optimizer=Optimizer(learning_rate=0.02, warmup_steps=0)
     )
     _, lines = train(tmp_path / "run", settings, examples=examples)
     first, last = lines[0], lines[-1]
@@ -331,7 +331,7 @@ def test_weights_that_break_in_training_stop_the_run_and_name_the_rows(method: s
 )
 def test_each_setting_of_each_loss_changes_the_weights(method: str, name: str, tmp_path: Path) -> None:
     """In three steps: BCO's decay acts from the second one on."""
-    settings = small(method, epochs=1, batch_size=4, optimizer=Optimizer(learning_rate=0.01, warmup_steps=0))
+    settings = small(method, epochs=1, batch=Batch(size=4), optimizer=Optimizer(learning_rate=0.01, warmup_steps=0))
     changed = dataclasses.replace(settings.loss, **{name: getattr(settings.loss, name) * 1.3})
     found = [
         train(tmp_path / folder, dataclasses.replace(settings, loss=loss), reference=other_model())

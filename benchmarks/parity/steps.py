@@ -19,8 +19,8 @@ import cases
 from preflab.config import pair_losses as settings_of
 from preflab.config import preference
 from preflab.config.commands import Base
-from preflab.config.online import DAPO, GRPO, RLOO, DrGRPO, PolicyGradient
-from preflab.config.training import SFT, Optimizer, Reward
+from preflab.config.online import DAPO, GRPO, RLOO, DrGRPO, PolicyGradient, RolloutBatch
+from preflab.config.training import SFT, Batch, Optimizer, Reward
 from preflab.data.encode import Encoder, Tree
 from preflab.data.pack import pack
 from preflab.data.records import Demonstration, PreferencePair
@@ -41,10 +41,10 @@ from preflab.training.unpaired import Judged, response_losses, train_unpaired
 
 ROWS = len(cases.PROMPTS)
 STILL = Optimizer(learning_rate=0.0, warmup_steps=0)
-ONE_STEP: dict[str, Any] = {"batch_size": ROWS, "micro_batch_size": 4, "evaluations": 1, "optimizer": STILL}
+ONE_STEP: dict[str, Any] = {"batch": Batch(size=ROWS, micro=4), "evaluations": 1, "optimizer": STILL}
 ONE_UPDATE: dict[str, Any] = {
-    "updates": 1, "batch_size": cases.GROUP * ROWS, "responses": cases.GROUP, "mini_batch_size": cases.GROUP * ROWS,
-    "micro_batch_size": 7, "epochs": 1, "evaluations": 1, "optimizer": STILL, "missing_end_penalty": 0.0,
+    "updates": 1, "batch": RolloutBatch(size=cases.GROUP * ROWS, mini=cases.GROUP * ROWS, micro=7),
+    "responses": cases.GROUP, "epochs": 1, "evaluations": 1, "optimizer": STILL, "missing_end_penalty": 0.0,
 }  # fmt: skip
 PAIR_STEPS: dict[str, preference.Preference] = {
     "DPO": preference.DPO(**ONE_STEP),

@@ -268,11 +268,11 @@ ZERO_ADVANTAGES = Metric(
 DROPPED = Metric(
     "dropped_responses",
     "responses sampled in vain: all rewards of their prompt were equal, further prompts took its place",
-    "grows to a multiple of batch_size: sampling is most of the cost, take other prompts",
+    "grows to a multiple of batch.size: sampling is most of the cost, take other prompts",
     when="dynamic_sampling",
 )
 RANKED = (
-    Metric("pairs", "pairs made; a prompt gives one or none", "is far below batch_size: responses hardly differ"),
+    Metric("pairs", "pairs made; a prompt gives one or none", "is far below batch.size: responses hardly differ"),
     Metric(
         "reward_gap",
         "mean reward of the best less that of the worst response of a pair, penalties included",

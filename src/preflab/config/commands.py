@@ -35,7 +35,7 @@ from preflab.config.preference import (
     SimPO,
     WeightedSum,
 )
-from preflab.config.training import SFT, Optimizer, Positive, Reward, Seed
+from preflab.config.training import SFT, Batch, Optimizer, Positive, Reward, Seed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -349,8 +349,8 @@ class Base:
     """Texts generated for it (the study reviews without --data; real texts are all used)."""
     epochs: Annotated[float, Gt(0)] = 1.0
     """Passes over the texts."""
-    batch_size: Positive = 16
-    """Texts in an optimiser step."""
+    batch: Batch = field(default_factory=lambda: Batch(size=16, micro=16))
+    """How many texts go together."""
     optimizer: Optimizer = field(default_factory=lambda: Optimizer(learning_rate=3e-3, warmup_steps=50, decay="linear"))
     """How a step is taken."""
 

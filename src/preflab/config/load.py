@@ -19,6 +19,7 @@ from preflab.errors import ConfigError, nearest
 
 Config = TypeVar("Config")
 Origins = dict[str, str]  # dotted key → "file.yaml:7"
+HALF = 0.5
 
 
 class _Loader(yaml.SafeLoader):
@@ -138,7 +139,9 @@ def build(
         if key not in fields:
             dotted = f"{_prefix}{key}"
             place = f"{origins[dotted]}: " if origins and dotted in origins else ""
-            raise ConfigError(f"{place}there is no setting {dotted}; {nearest(str(key), fields)}")
+            near = nearest_setting(str(key), setting_names(cls))
+            hint = f'did you mean "{near}"?' if near else nearest(str(key), fields)
+            raise ConfigError(f"{place}there is no setting {dotted}; {hint}")
     made: dict[str, Any] = {}
     for name, field in fields.items():
         dotted, hint = f"{_prefix}{name}", hints[name]
@@ -165,6 +168,40 @@ def build(
         else:
             raise ConfigError(f"{dotted} is required; give --{dotted.replace('_', '-')}")
     return cls(**made)
+
+
+def setting_names(cls: type[Any]) -> list[str]:
+    """The dotted names of all settings, those of groups included.
+
+    >>> from preflab.config.training import Optimizer
+    >>> setting_names(Optimizer)[:2]
+    ['name', 'learning_rate']
+    """
+    return [
+        f"{name}.{rest}" if rest else name
+        for name, hint in get_type_hints(cls).items()
+        for rest in (setting_names(hint) if isinstance(hint, type) and dataclasses.is_dataclass(hint) else [""])
+    ]
+
+
+def nearest_setting(name: str, known: Iterable[str]) -> str | None:
+    """The setting made of the same words as the name, in whatever order; of two as near, the one with its first words.
+
+    >>> nearest_setting("micro_batch_size", ["batch.size", "batch.micro", "epochs"])
+    'batch.micro'
+    """
+    words = _words(name)
+
+    def likeness(other: str) -> tuple[float, list[bool]]:
+        others = _words(other)
+        return len({*words} & {*others}) / len({*words} | {*others}), [word in others for word in words]
+
+    near = max(known, key=likeness, default="")
+    return near if likeness(near)[0] >= HALF else None
+
+
+def _words(name: str) -> list[str]:
+    return re.split(r"[._-]", name.lower())
 
 
 def _default(field: dataclasses.Field[Any]) -> Any:

@@ -14,19 +14,34 @@ Aggregation = Literal["token-mean", "seq-mean-token-mean", "seq-mean-token-sum",
 
 
 @dataclass(frozen=True, kw_only=True)
+class RolloutBatch:
+    """How many responses go together."""
+
+    size: Positive = 128
+    """Responses in a rollout."""
+    mini: Positive = 64
+    """Responses in an optimiser step; must divide batch.size."""
+    micro: Positive = 16
+    """Responses in memory at once, where batch.tokens is not set; changes no figure."""
+    tokens: Positive | None = None
+    """Cells in memory at once: tokens as the model reads them, padding counted, and a prompt once for all its responses
+    where the model can. A larger response is alone. Changes no figure; none: batch.micro counts."""
+
+    def idle_fields(self) -> tuple[str, ...]:
+        """What the budget stands in for."""
+        return () if self.tokens is None else ("micro",)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Online:
     """What every method that samples its own responses shares."""
 
     updates: Positive = 40
     """Rollouts, each followed by `epochs` passes of optimisation."""
-    batch_size: Positive = 128
-    """Responses in a rollout."""
+    batch: RolloutBatch = field(default_factory=RolloutBatch)
+    """How many responses go together."""
     responses: Positive = 1
-    """Responses to each prompt; must divide batch_size."""
-    mini_batch_size: Positive = 64
-    """Responses in an optimiser step; must divide batch_size."""
-    micro_batch_size: Positive = 16
-    """Responses in memory at once; changes no figure."""
+    """Responses to each prompt; must divide batch.size."""
     epochs: Positive = 2
     """Passes over each rollout."""
     missing_end_penalty: Annotated[float, Ge(0)] = 1.0
@@ -43,11 +58,12 @@ class Online:
     @property
     def steps_per_update(self) -> int:
         """Optimiser steps after each rollout."""
-        return self.epochs * (self.batch_size // self.mini_batch_size)
+        return self.epochs * (self.batch.size // self.batch.mini)
 
     def misfit(self) -> str | None:
         """What does not fit together, or None."""
-        return not_a_divisor(self, "responses") or not_a_divisor(self, "mini_batch_size")
+        size = self.batch.size
+        return not_a_divisor("responses", self.responses, size) or not_a_divisor("batch.mini", self.batch.mini, size)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +94,7 @@ class Surrogate(Online):
         if self.steps_per_update == 1 and self.clip_higher is not None and _set(self, "clip_higher"):
             return (
                 f"clip_higher = {self.clip_higher} does nothing with one optimiser step an update, where the ratio is "
-                "1; raise epochs, or lower mini_batch_size"
+                "1; raise epochs, or lower batch.mini"
             )
         return None
 
@@ -122,10 +138,10 @@ class PPO(Surrogate):
             return f"kl_horizon = {self.kl_horizon} does nothing without target_kl_nats; set that, or leave it out"
         if self.target_kl_nats is not None and self.kl_coefficient == 0:
             return "target_kl_nats can't adapt kl_coefficient = 0, which stays 0; give it a start such as 0.1"
-        if self.target_kl_nats is not None and self.kl_horizon < self.batch_size:
-            return f"kl_horizon = {self.kl_horizon} is less than one rollout; try {10 * self.batch_size}"
+        if self.target_kl_nats is not None and self.kl_horizon < self.batch.size:
+            return f"kl_horizon = {self.kl_horizon} is less than one rollout; try {10 * self.batch.size}"
         if self.stop_kl_nats is not None and self.steps_per_update == 1:
-            return "stop_kl_nats does nothing with one optimiser step an update; raise epochs, or lower mini_batch_size"
+            return "stop_kl_nats does nothing with one optimiser step an update; raise epochs, or lower batch.mini"
         if self.value_trunk == "separate" and _set(self, "value_coefficient"):
             return (
                 f"value_coefficient = {self.value_coefficient} does nothing with value_trunk = separate, where the "
@@ -144,7 +160,7 @@ class PolicyGradient(Surrogate):
     """Policy gradient without a value model: a response is compared with others of its rollout."""
 
     responses: Positive = 8
-    """Responses to each prompt; must divide batch_size."""
+    """Responses to each prompt; must divide batch.size."""
     epochs: Positive = 1
     """Passes over each rollout."""
     baseline: Literal["group-mean", "leave-one-out", "batch"] = "group-mean"
@@ -170,8 +186,8 @@ class PolicyGradient(Surrogate):
         """What does not fit together, or None."""
         if problem := super().misfit():
             return problem
-        if self.batch_size == 1:
-            return "batch_size = 1 leaves nothing to compare a response with; raise it"
+        if self.batch.size == 1:
+            return "batch.size = 1 leaves nothing to compare a response with; raise it"
         if self.responses == 1:
             if self.baseline != "batch":
                 return f"baseline = {self.baseline} needs several responses to a prompt; raise responses, or use batch"
@@ -247,7 +263,7 @@ class RLOO(PolicyGradient):
     """
 
     responses: Positive = 4
-    """Responses to each prompt; must divide batch_size."""
+    """Responses to each prompt; must divide batch.size."""
     baseline: Literal["group-mean", "leave-one-out", "batch"] = "leave-one-out"
     """What a reward is compared with: the mean over the responses to its prompt, the mean over the others of them, or
     the mean over all others of the rollout."""
@@ -264,7 +280,7 @@ class Reinforce(PolicyGradient):
     """
 
     responses: Positive = 1
-    """Responses to each prompt; must divide batch_size."""
+    """Responses to each prompt; must divide batch.size."""
     baseline: Literal["group-mean", "leave-one-out", "batch"] = "batch"
     """What a reward is compared with: the mean over the responses to its prompt, the mean over the others of them, or
     the mean over all others of the rollout."""

@@ -29,6 +29,25 @@ class Ranking:
         return f"temperatures = {list(self.temperatures)}: a pair needs two responses; give two temperatures or more"
 
 
+@dataclass(frozen=True, kw_only=True)
+class PairBatch:
+    """How many prompts, or pairs of their responses, go together."""
+
+    size: Positive = 32
+    """Prompts in a rollout; each gives a pair, or none."""
+    mini: Positive = 32
+    """Pairs in an optimiser step, at most; must divide batch.size."""
+    micro: Positive = 8
+    """Pairs in memory at once, where batch.tokens is not set; changes no figure."""
+    tokens: Positive | None = None
+    """Cells in memory at once: tokens as the model reads them, padding counted, and a prompt once for all its responses
+    where the model can. A larger pair is alone. Changes no figure; none: batch.micro counts."""
+
+    def idle_fields(self) -> tuple[str, ...]:
+        """What the budget stands in for."""
+        return () if self.tokens is None else ("micro",)
+
+
 def _dpo() -> SumLoss:
     return SumLoss(terms="dpo")
 
@@ -39,12 +58,8 @@ class OnlineDPO:
 
     updates: Positive = 40
     """Rollouts, each followed by `epochs` passes over its pairs."""
-    batch_size: Positive = 32
-    """Prompts in a rollout; each gives a pair, or none."""
-    mini_batch_size: Positive = 32
-    """Pairs in an optimiser step, at most; must divide batch_size."""
-    micro_batch_size: Positive = 8
-    """Pairs in memory at once; changes no figure."""
+    batch: PairBatch = field(default_factory=PairBatch)
+    """How many prompts, or pairs of their responses, go together."""
     epochs: Positive = 1
     """Passes over the pairs of a rollout."""
     ranking: Ranking = field(default_factory=Ranking)
@@ -62,7 +77,7 @@ class OnlineDPO:
 
     def misfit(self) -> str | None:
         """What does not fit together, or None."""
-        return not_a_divisor(self, "mini_batch_size")
+        return not_a_divisor("batch.mini", self.batch.mini, self.batch.size)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +86,7 @@ class IterativeDPO(Fit):
 
     rounds: Positive = 3
     """Each samples pairs anew from what the round before made of the policy; the prompts are dealt out over the
-    rounds, and `epochs`, `batch_size` and `evaluations` are those of a round."""
+    rounds, and `epochs`, `batch` and `evaluations` are those of a round."""
     reference: Literal["start", "previous"] = "start"
     """What the loss compares with: the policy before the first round, or before this one. KL budgets differ."""
     ranking: Ranking = field(default_factory=Ranking)

@@ -8,9 +8,9 @@ from typing import Any, TypeVar, assert_never
 
 from preflab.config.arms import LABELS
 from preflab.config.commands import Base, Compare, Lengths, Pairs, Prompts
-from preflab.config.online import PPO, Online
-from preflab.config.online_preference import IterativeDPO, OnlineDPO
-from preflab.config.training import SFT, Fit, Optimizer, Reward
+from preflab.config.online import PPO, Online, RolloutBatch
+from preflab.config.online_preference import IterativeDPO, OnlineDPO, PairBatch
+from preflab.config.training import SFT, Batch, Fit, Optimizer, Reward
 
 AnyFit = TypeVar("AnyFit", bound=Fit)
 Method = Fit | Online | OnlineDPO
@@ -47,12 +47,8 @@ def _reviews() -> Compare:
     config = Compare(
         task="reviews",
         lengths=Lengths(prompt_tokens=16, response_tokens=48),
-        reference=SFT(
-            epochs=1, batch_size=128, micro_batch_size=64, evaluations=1, optimizer=_adamw(1.2e-3, linear=True)
-        ),
-        reward=Reward(
-            epochs=1.5, batch_size=16, micro_batch_size=16, evaluations=1, optimizer=_adamw(1e-3, linear=True)
-        ),
+        reference=SFT(epochs=1, batch=Batch(size=128, micro=64), evaluations=1, optimizer=_adamw(1.2e-3, linear=True)),
+        reward=Reward(epochs=1.5, batch=Batch(size=16, micro=16), evaluations=1, optimizer=_adamw(1e-3, linear=True)),
     )
     return _each(config, _small_scale)
 
@@ -62,23 +58,21 @@ def _small_scale(settings: Method) -> Method:
     match settings:
         case IterativeDPO():
             # Rounds are short: small batches and a short warm-up, or there would be no steps to speak of.
-            shared = replace(settings, batch_size=32, micro_batch_size=32, optimizer=_adamw(2e-4, warmup_steps=3))
-            return replace(shared, evaluations=2)
+            batch = Batch(size=32, micro=32)
+            return replace(settings, batch=batch, evaluations=2, optimizer=_adamw(2e-4, warmup_steps=3))
         case SFT():
-            return replace(settings, batch_size=64, micro_batch_size=64, evaluations=5, optimizer=_adamw(3e-4))
+            return replace(settings, batch=Batch(size=64, micro=64), evaluations=5, optimizer=_adamw(3e-4))
         case Fit():
-            return replace(settings, batch_size=64, micro_batch_size=64, evaluations=5, optimizer=_adamw(2e-4))
+            return replace(settings, batch=Batch(size=64, micro=64), evaluations=5, optimizer=_adamw(2e-4))
         case OnlineDPO():
             # As many responses and optimiser steps as the other methods that sample.
-            sized = replace(settings, batch_size=32, mini_batch_size=16, micro_batch_size=16, epochs=2)
+            sized = replace(settings, batch=PairBatch(size=32, mini=16, micro=16), epochs=2)
             return replace(sized, updates=24, evaluations=5, optimizer=_adamw(2e-4))
         case Online():
             shared_online = replace(
                 settings,
                 updates=24,
-                batch_size=128,
-                mini_batch_size=64,
-                micro_batch_size=64,
+                batch=RolloutBatch(size=128, mini=64, micro=64),
                 epochs=2,
                 evaluations=5,
                 optimizer=_adamw(2e-4),
@@ -114,7 +108,7 @@ def _dialogue() -> Compare:
         base=_real_base(epochs=4, vocabulary=2048),
         prompts=Prompts(train=1000, validation=128, test=256),
         # Pairs are few here: small batches, or there would be no steps to speak of.
-        reference=replace(config.reference, batch_size=16, micro_batch_size=16, optimizer=_adamw(5e-4, linear=True)),
+        reference=replace(config.reference, batch=Batch(size=16, micro=16), optimizer=_adamw(5e-4, linear=True)),
     )
     return _each(small, _few_pairs)
 
@@ -122,7 +116,7 @@ def _dialogue() -> Compare:
 def _few_pairs(settings: Method) -> Method:
     if not isinstance(settings, Fit):
         return settings
-    small = replace(settings, batch_size=16, micro_batch_size=16)
+    small = replace(settings, batch=Batch(size=16, micro=16))
     return small if isinstance(settings, SFT | IterativeDPO) else replace(small, epochs=2)
 
 
@@ -162,14 +156,12 @@ def _fine_tuning(settings: Method) -> Method:
         case Fit():
             return _small(settings, 5e-6)
         case OnlineDPO():
-            small = replace(settings, batch_size=16, mini_batch_size=16, micro_batch_size=8)
+            small = replace(settings, batch=PairBatch(size=16, mini=16, micro=8))
             return replace(small, optimizer=replace(settings.optimizer, learning_rate=5e-6))
         case Online():
             gentle = replace(
                 settings,
-                batch_size=64,
-                mini_batch_size=32,
-                micro_batch_size=8,
+                batch=RolloutBatch(size=64, mini=32, micro=8),
                 optimizer=replace(settings.optimizer, learning_rate=5e-6),
             )
             if isinstance(gentle, PPO):
@@ -180,4 +172,4 @@ def _fine_tuning(settings: Method) -> Method:
 
 
 def _small(fit: AnyFit, rate: float) -> AnyFit:
-    return replace(fit, batch_size=32, micro_batch_size=8, optimizer=replace(fit.optimizer, learning_rate=rate))
+    return replace(fit, batch=Batch(size=32, micro=8), optimizer=replace(fit.optimizer, learning_rate=rate))

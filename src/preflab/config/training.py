@@ -6,7 +6,7 @@ The objects of this file, `preference.py` and `online.py` serve `preflab train M
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Interval
 
@@ -34,15 +34,34 @@ class Optimizer:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Batch:
+    """How many examples go together."""
+
+    size: Positive = 32
+    """Examples in an optimiser step (pairs, or demonstrations)."""
+    micro: Positive = 8
+    """Examples in memory at once, where batch.tokens is not set; a step adds up micro-batches with one global count, so
+    this changes no figure."""
+    tokens: Positive | None = None
+    """Cells in memory at once: tokens as the model reads them, padding counted, and a prompt once for all its responses
+    where the model can. A larger example is alone. Changes no figure; none: batch.micro counts."""
+    order: Literal["random", "length"] = "random"
+    """length: examples of similar length share a step, which saves padding where the model pads; which ones, and in
+    what order the steps come, is random anew each epoch."""
+
+    def idle_fields(self) -> tuple[str, ...]:
+        """What the budget stands in for."""
+        return () if self.tokens is None else ("micro",)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Fit:
     """What every method on a fixed data set shares."""
 
     epochs: Annotated[float, Gt(0)] = 1.0
     """Passes over the data, > 0; 0.5 is half of it."""
-    batch_size: Positive = 32
-    """Examples in an optimiser step (pairs, or demonstrations)."""
-    micro_batch_size: Positive = 8
-    """Examples in memory at once; a step adds up micro-batches with one global count, so this changes no figure."""
+    batch: Batch = field(default_factory=Batch)
+    """How many examples go together."""
     optimizer: Optimizer = field(default_factory=Optimizer)
     """How a step is taken."""
     freeze_blocks: Count = 0
@@ -79,10 +98,9 @@ class Reward(Fit):
     """The loss."""
 
 
-def not_a_divisor(settings: Any, name: str) -> str | None:
-    """What is wrong where the setting `name` does not divide `batch_size`, with the nearest value that does."""
-    value, size = getattr(settings, name), settings.batch_size
+def not_a_divisor(name: str, value: int, size: int) -> str | None:
+    """What is wrong where the setting `name` does not divide `batch.size`, with the nearest value that does."""
     if size % value == 0:
         return None
     near = min((d for d in range(1, size + 1) if size % d == 0), key=lambda divisor: abs(divisor - value))
-    return f"{name} = {value} does not divide batch_size = {size}; try {near}"
+    return f"{name} = {value} does not divide batch.size = {size}; try {near}"

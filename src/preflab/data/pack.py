@@ -12,7 +12,7 @@ Masks come from lengths, never from token values. Nothing outside this file, `mo
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, chain
 from typing import Any
 
@@ -48,8 +48,11 @@ class Packed:
         return int(self.starts.sum() + self.mask.sum())
 
     def rows(self, index: Int[Tensor, " row"]) -> Packed:
-        """Some of the responses, in the given order."""
-        return Packed(**{name: value[index] for name, value in vars(self).items()})
+        """Some of the responses, in the given order, padded to the longest of them; the response tokens keep their
+        width, so that what is computed of them fits in with the other responses'."""
+        some = Packed(**{name: value[index] for name, value in vars(self).items()})
+        longest = int((some.starts + some.mask.sum(1)).max())
+        return replace(some, token_ids=some.token_ids[:, :longest])
 
     def to(self, device: torch.device | str) -> Packed:
         """The same on another device."""

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from preflab.data.budget import Extent
 from preflab.data.encode import Tree
 from preflab.data.pack import Layout, Packed, cells, flat, pack, tree
 from preflab.losses.logprobs import masked_sum, token_logprobs
@@ -124,11 +125,23 @@ def _own_logits(model: nn.Module, batch: Packed) -> Float[Tensor, "response toke
     return logits.gather(1, index.unsqueeze(-1).expand(-1, -1, logits.shape[-1]))
 
 
+def reads_tree(model: Any, batch: Extent) -> bool:
+    """Whether a batch of this extent is read in the tree layout."""
+    if not hasattr(model, "score") and head_of(model) is None:
+        return False
+    window = getattr(model.config, "sliding_window", None) or batch.longest
+    return batch.longest <= window and _takes_tree(model.base_model, batch.flat, batch.tree)
+
+
+def _takes_tree(body: Any, copied: int, shared: int) -> bool:
+    return shared <= TREE_SHARE * copied and takes_trees(body)
+
+
 def _states(model: Any, batch: Packed, *, ends: bool = False) -> tuple[Float[Tensor, "cell width"], Layout]:
     """The last hidden state of every cell of the layout that costs less."""
     body = model.base_model
     copied, shared = cells(batch)
-    if shared <= TREE_SHARE * copied and takes_trees(body):
+    if _takes_tree(body, copied, shared):
         layout = tree(batch, ends=ends)
         try:
             return tree_states(body, layout), layout

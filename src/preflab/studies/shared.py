@@ -71,8 +71,7 @@ def make_base(config: Compare, task: Task, stages: Stages) -> tuple[str, list[JS
         ]
         settings = SFT(
             epochs=config.base.epochs,
-            batch_size=config.base.batch_size,
-            micro_batch_size=config.base.batch_size,
+            batch=config.base.batch,
             optimizer=config.base.optimizer,
             evaluations=1,
         )

@@ -71,8 +71,7 @@ def train_iterative_dpo(
     training = WeightedSum(
         loss=settings.loss,
         epochs=settings.epochs,
-        batch_size=settings.batch_size,
-        micro_batch_size=settings.micro_batch_size,
+        batch=settings.batch,
         optimizer=settings.optimizer,
         freeze_blocks=settings.freeze_blocks,
         evaluations=settings.evaluations,

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from preflab.config.training import Fit
+from preflab.data.budget import extent
 from preflab.data.encode import Tree
 from preflab.errors import NumericError
 from preflab.models.freezing import freeze
@@ -18,6 +19,7 @@ from preflab.progress import stage
 from preflab.runs import RunFolder
 from preflab.seeds import derive
 from preflab.training.cost import Cost
+from preflab.training.micro_batches import MicroBatches
 from preflab.training.optimizer import Stepper
 from preflab.training.order import batch_at, evaluation_steps
 from preflab.training.session import Evaluate, Session
@@ -32,7 +34,7 @@ the session's memory, what it costs beside training is added to the session's co
 
 def total_steps(examples: int, settings: Fit) -> int:
     """Optimiser steps in `settings.epochs` passes."""
-    return max(1, math.ceil(settings.epochs * examples / settings.batch_size))
+    return max(1, math.ceil(settings.epochs * examples / settings.batch.size))
 
 
 def fit(
@@ -42,6 +44,7 @@ def fit(
     run: RunFolder,
     *,
     step: Step,
+    reads_ends: bool = False,
     seed: int,
     title: str,
     log_every: int,
@@ -52,6 +55,7 @@ def fit(
 
     Args:
         step: the method.
+        reads_ends: it reads the last tokens of responses too.
         evaluate: called at `settings.evaluations` evenly spread steps.
         derived: further figures for the log, from a step's means.
 
@@ -65,14 +69,19 @@ def fit(
     marks = evaluation_steps(total, settings.evaluations)
     session = Session(run, {"policy": policy.model}, {"policy": stepper}, marks=marks, evaluate=evaluate)
     weights = working_weights(policy.model)
+    micro_batches = MicroBatches(settings.batch.micro, settings.batch.tokens, (policy.model,), ends=reads_ends)
+    micro_batches.warn_alone(trees, "examples")
+    lengths = [extent(tree).longest for tree in trees] if settings.batch.order == "length" else None
     with session.stoppable(), stage(title, total, session.start) as advance:
         for number in range(session.start, total):
-            indices = batch_at(number, examples=len(trees), batch_size=settings.batch_size, seed=derive(seed, "data"))
+            indices = batch_at(
+                number, examples=len(trees), batch_size=settings.batch.size, seed=derive(seed, "data"), lengths=lengths
+            )
             with session.step(number, lambda rows=indices: [trees[i].origin for i in rows]):  # type: ignore[misc]
                 loss = step(indices, session)
                 means: dict[str, Tensor] = {}
-                for begin in range(0, len(indices), settings.micro_batch_size):
-                    share, others = loss(range(begin, min(begin + settings.micro_batch_size, len(indices))))
+                for positions in micro_batches.of([trees[i] for i in indices]):
+                    share, others = loss(positions)
                     share.backward()
                     for name, value in ({"loss": share} | others).items():
                         means[name] = means.get(name, torch.zeros_like(value)) + value.detach()

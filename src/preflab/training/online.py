@@ -29,6 +29,7 @@ from preflab.runs import RunFolder
 from preflab.seeds import derive
 from preflab.training.checks import check_reference
 from preflab.training.cost import Cost
+from preflab.training.micro_batches import MicroBatches
 from preflab.training.optimizer import Stepper
 from preflab.training.order import batch_at, evaluation_steps
 from preflab.training.rollout import PromptIds, Rollout, answers, pay, roll_out
@@ -125,7 +126,7 @@ def run_online(
     weights = working_weights(policy.model)
     at = temperatures or [settings.temperature] * settings.responses
     scored_at = settings.temperature if scoring_temperature is None else scoring_temperature
-    groups = settings.batch_size // settings.responses
+    groups = settings.batch.size // settings.responses
     origins: list[str] = []
 
     def draw(count: int, place: int, update: int) -> Drawn:
@@ -169,7 +170,7 @@ def run_online(
                         "temperature, or take other prompts"
                     )
                 # A policy that has reached the top of its reward learns nothing more, and need not stop for it.
-                looked_at = kept if kept.responses else drawn.first(settings.batch_size)
+                looked_at = kept if kept.responses else drawn.first(settings.batch.size)
                 rollout = roll_out(
                     policy,
                     reference,
@@ -177,7 +178,8 @@ def run_online(
                     looked_at.scores,
                     temperature=scored_at,
                     sampled_at=None if set(at) == {scored_at} else list(at) * (len(looked_at.responses) // len(at)),
-                    batch_size=settings.micro_batch_size,
+                    batch_size=settings.batch.micro,
+                    tokens=settings.batch.tokens,
                 )
                 if update == 0 and starts_at_reference:
                     _check_start(rollout)
@@ -209,9 +211,14 @@ def mini_batches(count: int, settings: Online, update: int, *, seed: int) -> Ite
     for epoch in range(settings.epochs):
         generator = torch.Generator().manual_seed(derive(seed, "mini-batches", update, epoch))
         order = torch.randperm(count, generator=generator)
-        first = update * settings.steps_per_update + epoch * (settings.batch_size // settings.mini_batch_size)
-        for number, rows in enumerate(order.split(settings.mini_batch_size)):
+        first = update * settings.steps_per_update + epoch * (settings.batch.size // settings.batch.mini)
+        for number, rows in enumerate(order.split(settings.batch.mini)):
             yield first + number, rows
+
+
+def micro_rows(micro_batches: MicroBatches, rollout: Rollout, rows: Tensor) -> list[Tensor]:
+    """The rows of a mini-batch that are in memory at once, part by part."""
+    return [rows[part] for part in micro_batches.of([rollout.responses[row].tree for row in rows.tolist()])]
 
 
 def added(figures: Figures, shares: Figures) -> Figures:

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from preflab.config.online import Online
+from preflab.config.online import Online, RolloutBatch
 from preflab.config.online_preference import OnlineDPO
 from preflab.data.pack import read_tokens
 from preflab.errors import ConfigError, NumericError
@@ -25,11 +25,12 @@ from preflab.models.load import Policy
 from preflab.rewards.protocol import Reward
 from preflab.runs import RunFolder
 from preflab.training.cost import Cost
+from preflab.training.micro_batches import MicroBatches
 from preflab.training.online import Figures, Taken, added, means, mini_batches, run_online
 from preflab.training.optimizer import Stepper
 from preflab.training.preference import pair_step
 from preflab.training.ranking import rank
-from preflab.training.rollout import PromptIds, Rollout
+from preflab.training.rollout import PromptIds, Rollout, longest_trees
 from preflab.training.session import Evaluate
 
 
@@ -61,17 +62,19 @@ def train_online_dpo(
             raise ConfigError(problem)
     freeze(policy.model, settings.freeze_blocks)
     at = settings.ranking.temperatures
+    batch = settings.batch
     loop = Online(
         updates=settings.updates,
-        batch_size=settings.batch_size * len(at),
+        batch=RolloutBatch(size=batch.size * len(at), mini=batch.mini, micro=batch.micro, tokens=batch.tokens),
         responses=len(at),
-        mini_batch_size=settings.mini_batch_size,
-        micro_batch_size=settings.micro_batch_size,
         epochs=settings.epochs,
         evaluations=settings.evaluations,
     )
-    dealt = Online(batch_size=settings.batch_size, mini_batch_size=settings.mini_batch_size, epochs=settings.epochs)
+    dealt = Online(batch=RolloutBatch(size=batch.size, mini=batch.mini), epochs=settings.epochs)
     stepper = Stepper(policy.model, settings.optimizer, settings.updates * dealt.steps_per_update)
+
+    micro_batches = MicroBatches(batch.micro, batch.tokens, (policy.model,))
+    micro_batches.warn_alone(longest_trees(prompts, max_new_tokens, responses=2), "pairs, if as long as may be,")
 
     def step(rollout: Rollout, update: int, memory: dict[str, float]) -> Taken:
         rewards = rollout.penalised(settings.missing_end_penalty).tolist()
@@ -93,8 +96,8 @@ def train_online_dpo(
             pairs = [trees[i] for i in chosen.tolist()]
             loss = pair_step(policy, pairs, of_reference[chosen], settings.loss, extra)
             figures: Figures = {}
-            for begin in range(0, len(pairs), settings.micro_batch_size):
-                share, others = loss(range(begin, min(begin + settings.micro_batch_size, len(pairs))))
+            for positions in micro_batches.of(pairs):
+                share, others = loss(positions)
                 share.backward()
                 figures = added(figures, {"loss": share.detach(), **others})
             steps.append({**figures, **stepper.step(number, f"update {update + 1}")})

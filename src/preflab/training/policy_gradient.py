@@ -30,9 +30,10 @@ from preflab.rewards.protocol import Reward
 from preflab.rollouts.sampler import Response
 from preflab.runs import RunFolder
 from preflab.training.cost import Cost
-from preflab.training.online import Figures, Taken, added, means, mini_batches, run_online
+from preflab.training.micro_batches import MicroBatches
+from preflab.training.online import Figures, Taken, added, means, micro_rows, mini_batches, run_online
 from preflab.training.optimizer import Stepper
-from preflab.training.rollout import PromptIds, Rollout
+from preflab.training.rollout import PromptIds, Rollout, longest_trees
 from preflab.training.session import Evaluate
 from preflab.training.surrogate import Objective
 
@@ -78,6 +79,8 @@ def train_policy_gradient(
         )
     freeze(policy.model, settings.freeze_blocks)
     stepper = Stepper(policy.model, settings.optimizer, settings.updates * settings.steps_per_update)
+    micro_batches = MicroBatches(settings.batch.micro, settings.batch.tokens, (policy.model, reference))
+    micro_batches.warn_alone(longest_trees(prompts, max_new_tokens), "responses, if as long as may be,")
 
     def step(rollout: Rollout, update: int, memory: dict[str, float]) -> Taken:
         batch, beta = rollout.batch, settings.kl_coefficient
@@ -111,7 +114,7 @@ def train_policy_gradient(
             if len(rows) == 0:  # all of them cut and masked
                 continue
             figures: Figures = {}
-            for micro in rows.split(settings.micro_batch_size):
+            for micro in micro_rows(micro_batches, rollout, rows):
                 micro_batch = batch.rows(micro)
                 loss, shares = objective.share(response_logits(policy.model, micro_batch), micro, rows)
                 loss.backward()

@@ -41,9 +41,10 @@ from preflab.models.scoring import response_logits, response_logits_and_states, 
 from preflab.rewards.protocol import Reward
 from preflab.runs import RunFolder
 from preflab.training.cost import Cost
-from preflab.training.online import Figures, Taken, added, means, mini_batches, run_online
+from preflab.training.micro_batches import MicroBatches, back_in_order
+from preflab.training.online import Figures, Taken, added, means, micro_rows, mini_batches, run_online
 from preflab.training.optimizer import Stepper
-from preflab.training.rollout import PromptIds, Rollout
+from preflab.training.rollout import PromptIds, Rollout, longest_trees
 from preflab.training.session import Evaluate
 from preflab.training.surrogate import Objective
 
@@ -93,12 +94,15 @@ def train_ppo(
     total = settings.updates * settings.steps_per_update
     of_policy = Stepper(policy.model, settings.optimizer, total - warm_up)
     of_value = Stepper(critic.model, settings.value_optimizer, total)
+    models = (policy.model, reference) if value is None else (policy.model, reference, value.model)
+    micro_batches = MicroBatches(settings.batch.micro, settings.batch.tokens, models)
+    micro_batches.warn_alone(longest_trees(prompts, max_new_tokens), "responses, if as long as may be,")
     value_weight = settings.value_coefficient if shared else 1.0
 
     def step(rollout: Rollout, update: int, memory: dict[str, float]) -> Taken:
         batch, mask = rollout.batch, rollout.batch.mask
         beta = memory.get("kl_coefficient", settings.kl_coefficient)
-        old_values = critic.rollout_values(batch, settings.micro_batch_size)
+        old_values = critic.rollout_values(batch, micro_batches.of([response.tree for response in rollout.responses]))
         # Reward each token.
         rewards = token_rewards(
             rollout.penalised(settings.missing_end_penalty),
@@ -134,7 +138,7 @@ def train_ppo(
         def learn_values(number: int, rows: Tensor) -> Figures:
             """A step of the values alone."""
             figures: Figures = {}
-            for micro in rows.split(settings.micro_batch_size):
+            for micro in micro_rows(micro_batches, rollout, rows):
                 loss = value_loss(critic.values(batch.rows(micro)), micro, rows)
                 loss.backward()
                 figures = added(figures, {"value_loss": loss.detach()})
@@ -144,7 +148,7 @@ def train_ppo(
         def learn(number: int, rows: Tensor) -> Figures | None:
             """A step of policy and values; None where the policy is too far from the one that sampled."""
             figures: Figures = {}
-            for micro in rows.split(settings.micro_batch_size):
+            for micro in micro_rows(micro_batches, rollout, rows):
                 logits, values = critic.logits_and_values(batch.rows(micro))
                 policy_loss, shares = objective.share(logits, micro, rows)
                 loss = value_loss(values, micro, rows)
@@ -239,10 +243,9 @@ class Critic:
         return logits, self._read(states, batch)
 
     @torch.no_grad()
-    def rollout_values(self, batch: Packed, batch_size: int) -> Float[Tensor, "response token"]:
-        """V of a whole rollout, `batch_size` responses at once."""
-        rows = torch.arange(len(batch.starts), device=batch.starts.device)
-        return torch.cat([self.values(batch.rows(some)) for some in rows.split(batch_size)])
+    def rollout_values(self, batch: Packed, parts: Sequence[Sequence[int]]) -> Float[Tensor, "response token"]:
+        """V of a whole rollout, the responses of a part at once."""
+        return torch.cat([self.values(batch.rows(torch.tensor(part))) for part in parts])[back_in_order(parts)]
 
     def _read(self, states: Float[Tensor, "response token width"], batch: Packed) -> Float[Tensor, "response token"]:
         values: Tensor = self.model(states.float()).squeeze(-1)

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from preflab.data.encode import Encoder
+from preflab.data.encode import Encoder, Tree
 from preflab.data.pack import Packed, pack
 from preflab.data.records import Prompt
 from preflab.errors import NumericError
@@ -21,6 +21,7 @@ from preflab.models.scoring import response_logits, rows_at_once
 from preflab.rewards.protocol import Answer
 from preflab.rollouts.sampler import Response
 from preflab.training.cost import Cost
+from preflab.training.micro_batches import MicroBatches, back_in_order
 
 LARGEST_SAMPLER_GAP_NATS = 0.01
 """How far the sampler's log-probability of a token may be from the scorer's before the run stops: float32 rounding
@@ -70,6 +71,11 @@ def prompt_ids(encoder: Encoder, prompts: Iterable[Prompt]) -> list[PromptIds]:
     return [PromptIds(prompt.origin, prompt.text, encoder.prompt(prompt.text)) for prompt in prompts]
 
 
+def longest_trees(prompts: Sequence[PromptIds], max_new_tokens: int, *, responses: int = 1) -> list[Tree]:
+    """Each prompt with so many responses, all as long as the limit lets them be: for what is to be planned."""
+    return [Tree(prompt.key, prompt.ids, ((0,) * max_new_tokens,) * responses) for prompt in prompts]
+
+
 def answers(encoder: Encoder, prompts: Sequence[PromptIds], responses: Sequence[Response]) -> list[Answer]:
     """Responses as a reward sees them."""
     return [
@@ -101,6 +107,7 @@ def roll_out(
     temperature: float,
     sampled_at: Sequence[float] | None = None,
     batch_size: int,
+    tokens: int | None = None,
 ) -> Rollout:
     """Score sampled responses under the policy that sampled them and the reference.
 
@@ -109,16 +116,19 @@ def roll_out(
         temperature: at which the method takes log-probabilities.
         sampled_at: the temperature at which each response was sampled; None: `temperature`.
         batch_size: most responses in memory at once; changes no figure.
+        tokens: most cells in memory at once, in place of `batch_size`; None counts responses.
 
     Raises:
         NumericError: the scorer's log-probabilities are not the sampler's, or not finite.
     """
     batch = pack([response.tree for response in responses]).to(policy.device)
     own = None if sampled_at is None else torch.tensor(sampled_at, device=policy.device).view(-1, 1, 1)
+    size = rows_at_once(policy.model, batch.token_ids.shape[1], len(responses) if tokens else batch_size)
+    cut = MicroBatches(size, tokens, (policy.model, reference)).of([response.tree for response in responses])
+    cut = [rows[begin : begin + size] for rows in cut for begin in range(0, len(rows), size)]
     parts = []
-    size = rows_at_once(policy.model, batch.token_ids.shape[1], batch_size)
-    for rows in torch.arange(len(responses), device=policy.device).split(size):
-        micro = batch.rows(rows)
+    for rows in cut:
+        micro = batch.rows(torch.tensor(rows, device=policy.device))
         logits, reference_logits = response_logits(policy.model, micro), response_logits(reference, micro)
         logprobs = token_logprobs(logits, micro.response_ids, temperature=temperature)
         parts.append(
@@ -130,8 +140,9 @@ def roll_out(
                 entropy(logits),
             )
         )
+    order = back_in_order(cut)
     logprobs, reference_logprobs, sampling_logprobs, kl, entropies = (
-        torch.cat(part).masked_fill(~batch.mask, 0.0) for part in zip(*parts, strict=True)
+        torch.cat(part)[order].masked_fill(~batch.mask, 0.0) for part in zip(*parts, strict=True)
     )
     return Rollout(
         responses=tuple(responses),
