@@ -125,12 +125,13 @@ def _own_logits(model: nn.Module, batch: Packed) -> Float[Tensor, "response toke
     return logits.gather(1, index.unsqueeze(-1).expand(-1, -1, logits.shape[-1]))
 
 
-def reads_tree(model: Any, batch: Extent) -> bool:
-    """Whether a batch of this extent is read in the tree layout."""
+def reads_tree(model: Any, batch: Extent, *, ends: bool) -> bool:
+    """Whether a batch of this extent is read in the tree layout; `ends`: last tokens are read too."""
     if not hasattr(model, "score") and head_of(model) is None:
         return False
-    window = getattr(model.config, "sliding_window", None) or batch.longest
-    return batch.longest <= window and _takes_tree(model.base_model, batch.flat, batch.tree)
+    read = batch.longest - (not ends)
+    window = getattr(model.config, "sliding_window", None) or read
+    return read <= window and _takes_tree(model.base_model, batch.flat, batch.tree)
 
 
 def _takes_tree(body: Any, copied: int, shared: int) -> bool:

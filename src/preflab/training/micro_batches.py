@@ -42,7 +42,7 @@ class MicroBatches:
         """How many cells the models compute of a batch: in the tree layout a prompt counts once, in the flat one all
         rows are as long as the longest."""
         tree = batch.tree + (batch.rows if self.ends else 0)
-        return max(tree if reads_tree(model, batch) else batch.flat for model in self.models)
+        return max(tree if reads_tree(model, batch, ends=self.ends) else batch.flat for model in self.models)
 
     def warn_alone(self, trees: Sequence[Tree], what: str) -> None:
         """One line where examples are larger than the budget: how many, and what the largest takes."""
