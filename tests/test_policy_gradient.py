@@ -24,7 +24,7 @@ from preflab.config.training import Optimizer
 from preflab.errors import ConfigError, NumericError
 from preflab.losses import aggregate, k3, leave_one_out, less_group_mean, over_std, ppo_clip
 from preflab.models.load import Policy, copy_of
-from preflab.models.scoring import response_logits
+from preflab.models.scoring import scored
 from preflab.rewards.protocol import Answer
 from preflab.rollouts.sampler import sample
 from preflab.runs import JSON, read_lines
@@ -183,7 +183,10 @@ def test_away_from_the_policy_that_sampled_the_ratio_is_clipped(kl_penalty: Any,
     )  # fmt: skip
     rows, fractions = torch.arange(12), []
     for micro in rows.split(5):
-        loss, figures = objective.share(response_logits(policy.model, rollout.batch.rows(micro)), micro, rows)
+        of_policy = scored(
+            policy.model, rollout.batch.rows(micro), temperature=0.8, logits=settings.needs_logits
+        )
+        loss, figures = objective.share(of_policy, micro, rows)
         loss.backward()
         fractions.append(figures["clip_fraction"])
     found = {name: parameter.grad for name, parameter in policy.model.named_parameters()}

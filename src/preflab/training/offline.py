@@ -13,7 +13,8 @@ from preflab.config.training import Fit
 from preflab.data.encode import Tree
 from preflab.errors import NumericError
 from preflab.models.freezing import freeze
-from preflab.models.load import Policy, working_weights
+from preflab.models.load import Policy
+from preflab.models.scoring import reading
 from preflab.progress import stage
 from preflab.runs import RunFolder
 from preflab.seeds import derive
@@ -64,7 +65,7 @@ def fit(
     stepper = Stepper(policy.model, settings.optimizer, total)
     marks = evaluation_steps(total, settings.evaluations)
     session = Session(run, {"policy": policy.model}, {"policy": stepper}, marks=marks, evaluate=evaluate)
-    weights = working_weights(policy.model)
+    scores = policy.model.get_output_embeddings() is None  # a reward model, read at the last token
     with session.stoppable(), stage(title, total, session.start) as advance:
         for number in range(session.start, total):
             indices = batch_at(number, examples=len(trees), batch_size=settings.batch_size, seed=derive(seed, "data"))
@@ -74,6 +75,8 @@ def fit(
                 for begin in range(0, len(indices), settings.micro_batch_size):
                     share, others = loss(range(begin, min(begin + settings.micro_batch_size, len(indices))))
                     share.backward()
+                    rows = [trees[i] for i in indices[begin : begin + settings.micro_batch_size]]
+                    session.cost.add_trained(policy.model, reading(policy.model, rows, ends=scores))
                     for name, value in ({"loss": share} | others).items():
                         means[name] = means.get(name, torch.zeros_like(value)) + value.detach()
                 if not math.isfinite(float(means["loss"])):
@@ -82,10 +85,6 @@ def fit(
                         f"optimizer.learning_rate, or look at the rows named in {run.path / 'crash.json'}"
                     )
                 figures = stepper.step(number, f"step {number + 1}")
-                tokens = sum(len(trees[i].prompt) * len(trees[i].responses) for i in indices)
-                tokens += sum(len(response) for i in indices for response in trees[i].responses)
-                session.cost.trained_tokens += tokens
-                session.cost.flops += 6 * weights * tokens
             done = number + 1
             if done % log_every == 0 or done == total:
                 values = {name: float(value) for name, value in means.items()}
