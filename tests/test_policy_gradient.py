@@ -183,9 +183,7 @@ def test_away_from_the_policy_that_sampled_the_ratio_is_clipped(kl_penalty: Any,
     )  # fmt: skip
     rows, fractions = torch.arange(12), []
     for micro in rows.split(5):
-        of_policy = scored(
-            policy.model, rollout.batch.rows(micro), temperature=0.8, logits=settings.needs_logits
-        )
+        of_policy = scored(policy.model, rollout.batch.rows(micro), temperature=0.8, logits=settings.needs_logits)
         loss, figures = objective.share(of_policy, micro, rows)
         loss.backward()
         fractions.append(figures["clip_fraction"])

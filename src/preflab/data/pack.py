@@ -278,7 +278,7 @@ def readings(given: Packed | Sequence[Tree], *, ends: bool = False) -> tuple[Rea
         ends: as for `tree`.
 
     >>> readings([Tree("a:1", (5, 6), ((7, 8), (9, 10, 11)))])
-    (Reading(cells=10, seen=30, predicted=5, longest=5), Reading(cells=5, seen=12, predicted=5, longest=4))
+    (Reading(cells=10, seen=30, predicted=5, longest=5), Reading(cells=5, seen=13, predicted=5, longest=4))
     """
     if isinstance(given, Packed):
         width = given.token_ids.shape[1]
