@@ -13,7 +13,6 @@ import huggingface_hub
 import torch
 import transformers
 from safetensors import SafetensorError
-from torch import nn
 
 from preflab.data.encode import Tokenizer
 from preflab.errors import ConfigError, PreflabError, StorageError
@@ -137,17 +136,6 @@ def save_model(policy: Policy, folder: Path) -> None:
             policy.tokenizer.save_pretrained(temporary)
         except SafetensorError as error:  # what safetensors makes of a full disk
             raise StorageError(f"can't write {folder}: {error}; free space or choose another --out") from None
-
-
-def working_weights(model: Any) -> int:
-    """Weights that multiply every token, for FLOP counts: all but embedding tables, which are looked up.
-
-    A table tied to the output head counts: there it multiplies.
-    """
-    head = model.get_output_embeddings()
-    tables = [module.weight for module in model.modules() if isinstance(module, nn.Embedding)]
-    looked_up = [table for table in tables if head is None or table is not head.weight]
-    return sum(p.numel() for p in model.parameters()) - sum(table.numel() for table in looked_up)
 
 
 def _weights(auto: Any, name: str | Path, trust_remote_code: bool, *, remedy: str = "save or fetch it again") -> Any:
