@@ -177,7 +177,9 @@ def test_a_chain_costs_what_all_its_stages_cost(shelf: Path, tmp_path: Path) -> 
     bench = bench_of(shelf, tmp_path, "dpo+sft")
     run_arm(bench, "dpo+sft")
     before, chain = evaluation(bench, "dpo")["cost"], evaluation(bench, "dpo+sft")["cost"]
-    chosen = sum(len(tree.prompt) + len(tree.responses[0]) for tree in bench.preferences.train)
+    alone = bench_of(shelf, tmp_path / "alone", "sft")
+    run_arm(alone, "sft")
+    chosen = evaluation(alone, "sft")["cost"]["trained_tokens"]
     assert chain["trained_tokens"] == before["trained_tokens"] + chosen
     assert chain["scored_tokens"] == before["scored_tokens"] > 0
     assert chain["wall_seconds"] > before["wall_seconds"]

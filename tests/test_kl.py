@@ -337,7 +337,7 @@ def test_penalties_in_the_loss_on_the_bandit(kind: Kind, expected: list[float]) 
 
 
 def test_a_full_penalty_needs_the_references_logits() -> None:
-    with pytest.raises(ValueError, match="reference's logits"):
+    with pytest.raises(ValueError, match="logits of policy and reference"):
         kl_in_loss("full", wide(-1.0), wide(-1.0), wide(0.0, 1.0).unsqueeze(0), None)
 
 

@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 import torch
 
-from enumerable import END_ID, ShareOf, letters_policy, letters_prompts, next_token, run_folder
+from cells import cells_through
+from enumerable import END_ID, ShareOf, letters_policy, letters_prompts, next_token, reward_model, run_folder
 from preflab.config.online import Online, RolloutBatch
 from preflab.config.training import Optimizer
 from preflab.errors import ConfigError, NumericError
 from preflab.models.load import Policy, copy_of
 from preflab.models.scoring import response_logprobs
+from preflab.rewards.learned import LearnedReward
 from preflab.rewards.protocol import Answer
 from preflab.rollouts.sampler import sample
 from preflab.runs import read_lines
@@ -58,7 +60,7 @@ class Watcher:
 
     def __call__(self, rollout: Rollout, update: int, memory: dict[str, float]) -> Taken:
         self.rollouts.append(rollout)
-        return Taken({"seen": update}, trained_tokens=10)
+        return Taken({"seen": update}, Cost(trained_tokens=10))
 
 
 def test_each_prompt_comes_once_an_epoch_with_its_responses_together(tmp_path: Path) -> None:
@@ -77,19 +79,34 @@ def test_each_prompt_comes_once_an_epoch_with_its_responses_together(tmp_path: P
 
 
 def test_what_a_step_returns_is_logged_and_paid(tmp_path: Path) -> None:
-    watcher = Watcher()
-    cost = loop(tmp_path, watcher)
-    lines = read_lines(run_folder(tmp_path).metrics)
+    watcher, policy = Watcher(), letters_policy(spread=4.0)
+    reference, reward = copy_of(policy.model), reward_model(tmp_path / "reward", letters_policy(seed=2))
+    learned = LearnedReward(reward, policy.tokenizer, batch_size=5)
+    with cells_through(policy.model, reference, reward.model) as cells:
+        cost = loop(tmp_path / "run", watcher, policy=policy, reference=reference, reward=learned)
+    lines = read_lines(run_folder(tmp_path / "run").metrics)
     assert [line["seen"] for line in lines] == [0, 1, 2]
     generated = sum(len(response.tokens) for rollout in watcher.rollouts for response in rollout.responses)
-    read = sum(rollout.batch.tokens for rollout in watcher.rollouts)
     assert (cost.generated_tokens, cost.trained_tokens, cost.reward_calls) == (generated, 30, 36)
-    assert cost.scored_tokens == 3 * read  # the old policy, the reference, the reward model
+    assert cells == {False: cost.scored_tokens}  # by the old policy, the reference, the reward model
     for line, rollout in zip(lines, watcher.rollouts, strict=True):
         assert line["reward"] == pytest.approx(float(rollout.scores.mean()))
         assert line["end_rate"] == pytest.approx(float(rollout.ended.mean()))
         assert line["kl_nats"] == pytest.approx(0, abs=1e-6)
         assert line["entropy_nats"] > 0
+
+
+def test_entropy_and_kl_are_measured_where_they_are_logged_or_asked_for(tmp_path: Path) -> None:
+    for measured in (False, True):
+        watcher = Watcher()
+        loop(
+            tmp_path / str(measured), watcher, dataclasses.replace(SETTINGS, updates=5), log_every=2, measured=measured
+        )
+        assert [rollout.distributions is not None for rollout in watcher.rollouts] == [
+            measured, True, measured, True, True,
+        ]  # fmt: skip
+        lines = read_lines(run_folder(tmp_path / str(measured)).metrics)
+        assert [(line["step"], line["entropy_nats"] > 0) for line in lines] == [(2, True), (4, True), (5, True)]
 
 
 def test_a_rollout_holds_what_its_words_say(tmp_path: Path) -> None:
@@ -105,8 +122,8 @@ def test_a_rollout_holds_what_its_words_say(tmp_path: Path) -> None:
             p, q = next_token(policy, before), next_token(reference, before)
             assert float(rollout.logprobs[row, t]) == pytest.approx(float(hot[0]), abs=1e-4)
             assert float(rollout.reference_logprobs[row, t]) == pytest.approx(float(hot[1]), abs=1e-4)
-            assert float(rollout.kl[row, t]) == pytest.approx(float((p * (p / q).log()).sum()), abs=1e-4)
-            assert float(rollout.entropy[row, t]) == pytest.approx(float(-(p * p.log()).sum()), abs=1e-4)
+            assert float(rollout.measured.kl[row, t]) == pytest.approx(float((p * (p / q).log()).sum()), abs=1e-4)
+            assert float(rollout.measured.entropy[row, t]) == pytest.approx(float(-(p * p.log()).sum()), abs=1e-4)
         assert response.ended == (response.tokens[-1] == END_ID) == bool(rollout.ended[row])
         assert rollout.penalised(2.0)[row] == rollout.scores[row] - (0 if response.ended else 2)
         assert not rollout.logprobs[row, len(response.tokens) :].any()
@@ -182,7 +199,7 @@ def test_what_a_method_remembers_is_rolled_back_with_the_weights(tmp_path: Path)
         memory["count"] = memory.get("count", 0) + 1.5
         if update == 3 and len(seen) == 4:
             raise NumericError("died in the fourth update")
-        return Taken({}, 0)
+        return Taken({})
 
     with pytest.raises(NumericError, match="fourth"):
         loop(tmp_path, step, settings)

@@ -13,13 +13,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from cells import cells_through
 from enumerable import END_ID, ShareOf, every_response, exact_logprobs, letters_policy, letters_prompts, run_folder
 from gradients import gradients_of, relative_gap
 from preflab.config.online_preference import OnlineDPO, PairBatch, Ranking
 from preflab.config.pair_losses import DPOLoss, SumLoss
 from preflab.config.training import Optimizer
 from preflab.data.encode import Tree
-from preflab.data.pack import read_tokens
 from preflab.errors import ConfigError, Interrupted, NumericError
 from preflab.models.load import Policy, copy_of
 from preflab.rewards.protocol import Answer
@@ -92,7 +92,8 @@ def test_one_update_is_dpo_on_the_best_against_the_worst_of_each_prompt(tmp_path
     policy, reference = letters_policy(spread=4.0), letters_policy(seed=1, spread=2.0)
     reward, found = Recorder(), gradients_of(policy.model)
     settings = OnlineDPO(**SMALL, loss=SumLoss(terms="dpo", dpo=DPOLoss(beta=0.7)))
-    _, (line,), cost = train(tmp_path / "run", settings, reward=reward, policy=policy, reference=reference.model)
+    with cells_through(policy.model, reference.model) as cells:
+        _, (line,), cost = train(tmp_path / "run", settings, reward=reward, policy=policy, reference=reference.model)
     pairs = pairs_of(reward)
     assert 0 < len(pairs) < 8
     assert len({answer.prompt_ids for answer in reward.answers}) > 1
@@ -114,7 +115,8 @@ def test_one_update_is_dpo_on_the_best_against_the_worst_of_each_prompt(tmp_path
         gaps += [max(paid) - min(paid)] if max(paid) - min(paid) > 0.2 else []
     assert line["pairs"] == len(pairs)
     assert line["reward_gap"] == pytest.approx(sum(gaps) / len(gaps))
-    assert cost.trained_tokens == read_tokens(pairs)
+    assert cells[True] == cost.trained_tokens > 0
+    assert cells[False] == cost.scored_tokens
     assert (cost.reward_calls, cost.gold_calls) == (24, 0)
 
 

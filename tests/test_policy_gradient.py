@@ -16,15 +16,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from enumerable import END_ID, ShareOf, letters_policy, letters_prompts, run_folder
+from enumerable import END_ID, VOCABULARY, ShareOf, letters_policy, letters_prompts, run_folder
 from finite_differences import central_differences
 from gradients import gradients_of, plain_gradient, plain_logprobs, relative_gap
 from preflab.config.online import DAPO, GRPO, RLOO, DrGRPO, PolicyGradient, Reinforce, RolloutBatch
 from preflab.config.training import Optimizer
 from preflab.errors import ConfigError, NumericError
 from preflab.losses import aggregate, k3, leave_one_out, less_group_mean, over_std, ppo_clip
+from preflab.models import scoring
 from preflab.models.load import Policy, copy_of
-from preflab.models.scoring import response_logits
+from preflab.models.scoring import scored
 from preflab.rewards.protocol import Answer
 from preflab.rollouts.sampler import sample
 from preflab.runs import JSON, read_lines
@@ -183,7 +184,8 @@ def test_away_from_the_policy_that_sampled_the_ratio_is_clipped(kl_penalty: Any,
     )  # fmt: skip
     rows, fractions = torch.arange(12), []
     for micro in rows.split(5):
-        loss, figures = objective.share(response_logits(policy.model, rollout.batch.rows(micro)), micro, rows)
+        of_policy = scored(policy.model, rollout.batch.rows(micro), temperature=0.8, logits=settings.needs_logits)
+        loss, figures = objective.share(of_policy, micro, rows)
         loss.backward()
         fractions.append(figures["clip_fraction"])
     found = {name: parameter.grad for name, parameter in policy.model.named_parameters()}
@@ -200,6 +202,20 @@ def test_away_from_the_policy_that_sampled_the_ratio_is_clipped(kl_penalty: Any,
     outside = (ratios < 0.8) | (ratios > 1 + (clip_higher or 0.2))
     assert 0.1 < float(outside.double().mean()) < 0.9
     assert sum(fractions) == pytest.approx(float(outside.double().mean()))
+
+
+@pytest.mark.parametrize("kl_penalty", ["k3", "full"])
+def test_logits_of_all_response_tokens_are_held_for_a_full_penalty_alone(
+    kl_penalty: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The output layer, where it is called and not its weights alone, sees a token or two at a time: in sampling, and
+    for the entropy of the log."""
+    monkeypatch.setattr(scoring, "LOGITS_AT_ONCE", 2 * VOCABULARY)
+    policy, seen = letters_policy(spread=4.0), list[int]()
+    policy.model.lm_head.register_forward_hook(lambda module, args, output: seen.append(output.shape[-2]))
+    cost, _ = train(tmp_path, GRPO(**SMALL, kl_penalty=kl_penalty), ShareOf("a"), policy=policy)
+    assert cost.trained_tokens > 0
+    assert max(seen) == (LONGEST if kl_penalty == "full" else 2)
 
 
 def test_masked_responses_leave_the_loss_and_stay_in_the_baseline(tmp_path: Path) -> None:

@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer as TorchOptimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.utils.flop_counter import FlopCounterMode
 
+from cells import cells_through
 from enumerable import (
     END_ID,
     FIRST_LETTER,
@@ -26,6 +28,7 @@ from enumerable import (
     letters_policy,
     letters_prompts,
     next_token,
+    reward_model,
     run_folder,
     value_model,
 )
@@ -33,13 +36,14 @@ from gradients import gradients_of, plain_gradient, plain_logprobs, relative_gap
 from preflab.config.online import PPO, RolloutBatch
 from preflab.config.training import Optimizer
 from preflab.errors import ConfigError, NumericError
-from preflab.models.load import Policy, copy_of, working_weights
+from preflab.models.load import Policy, copy_of
 from preflab.rewards.protocol import Answer
 from preflab.rollouts.sampler import sample
 from preflab.runs import JSON, read_lines
 from preflab.training.cost import Cost
 from preflab.training.ppo import train_ppo
 from preflab.training.rollout import PromptIds, roll_out
+from test_flops import IN_PLACE
 
 KEYS = {
     "step", "reward", "kl_nats", "objective", "entropy_nats", "ratio", "clip_fraction", "approx_kl_nats",
@@ -136,24 +140,37 @@ def test_at_learning_rate_0_the_ratio_is_1_and_the_kl_0(temperature: float, tmp_
 @pytest.mark.parametrize(("epochs", "mini", "micro"), [(1, 16, 4), (2, 8, 8), (3, 4, 1), (1, 4, 16)])
 def test_optimizer_steps_are_epochs_times_mini_batches(epochs: int, mini: int, micro: int, tmp_path: Path) -> None:
     settings = dataclasses.replace(BASE, updates=2, epochs=epochs, batch=RolloutBatch(size=16, mini=mini, micro=micro))
-    with counted_steps() as steps:
-        cost, lines = train(tmp_path, settings, ShareOf("a"))
+    policy, value = letters_policy(spread=4.0), value_model(tmp_path)
+    reference = copy_of(policy.model)
+    with counted_steps() as steps, cells_through(policy.model, value.model, reference) as cells:
+        cost, lines = train(tmp_path, settings, ShareOf("a"), policy=policy, value=value, reference=reference)
     expected = 2 * epochs * (16 // mini)
     assert len(steps) == 2 * expected
     assert len({id(optimizer) for optimizer in steps}) == 2  # the policy's and the value model's, in turn
     assert cost.reward_calls == 32
     assert cost.generated_tokens == pytest.approx(16 * sum(line["response_tokens"] for line in lines))
-    read = cost.trained_tokens / (2 * epochs)  # by the policy and the value model, in each epoch
-    assert cost.scored_tokens == 4 * read  # the old policy, the reference, the values, the reward
-    weights = cost.flops / (6 * cost.trained_tokens + 2 * 5 * read)  # and sampling
-    assert weights == working_weights(letters_policy().model)
+    assert cells == {True: cost.trained_tokens, False: cost.scored_tokens}
 
 
-def test_a_gold_reward_reads_no_tokens(tmp_path: Path) -> None:
+@pytest.mark.parametrize("more", [{}, {"kl_penalty": "full"}, {"value_trunk": "shared"}, {"value_warmup_updates": 1}])
+def test_costs_are_what_torch_saw(more: dict[str, Any], tmp_path: Path) -> None:
+    """Cells, and the operations of all products but attention and sampling, whose lengths are too small to tell."""
+    policy, reference = letters_policy(spread=4.0, width=64), letters_policy(seed=1, width=64).model
+    settings = dataclasses.replace(BASE, updates=2, freeze_blocks=0, **more)
+    value = None if settings.value_trunk == "shared" else reward_model(tmp_path, letters_policy(seed=2, width=64))
+    models = [policy.model, reference] + ([value.model] if value else [])
+    with cells_through(*models) as cells, FlopCounterMode(display=False, custom_mapping=IN_PLACE) as counter:
+        cost, _ = train(
+            tmp_path, settings, ShareOf("a"), policy=policy, value=value, reference=reference, max_new_tokens=12
+        )
+    assert cells == {True: cost.trained_tokens, False: cost.scored_tokens}
+    assert cost.flops == pytest.approx(counter.get_total_flops(), rel=0.1)
+
+
+def test_a_gold_reward_is_called_gold(tmp_path: Path) -> None:
     settings = dataclasses.replace(BASE, updates=1, epochs=1)
     cost, _ = train(tmp_path, settings, ShareOf("a"), gold=True)
     assert (cost.gold_calls, cost.reward_calls) == (16, 0)
-    assert cost.scored_tokens == 3 * cost.trained_tokens / 2
 
 
 def test_a_mini_batch_that_does_not_divide_is_refused(tmp_path: Path) -> None:
@@ -395,10 +412,12 @@ def test_a_value_warm_up_leaves_the_policy_bit_identical_and_teaches_the_values(
         moved.append(any(not torch.equal(value, start[name]) for name, value in policy.model.state_dict().items()))
 
     run = run_folder(tmp_path / "run")
-    cost = train_ppo(
-        policy, value_model(tmp_path) if trunk == "separate" else None, copy_of(policy.model), Recorder(2.0),
-        letters_prompts(16), settings, run, max_new_tokens=4, seed=0, evaluate=evaluate,
-    )  # fmt: skip
+    value, reference = value_model(tmp_path) if trunk == "separate" else None, copy_of(policy.model)
+    with cells_through(policy.model, reference, *([value.model] if value else [])) as cells:
+        cost = train_ppo(
+            policy, value, reference, Recorder(2.0), letters_prompts(16), settings, run, max_new_tokens=4, seed=0,
+            evaluate=evaluate,
+        )  # fmt: skip
     assert moved == [False, False, False, False, True]
     lines = read_lines(run.metrics)
     assert lines[3]["value_loss"] < lines[0]["value_loss"] / 2
@@ -406,9 +425,7 @@ def test_a_value_warm_up_leaves_the_policy_bit_identical_and_teaches_the_values(
     assert set(lines[4]) == KEYS
     assert lines[4]["learning_rate"] == pytest.approx(0.01)
     # One model is trained in a warm-up, and none where the trunk is shared and its head alone learns.
-    read = cost.scored_tokens / 4 if trunk == "separate" else None
-    if read is not None:
-        assert cost.trained_tokens == pytest.approx(4 * read + 4 * read / 5, rel=0.05)
+    assert cells == {True: cost.trained_tokens, False: cost.scored_tokens}
 
 
 def test_the_policys_schedule_begins_after_the_warm_up(tmp_path: Path) -> None:
@@ -447,12 +464,14 @@ def test_a_shared_trunk_learns_values_and_saves_a_plain_language_model(tmp_path:
         evaluations=1, optimizer=Optimizer(learning_rate=3e-3, warmup_steps=0), value_trunk="shared",
         value_optimizer=FAST, missing_end_penalty=0.0,
     )  # fmt: skip
-    cost, lines = train(tmp_path, settings, ShareOf("a"), policy=policy)
+    reference = copy_of(policy.model)
+    with cells_through(policy.model, reference) as cells:
+        cost, lines = train(tmp_path, settings, ShareOf("a"), policy=policy, reference=reference)
     assert lines[0]["explained_variance"] == 0  # V = 0 at the start: it knows the mean at best
     assert lines[-1]["value_loss"] < lines[0]["value_loss"]
     assert lines[-1]["reward"] > lines[0]["reward"] + 0.3
     assert set(policy.model.state_dict()) == names
-    assert cost.trained_tokens == 2 * cost.scored_tokens / 4  # two epochs of one model; four passes to score
+    assert cells == {True: cost.trained_tokens, False: cost.scored_tokens}
     saved = {path.name for path in (tmp_path / "run" / "checkpoints" / "step-12").iterdir()}
     assert {"value.safetensors", "value.optimizer.safetensors"} < saved
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from cells import cells_through
 from enumerable import VOCABULARY, letters_policy, next_token, run_folder
 from gradients import relative_gap
 from preflab.config import pair_losses as losses
@@ -23,11 +24,11 @@ from preflab.config.pair_losses import DPOLoss, PairLoss, SumLoss
 from preflab.config.preference import DPO, Preference
 from preflab.config.training import Batch, Optimizer
 from preflab.data.encode import Encoder, Tree
+from preflab.data.pack import readings
 from preflab.data.records import PreferencePair
 from preflab.errors import Interrupted, NumericError
 from preflab.losses import dpo
 from preflab.models import scoring
-from preflab.models.head import head_of
 from preflab.models.load import Policy, copy_of
 from preflab.runs import read_json, read_lines
 from preflab.training.cost import Cost
@@ -296,29 +297,28 @@ def small(method: str, **more: Any) -> Preference:
     return dataclasses.replace(METHODS[method], **settings)
 
 
-def tokens_of(pairs: Sequence[Tree]) -> int:
-    return sum(2 * len(tree.prompt) + sum(map(len, tree.responses)) for tree in pairs)
-
-
+@pytest.mark.parametrize("layout", ["flat", "tree"])
 @pytest.mark.parametrize("method", METHODS)
-def test_the_reference_is_read_once_or_not_at_all(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_reference_is_read_once_or_not_at_all(
+    method: str, layout: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     policy, reference = letters_policy(), letters_policy(seed=1)
-    monkeypatch.setattr(scoring, "TREE_SHARE", 0.0)  # a row a response
-    head_of(reference.model)  # what the model can do is found out once
-    read: list[int] = []
-    reference.model.base_model.register_forward_pre_hook(
-        lambda module, args, kwargs: read.append(len(kwargs["input_ids"])), with_kwargs=True
-    )
+    monkeypatch.setattr(scoring, "TREE_SHARE", {"tree": 100.0, "flat": 0.0}[layout])
     run = run_folder(tmp_path / "run")
-    cost = train_preference(policy, PAIRS, small(method), run, seed=0, reference=reference.model)
-    assert cost.trained_tokens == 2 * tokens_of(PAIRS)
+    once = readings(PAIRS)[layout == "tree"].cells
+    with cells_through(policy.model) as cells, cells_through(reference.model) as read:
+        cost = train_preference(policy, PAIRS, small(method), run, seed=0, reference=reference.model)
+    assert cost.trained_tokens == cells[True]
+    if layout == "tree":  # in which padding plays no part
+        assert cost.trained_tokens == 2 * once
     start = run.path / "start.json"
     if method in REFERENCE_FREE:
-        assert (sum(read), cost.scored_tokens) == (0, 0)
+        assert (read.total(), cost.scored_tokens) == (0, 0)
         assert not start.exists()
     else:
-        ranked = 2 * tokens_of(PAIRS) if method in RANKED else 0  # the margins of each step's pairs under the policy
-        assert (sum(read), cost.scored_tokens) == (2 * len(PAIRS), tokens_of(PAIRS) + ranked)
+        assert read == {False: once}
+        # Before the first step the policy is looked at, at no charge; AOT asks for the margins of each step's pairs.
+        assert cost.scored_tokens == once + (cells[False] - once if method in RANKED else 0)
         assert not read_json(start)["starts_at_reference"]
     assert cost.flops > 0
 
@@ -413,7 +413,7 @@ def test_training_prefers_the_chosen_and_says_so(tmp_path: Path) -> None:
     figures = preference_figures(policy, given, before, settings.loss)
     assert figures.loss == pytest.approx(dpo(ratio[:, 0], ratio[:, 1], beta=0.1).tolist())
     assert figures.margin == pytest.approx((0.1 * (ratio[:, 0] - ratio[:, 1])).tolist())
-    tokens = sum(2 * len(tree.prompt) + sum(map(len, tree.responses)) for tree in given)
+    tokens = readings(given)[1].cells  # prompts once, nothing padded
     assert (cost.trained_tokens, cost.scored_tokens, cost.generated_tokens) == (6 * tokens, tokens, 0)
 
 

@@ -22,7 +22,7 @@ from preflab.config.pair_losses import BCOLoss, DPOLoss, IPOLoss, KTOLoss
 from preflab.config.preference import BCO, DPO, IPO, KTO, Preference, Unpaired
 from preflab.config.training import Batch, Optimizer
 from preflab.data.encode import Tree
-from preflab.data.pack import read_tokens
+from preflab.data.pack import readings
 from preflab.models import scoring
 from preflab.models.head import head_of
 from preflab.models.load import Policy, copy_of, load_policy, save_model
@@ -244,7 +244,7 @@ def test_a_tree_that_comes_twice_is_computed_once(tmp_path: Path) -> None:
     with counted(model) as rows:
         live = reference_logprobs(model, twice, None, title="reference")
     assert sum(rows) == 16
-    assert live.tokens == read_tokens(PAIRS)
+    assert live.read.cells == readings(PAIRS)[0].cells  # a row a response
     assert live.logprobs.view(-1, 2)[3].equal(live.logprobs.view(-1, 2)[8])
     assert ask(model, twice, tmp_path) == (live.logprobs.tolist(), 16)
 
@@ -453,7 +453,7 @@ def test_a_run_is_charged_the_same_whether_or_not_it_found_its_reference(method:
             costs.append(train_unpaired(policy, examples, settings, run, seed=0, reference=reference, cache=given))
     assert len({cost.scored_tokens for cost in costs}) == 1
     assert len({cost.flops for cost in costs}) == 1
-    assert costs[0].scored_tokens >= first.tokens
+    assert costs[0].scored_tokens >= first.read.cells
 
 
 def test_seconds_of_an_earlier_run_are_those_that_are_charged(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
@@ -14,15 +15,17 @@ import transformers
 from preflab.data.encode import Encoder, Tree
 from preflab.data.pack import Packed, pack
 from preflab.evaluation.policy import Judge
+from preflab.losses import entropy, kl_full, token_logprobs
 from preflab.models import scoring
 from preflab.models.load import Policy, load_reward_model, new_reward_model, save_model
 from preflab.models.scoring import (
+    of_distributions,
     response_logits,
-    response_logits_and_states,
     response_logprobs,
     response_scores,
     response_states,
     response_values,
+    scored,
 )
 from preflab.rollouts.sampler import Response
 from preflab.training.preference import pair_logprobs
@@ -135,21 +138,26 @@ def test_the_head_runs_on_response_positions_only(model: Any) -> None:
     assert shapes == [(2, 3, VOCABULARY)]
 
 
-def test_a_large_vocabulary_is_scored_in_smaller_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Logits of all tokens that a model reads at once would stay within the budget, and the figures stay."""
-    policy = tiny_policy()
+@pytest.mark.parametrize("known", [True, False])
+def test_a_wide_model_is_scored_in_smaller_batches(known: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a model's widest layer makes of all that it reads at once stays within the budget, or the logits where all
+    of them are held; the figures stay."""
+    policy = tiny_policy(width=16)
+    if not known:
+        monkeypatch.setattr(scoring, "head_of", lambda model: None)
+    held = 4 * 4 * 16 if known else 400
     pairs = [Tree(f"p:{i}", (5, 6 + i, 7)[: 1 + i % 3], ((8, 9, 10 + i), (11 + i, 12))) for i in range(12)]
     given = [PromptIds(tree.origin, "", tree.prompt) for tree in pairs]
     seen: list[int] = []
 
     def count(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
-        seen.append(kwargs["input_ids"].numel() * 400)
+        seen.append((args[0] if args else kwargs["input_ids"]).numel() * held)
 
     def figures() -> tuple[Any, ...]:
         seen.clear()
         encoder = Encoder(policy.tokenizer, prompt_tokens=8, response_tokens=8)
         held_out = [dataclasses.replace(tree, responses=tree.responses[:1]) for tree in pairs]
-        judge = Judge(tiny_policy(seed=1).model, encoder, None, None, held_out, max_new_tokens=4, seed=0)
+        judge = Judge(tiny_policy(seed=1, width=16).model, encoder, None, None, held_out, max_new_tokens=4, seed=0)
         responses = [Response(p.key, p.ids, (8, 9, 10, 11)[: 1 + i % 4], (), False) for i, p in enumerate(given)]
         with torch.no_grad():
             return (
@@ -162,14 +170,14 @@ def test_a_large_vocabulary_is_scored_in_smaller_batches(monkeypatch: pytest.Mon
     policy.model.base_model.register_forward_pre_hook(count, with_kwargs=True)
     whole = figures()
     assert len(seen) == 3
-    budget = 400 * 7 * 5  # five rows of the longest tree; pairs go two by two
-    monkeypatch.setattr(scoring, "LOGITS_AT_ONCE", budget)
+    budget = held * 7 * 5  # five rows of the longest tree; pairs go two by two
+    monkeypatch.setattr(scoring, "FLOATS_AT_ONCE", budget)
     parts = figures()
     assert len(seen) == 3 + 3 + 6
     assert max(seen) <= budget
     for one, other in zip(whole, parts, strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
-    monkeypatch.setattr(scoring, "LOGITS_AT_ONCE", 1)  # one row has to fit, whatever the budget says
+    monkeypatch.setattr(scoring, "FLOATS_AT_ONCE", 1)  # one row has to fit, whatever the budget says
     assert torch.allclose(figures()[2], whole[2], atol=1e-5)
 
 
@@ -177,10 +185,18 @@ def test_a_large_vocabulary_is_scored_in_smaller_batches(monkeypatch: pytest.Mon
 def test_states_are_those_that_the_output_head_reads(model: Any) -> None:
     """In one pass with the logits, or alone; and they know nothing of the token they predict or of padding."""
     batch = pack(trees())
-    logits, states = response_logits_and_states(model, batch)
-    mask = batch.mask
+    found = scored(model, batch, temperature=0.7, logits=True, states=True)
+    logits, states, mask = found.logits, found.states, batch.mask
+    assert logits is not None
+    assert states is not None
     assert torch.equal(logits[mask], response_logits(model, batch)[mask])
     assert torch.equal(states[mask], response_states(model, batch)[mask])
+    torch.testing.assert_close(found.logprobs, response_logprobs(model, batch, temperature=0.7), atol=1e-5, rtol=1e-5)
+    less = scored(model, batch, temperature=0.7, states=True)
+    assert less.logits is None
+    assert less.states is not None
+    assert torch.equal(less.states, states)
+    assert torch.equal(less.logprobs, response_logprobs(model, batch, temperature=0.7))
     torch.testing.assert_close(model.get_output_embeddings()(states)[mask], logits[mask], atol=1e-4, rtol=1e-4)
     rows = [(tree.prompt, response) for tree in trees() for response in tree.responses]
     for (prompt, response), row in zip(rows, states, strict=True):
@@ -189,6 +205,34 @@ def test_states_are_those_that_the_output_head_reads(model: Any) -> None:
             torch.testing.assert_close(row[t], alone, atol=1e-4, rtol=1e-4)
     wide = response_states(model, padded(batch, 5))[:, : mask.shape[1]]
     torch.testing.assert_close(wide[mask], states[mask], atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("at_once", [1, 3 * VOCABULARY, 2**22])
+def test_figures_of_distributions_are_those_of_all_logits_at_once(
+    model: Any, at_once: int, known: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By chunks of one token, of three, and of all."""
+    other = copy.deepcopy(model)
+    for parameter in other.parameters():
+        parameter.mul_(1.1)
+    batch = pack(trees())
+    logits, others = response_logits(model, batch), response_logits(other, batch)
+    expected = (entropy(logits), kl_full(logits, others), token_logprobs(logits, batch.response_ids))
+    monkeypatch.setattr(scoring, "LOGITS_AT_ONCE", at_once)
+    if not known:
+        monkeypatch.setattr(scoring, "head_of", lambda model: None)
+    tokens, sizes = batch.response_ids[batch.mask], list[int]()
+
+    def measure(some: slice, one: torch.Tensor, two: torch.Tensor) -> list[torch.Tensor]:
+        sizes.append(len(one))
+        return [entropy(one), kl_full(one, two), token_logprobs(one, tokens[some])]
+
+    found = of_distributions((model, other), batch, measure)
+    assert max(sizes) == max(1, min(at_once // VOCABULARY, len(tokens)))
+    for mine, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine, theirs.masked_fill(~batch.mask, 0.0), atol=2e-5, rtol=1e-4)
 
 
 def reward_model(tmp_path: Path, architecture: str = "gpt2") -> Any:

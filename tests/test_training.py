@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from cells import cells_through
 from enumerable import END_ID, ShareOf, letters_policy, letters_prompts, reward_model, run_folder, value_model
 from gradients import gradients_of
 from preflab.config.online import PPO, RolloutBatch
@@ -263,11 +264,13 @@ def test_training_takes_the_steps_that_its_epochs_need(tmp_path: Path) -> None:
     settings = SFT(epochs=2, batch=Batch(size=2, micro=2), optimizer=STILL, evaluations=2)
     run = run_folder(tmp_path / "run")
     seen: list[int] = []
-    cost = train_sft(tiny_policy(), rows, settings, run, seed=0, log_every=1, evaluate=seen.append)
+    policy = tiny_policy()
+    with cells_through(policy.model) as cells:
+        cost = train_sft(policy, rows, settings, run, seed=0, log_every=1, evaluate=seen.append)
     assert total_steps(5, settings) == 5
     assert [line["step"] for line in read_lines(run.metrics)] == [1, 2, 3, 4, 5]
     assert seen == evaluation_steps(5, 2)
-    assert cost.trained_tokens == 2 * sum(len(row.prompt) + len(row.responses[0]) for row in rows)
+    assert cells == {True: cost.trained_tokens}
     drawn = Counter(i for step in range(5) for i in batch_at(step, examples=5, batch_size=2, seed=0))
     assert set(drawn.values()) == {2}
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from cells import cells_through
 from enumerable import letters_policy, run_folder
 from gradients import gradients_of, relative_gap
 from preflab.config.pair_losses import BCOLoss, KTOLoss
@@ -22,6 +23,7 @@ from preflab.config.training import Batch, Optimizer
 from preflab.data.encode import Tree
 from preflab.errors import DataError, Interrupted, NumericError
 from preflab.models.load import Policy
+from preflab.models.scoring import reading_of
 from preflab.runs import JSON, RunFolder, read_json, read_lines
 from preflab.seeds import derive
 from preflab.training import checkpoint
@@ -287,16 +289,16 @@ def test_tokens_are_counted(method: str, tmp_path: Path) -> None:
     """The reference reads the responses once, and for KTO the mismatched ones (equal ones once), which the policy reads
     again at each step."""
     trees = [example.tree for example in EXAMPLES]
-    run = run_folder(tmp_path / "run")
-    cost = train_unpaired(letters_policy(), EXAMPLES, small(method, epochs=3), run, seed=0)
-
-    def tokens(rows: Sequence[Tree]) -> int:
-        return sum(len(row.prompt) + len(row.responses[0]) for row in rows)
-
+    run, policy, reference = run_folder(tmp_path / "run"), letters_policy(), letters_policy(seed=1).model
+    with cells_through(policy.model) as cells, cells_through(reference) as read:
+        cost = train_unpaired(policy, EXAMPLES, small(method, epochs=3), run, seed=0, reference=reference)
+    looked_at = reading_of(policy.model, trees).cells  # before the first step, at no charge
+    assert cost.trained_tokens == cells[True]
+    assert cost.scored_tokens == read[False] + cells[False] - looked_at
     strangers = mismatched(trees, seed=derive(0, "mismatch")) if method == "kto" else []
     distinct = {(tree.prompt, tree.responses): tree for tree in strangers}
-    assert cost.trained_tokens == 3 * tokens(trees)
-    assert cost.scored_tokens == tokens(trees) + tokens([*distinct.values()]) + 3 * tokens(strangers)
+    assert read[False] == looked_at + reading_of(reference, [*distinct.values()]).cells
+    assert (cells[False] > looked_at) == (method == "kto")
 
 
 def test_weights_that_are_not_numbers_stop_the_run(tmp_path: Path) -> None:

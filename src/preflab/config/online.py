@@ -85,6 +85,11 @@ class Surrogate(Online):
     token of a long one less; seq-mean-token-sum adds up a response's tokens, as the policy gradient has it;
     seq-mean-token-sum-norm divides that by the length limit."""
 
+    @property
+    def needs_logits(self) -> bool:
+        """Whether the loss looks at the whole vocabulary, not at the sampled tokens alone."""
+        return self.kl_penalty == "full"
+
     def misfit(self) -> str | None:
         """What does not fit together, or None."""
         if problem := super().misfit():

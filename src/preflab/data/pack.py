@@ -252,6 +252,58 @@ def _to(value: Any, device: torch.device) -> Any:
             return value
 
 
+@dataclass(frozen=True)
+class Reading:
+    """What a model computes of a batch, or of several: counts that floating-point operations follow from."""
+
+    cells: int = 0
+    """Places that go through the body; padding in the flat layout is among them."""
+    seen: int = 0
+    """Pairs of a cell and one that it attends to, itself counted."""
+    predicted: int = 0
+    """Response tokens: where the output head runs."""
+    longest: int = 0
+    """The most cells that one cell attends to."""
+
+    def __add__(self, other: Reading) -> Reading:
+        return Reading(
+            self.cells + other.cells,
+            self.seen + other.seen,
+            self.predicted + other.predicted,
+            max(self.longest, other.longest),
+        )
+
+
+def readings(given: Packed | Sequence[Tree], *, ends: bool = False) -> tuple[Reading, Reading]:
+    """What `flat` and `tree` lay out, from lengths alone.
+
+    Args:
+        ends: as for `tree`.
+
+    >>> readings([Tree("a:1", (5, 6), ((7, 8), (9, 10, 11)))])
+    (Reading(cells=10, seen=30, predicted=5, longest=5), Reading(cells=5, seen=13, predicted=5, longest=4))
+    """
+    if isinstance(given, Packed):
+        width = given.token_ids.shape[1]
+        lengths = given.mask.sum(1).tolist()
+        rows = list(zip(given.tree.tolist(), given.starts.tolist(), lengths, strict=True))
+    else:
+        rows = [(tree.prompt, len(tree.prompt), len(response)) for tree in given for response in tree.responses]
+        width = max((start + length for _, start, length in rows), default=0)
+    predicted = sum(length for *_, length in rows)
+    prompts = {prompt: start for prompt, start, _ in rows}.values()
+    fed = [(start, length - (not ends)) for _, start, length in rows]
+    copied = Reading(len(rows) * width, len(rows) * width * (width + 1) // 2, predicted, width)
+    shared = Reading(
+        sum(prompts) + sum(length for _, length in fed),
+        sum(start * (start + 1) // 2 for start in prompts)
+        + sum(start * length + length * (length + 1) // 2 for start, length in fed),
+        predicted,
+        max((start + length for start, length in fed), default=0),
+    )
+    return copied, shared
+
+
 def read_tokens(trees: Sequence[Tree]) -> int:
-    """Tokens that a model reads of them; a prompt stands before each response."""
+    """Tokens of them all, where a prompt stands before each response."""
     return sum(len(tree.prompt) * len(tree.responses) + sum(map(len, tree.responses)) for tree in trees)

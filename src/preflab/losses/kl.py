@@ -83,8 +83,8 @@ def kl_in_loss(
     kind: Literal["k2", "k3", "full"],
     logprobs: Float[Tensor, "*batch"],
     reference_logprobs: Float[Tensor, "*batch"],
-    logits: Float[Tensor, "*batch vocabulary"],
-    reference_logits: Float[Tensor, "*batch vocabulary"] | None,
+    logits: Float[Tensor, "*batch vocabulary"] | None = None,
+    reference_logits: Float[Tensor, "*batch vocabulary"] | None = None,
 ) -> Float[Tensor, "*batch"]:
     """A KL penalty to differentiate on responses sampled from the policy, one value a token, in nats.
 
@@ -103,7 +103,7 @@ def kl_in_loss(
         logits, reference_logits: those that predict the tokens, divided by the temperature; for full alone.
 
     Raises:
-        ValueError: full without reference logits.
+        ValueError: full without the logits of both.
 
     >>> p, q = torch.tensor([[0.7, 0.2, 0.1]]).log(), torch.tensor([[0.5, 0.3, 0.2]]).log()
     >>> [round(kl_in_loss(kind, p[:, 0], q[:, 0], p, q).item(), 4) for kind in ("k2", "k3", "full")]
@@ -115,8 +115,8 @@ def kl_in_loss(
         case "k3":
             return k3(logprobs, reference_logprobs)
         case "full":
-            if reference_logits is None:
-                raise ValueError("full-vocabulary KL needs the reference's logits")
+            if logits is None or reference_logits is None:
+                raise ValueError("full-vocabulary KL needs the logits of policy and reference")
             return kl_full(logits, reference_logits)
         case never:
             assert_never(never)

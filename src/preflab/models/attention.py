@@ -168,7 +168,7 @@ def tree_states(body: Any, layout: Layout) -> Float[Tensor, "cell width"]:
     """
     if body.training and any(getattr(part, "gradient_checkpointing", False) for part in body.modules()):
         raise NoTree("activation checkpointing runs its layers again when the layout is gone")
-    with laid_out(body, layout) as under_way:
+    with _remembered(body, layout.longest), laid_out(body, layout) as under_way:
         # A mask of ones keeps transformers from taking each restart of the positions for a sequence of its own.
         outputs = body(
             input_ids=layout.token_ids,
@@ -181,12 +181,27 @@ def tree_states(body: Any, layout: Layout) -> Float[Tensor, "cell width"]:
     return outputs.last_hidden_state[0]
 
 
-def takes_trees(body: Any) -> bool:
-    """Whether the model gives the states of the flat layout in the tree layout too: tried once, on two small trees."""
+def takes_trees(body: Any, longest: int = 0) -> bool:
+    """Whether the model gives the states of the flat layout in the tree layout too: tried once, on two small trees.
+
+    Args:
+        longest: of a batch's layout; one as long as another that was refused is refused too.
+    """
     if body not in _takes:
         with without_dropout(body):
             _takes[body] = _tried(body)
-    return _takes[body]
+    window = getattr(body.config, "sliding_window", None) or longest
+    return _takes[body] and longest <= window and longest < _refused.get(body, longest + 1)
+
+
+@contextmanager
+def _remembered(body: Any, longest: int) -> Iterator[None]:
+    """What is refused here is too long for a window of the model's attention."""
+    try:
+        yield
+    except NoTree:
+        _refused[body] = min(longest, _refused.get(body, longest))
+        raise
 
 
 def say_no_tree(body: Any, reason: str) -> None:
@@ -197,6 +212,8 @@ def say_no_tree(body: Any, reason: str) -> None:
 
 
 _takes: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
+_refused: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
+"""The shortest layout that a model refused."""
 _told: WeakSet[Any] = WeakSet()
 
 

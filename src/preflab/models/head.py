@@ -134,7 +134,7 @@ class _Logprobs(torch.autograd.Function):
         ctx.head, ctx.temperature = head, temperature
         keep = any(ctx.needs_input_grad) and len(states) * len(weight) <= KEPT_LOGITS
         kept, found, totals = [], [], []
-        for rows in _chunks(len(states), len(weight)):
+        for rows in chunks(len(states), len(weight), CHUNK_LOGITS):
             logits = _logits(states[rows], weight, bias, head, temperature)
             totals.append(logits.logsumexp(-1))
             found.append(logits.gather(-1, tokens[rows].unsqueeze(-1)).squeeze(-1))
@@ -152,7 +152,7 @@ class _Logprobs(torch.autograd.Function):
         of_states = torch.empty_like(states) if needs_states else None
         of_weight = torch.zeros_like(weight) if needs_weight else None
         of_bias = torch.zeros_like(bias) if needs_bias else None
-        for number, rows in enumerate(_chunks(len(states), len(weight))):
+        for number, rows in enumerate(chunks(len(states), len(weight), CHUNK_LOGITS)):
             logits = kept[number] if kept else _logits(states[rows], weight, bias, ctx.head, ctx.temperature)
             scale = grad[rows].unsqueeze(-1) * (ctx.head.scale / ctx.temperature)
             of_logits = (logits - total[rows].unsqueeze(-1)).exp_().mul_(-scale)
@@ -175,6 +175,7 @@ def _logits(states: Tensor, weight: Tensor, bias: Tensor | None, head: Head, tem
     return logits if temperature == 1.0 else logits / temperature
 
 
-def _chunks(states: int, vocabulary: int) -> list[slice]:
-    size = max(1, CHUNK_LOGITS // vocabulary)
+def chunks(states: int, vocabulary: int, at_once: int) -> list[slice]:
+    """Which states to make logits of together: `at_once` logits at most, or those of one state."""
+    size = max(1, at_once // vocabulary)
     return [slice(begin, begin + size) for begin in range(0, states, size)]

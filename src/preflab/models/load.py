@@ -141,17 +141,6 @@ def save_model(policy: Policy, folder: Path) -> None:
             raise StorageError(f"can't write {folder}: {error}; free space or choose another --out") from None
 
 
-def working_weights(model: Any) -> int:
-    """Weights that multiply every token, for FLOP counts: all but embedding tables, which are looked up.
-
-    A table tied to the output head counts: there it multiplies.
-    """
-    head = model.get_output_embeddings()
-    tables = [module.weight for module in model.modules() if isinstance(module, nn.Embedding)]
-    looked_up = [table for table in tables if head is None or table is not head.weight]
-    return sum(p.numel() for p in model.parameters()) - sum(table.numel() for table in looked_up)
-
-
 def _weights(auto: Any, name: str | Path, trust_remote_code: bool, *, remedy: str = "save or fetch it again") -> Any:
     """The model; where weights are missing transformers would draw them at random without a word."""
     model, info = auto.from_pretrained(

@@ -38,9 +38,9 @@ from torch import Tensor
 
 from preflab import __version__
 from preflab.data.encode import Tree
-from preflab.data.pack import read_tokens
+from preflab.data.pack import Reading, read_tokens
 from preflab.errors import StorageError
-from preflab.models.scoring import logprobs_of
+from preflab.models.scoring import logprobs_of, reading_of
 from preflab.progress import say, stage, warn
 from preflab.runs import digest, write_bytes
 
@@ -55,8 +55,8 @@ class Referenced:
 
     logprobs: Float[Tensor, " response"]
     """log π_ref(y|x) in nats, tree by tree."""
-    tokens: int
-    """Tokens that the reference reads for them; of equal trees those of one."""
+    read: Reading
+    """What computing all of them takes, cached or not; of equal trees one counts."""
     seconds: float
     """How long that took when it was computed, in this run or an earlier one."""
 
@@ -150,7 +150,7 @@ def reference_logprobs(model: Any, trees: Sequence[Tree], cache: ReferenceCache 
             cache.write(space, made)
     return Referenced(
         logprobs=torch.cat([torch.zeros(0), *(known[key].logprobs for key in keys)]),
-        tokens=read_tokens(list(wanted.values())),
+        read=reading_of(model, list(wanted.values())),
         seconds=sum(known[key].seconds for key in wanted),
     )
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,25 +12,35 @@ from torch import Tensor, nn
 
 from preflab.data.budget import Extent
 from preflab.data.encode import Tree
-from preflab.data.pack import Layout, Packed, cells, flat, pack, tree
+from preflab.data.pack import Layout, Packed, Reading, cells, flat, pack, readings, tree
 from preflab.losses.logprobs import masked_sum, token_logprobs
 from preflab.models.attention import NoTree, say_no_tree, takes_trees, tree_states
-from preflab.models.head import head_of
+from preflab.models.head import chunks, head_of
 from preflab.progress import Advance
 
 TREE_SHARE = 0.9
 """The tree layout is taken where it has at most this share of the flat layout's cells."""
 
-LOGITS_AT_ONCE = 2**27
-"""How many logits a pass without gradients may hold: ½ GiB in float32. The full-vocabulary KL of two models takes some
-eight times that."""
+FLOATS_AT_ONCE = 2**27
+"""How many numbers a pass without gradients may hold beside the weights: ½ GiB in float32."""
+WIDEST_HELD = 4
+"""How many outputs of its widest layer a body holds at once: before and after the activation, a gate, the states."""
+LOGITS_AT_ONCE = 2**22
+"""How many logits of a model are looked at together without gradients; the KL of two models takes some eight times as
+many numbers."""
+TREES_AT_ONCE = 16
+"""How many trees are scored at once at most, where no one says otherwise."""
 
 
 def rows_at_once(model: Any, positions: int, most: int) -> int:
-    """How many rows of `positions` tokens to score at once without gradients: at most `most`, fewer for a large
-    vocabulary. Changes no figure beyond rounding."""
-    vocabulary: int = model.get_output_embeddings().weight.shape[0]
-    return max(1, min(most, LOGITS_AT_ONCE // (vocabulary * positions)))
+    """How many rows of `positions` tokens to score at once without gradients: at most `most`, fewer for a wide model,
+    or for a large vocabulary where the logits of all positions are held. Changes no figure beyond rounding."""
+    tables = {id(part.weight) for part in model.modules() if isinstance(part, nn.Embedding)}
+    widths = (max(weight.shape) for weight in model.base_model.parameters() if id(weight) not in tables)
+    held = WIDEST_HELD * max(widths, default=1)
+    if head_of(model) is None:
+        held = max(held, model.get_output_embeddings().weight.shape[0])
+    return max(1, min(most, FLOATS_AT_ONCE // (held * positions)))
 
 
 def trees_at_once(model: Any, trees: Sequence[Tree], most: int) -> int:
@@ -56,31 +67,89 @@ def response_states(model: nn.Module, batch: Packed) -> Float[Tensor, "response 
     return states[layout.before]
 
 
-def response_logits_and_states(
-    model: nn.Module, batch: Packed
-) -> tuple[Float[Tensor, "response token vocabulary"], Float[Tensor, "response token width"]]:
-    """Both in one pass, for a head that shares the model's trunk."""
-    states, head = response_states(model, batch), head_of(model)
-    return (_own_logits(model, batch) if head is None else head.logits(model, states)), states
+@dataclass(frozen=True)
+class Scored:
+    """Response tokens under a model, in one pass, with gradients."""
+
+    logprobs: Float[Tensor, "response token"]
+    """As `response_logprobs` has them."""
+    logits: Float[Tensor, "response token vocabulary"] | None = None
+    """As `response_logits` has them, before any temperature; None where nobody asked."""
+    states: Float[Tensor, "response token width"] | None = None
+    """As `response_states` has them; None where nobody asked."""
+
+
+def scored(
+    model: nn.Module, batch: Packed, *, temperature: float = 1.0, logits: bool = False, states: bool = False
+) -> Scored:
+    """Log-probabilities, and what else is asked for.
+
+    Args:
+        temperature: of the log-probabilities, > 0.
+        logits: hold those of all response tokens, for a loss over the whole vocabulary.
+        states: for a head that shares the model's trunk.
+    """
+    head = head_of(model)
+    if head is None:
+        held = _own_logits(model, batch)
+        before = response_states(model, batch) if states else None
+    else:
+        cell_states, layout = _states(model, batch)
+        if not logits:
+            chosen, tokens = cell_states[layout.before[batch.mask]], batch.response_ids[batch.mask]
+            logprobs = _rows(batch, head.logprobs(model, chosen, tokens, temperature=temperature))
+            return Scored(logprobs, states=cell_states[layout.before] if states else None)
+        before = cell_states[layout.before]
+        held = head.logits(model, before)
+    logprobs = token_logprobs(held, batch.response_ids, temperature=temperature).masked_fill(~batch.mask, 0.0)
+    return Scored(logprobs, held if logits else None, before if states else None)
 
 
 def response_logprobs(model: nn.Module, batch: Packed, *, temperature: float = 1.0) -> Float[Tensor, "response token"]:
     """log π(y_t | x, y_<t) in nats at a temperature; 0 outside the mask. Never holds the logits of all tokens, but for
     models whose way from states to logits is not known."""
+    return scored(model, batch, temperature=temperature).logprobs
+
+
+Measure = Callable[..., Sequence[Float[Tensor, " token"]]]
+"""(some response tokens, the logits of each model before them) → figures of each of the tokens. Which ones: a slice of
+all tokens in the mask, row by row."""
+
+
+@torch.no_grad()
+def of_distributions(models: Sequence[Any], batch: Packed, measure: Measure) -> list[Float[Tensor, "response token"]]:
+    """Figures of whole next-token distributions, such as entropy and KL: some tokens at a time, without gradients.
+
+    0 outside the mask.
+    """
+    sources = [_logits_before(model, batch) for model in models]
+    vocabulary = max(model.get_output_embeddings().weight.shape[0] for model in models)
+    parts = [
+        torch.stack(list(measure(some, *(source(some) for source in sources))))
+        for some in chunks(int(batch.mask.sum()), vocabulary, LOGITS_AT_ONCE)
+    ]
+    return [_rows(batch, figure) for figure in torch.cat(parts, 1)]
+
+
+def _logits_before(model: Any, batch: Packed) -> Callable[[slice], Float[Tensor, "token vocabulary"]]:
+    """Some of the response tokens in the mask → the logits that predict them."""
     head = head_of(model)
     if head is None:
-        logprobs = token_logprobs(_own_logits(model, batch), batch.response_ids, temperature=temperature)
-        return logprobs.masked_fill(~batch.mask, 0.0)
+        logits = _own_logits(model, batch)[batch.mask]
+        return lambda some: logits[some]
     states, layout = _states(model, batch)
-    found = head.logprobs(
-        model, states[layout.before[batch.mask]], batch.response_ids[batch.mask], temperature=temperature
-    )
-    return found.new_zeros(batch.mask.shape).masked_scatter(batch.mask, found)
+    before = states[layout.before[batch.mask]]
+    return lambda some: head.logits(model, before[some])
+
+
+def _rows(batch: Packed, values: Float[Tensor, " token"]) -> Float[Tensor, "response token"]:
+    """Values of the response tokens in the mask, each in its place; 0 elsewhere."""
+    return values.new_zeros(batch.mask.shape).masked_scatter(batch.mask, values)
 
 
 @torch.no_grad()
 def logprobs_of(
-    model: Any, trees: Sequence[Tree], *, batch_size: int = 16, advance: Advance = lambda done, note: None
+    model: Any, trees: Sequence[Tree], *, batch_size: int = TREES_AT_ONCE, advance: Advance = lambda done, note: None
 ) -> Float[Tensor, " response"]:
     """log π(y|x) in nats of each response, tree by tree."""
     parts = [torch.zeros(0)]
@@ -129,20 +198,13 @@ def reads_tree(model: Any, batch: Extent, *, ends: bool) -> bool:
     """Whether a batch of this extent is read in the tree layout; `ends`: last tokens are read too."""
     if not hasattr(model, "score") and head_of(model) is None:
         return False
-    read = batch.longest - (not ends)
-    window = getattr(model.config, "sliding_window", None) or read
-    return read <= window and _takes_tree(model.base_model, batch.flat, batch.tree)
-
-
-def _takes_tree(body: Any, copied: int, shared: int) -> bool:
-    return shared <= TREE_SHARE * copied and takes_trees(body)
+    return _tree_pays(model.base_model, batch.flat, batch.tree, batch.longest - (not ends))
 
 
 def _states(model: Any, batch: Packed, *, ends: bool = False) -> tuple[Float[Tensor, "cell width"], Layout]:
     """The last hidden state of every cell of the layout that costs less."""
     body = model.base_model
-    copied, shared = cells(batch)
-    if _takes_tree(body, copied, shared):
+    if _tree_pays(body, *cells(batch)):
         layout = tree(batch, ends=ends)
         try:
             return tree_states(body, layout), layout
@@ -150,3 +212,24 @@ def _states(model: Any, batch: Packed, *, ends: bool = False) -> tuple[Float[Ten
             say_no_tree(body, str(reason))
     layout = flat(batch)
     return body(input_ids=layout.token_ids, use_cache=False).last_hidden_state.flatten(0, 1), layout
+
+
+def _tree_pays(body: Any, copied: int, shared: int, longest: int = 0) -> bool:
+    return shared <= TREE_SHARE * copied and takes_trees(body, longest)
+
+
+def reading(model: Any, given: Packed | Sequence[Tree], *, ends: bool = False) -> Reading:
+    """What a pass over a batch computes, in the layout that it takes.
+
+    Args:
+        ends: with the last token of each response, as `response_scores` reads it.
+    """
+    copied, shared = readings(given)
+    laid_out = readings(given, ends=True)[1] if ends else shared
+    return laid_out if _tree_pays(model.base_model, copied.cells, shared.cells, laid_out.longest) else copied
+
+
+def reading_of(model: Any, trees: Sequence[Tree], *, batch_size: int = TREES_AT_ONCE) -> Reading:
+    """What `logprobs_of` computes, batch by batch."""
+    size = trees_at_once(model, trees, batch_size)
+    return sum((reading(model, trees[begin : begin + size]) for begin in range(0, len(trees), size)), Reading())

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from preflab.data.encode import Encoder, Tokenizer, Tree
-from preflab.data.pack import pack
+from preflab.data.pack import Reading, pack
 from preflab.models.load import Policy
-from preflab.models.scoring import response_scores
+from preflab.models.scoring import reading, response_scores
 from preflab.rewards.protocol import Answer
 
 
@@ -27,12 +27,18 @@ class LearnedReward:
     @torch.no_grad()
     def __call__(self, answers: Sequence[Answer]) -> list[float]:
         """Scores, one an answer."""
-        trees = self._trees(answers)
         scores: list[float] = []
-        for begin in range(0, len(trees), self.batch_size):
-            batch = pack(trees[begin : begin + self.batch_size]).to(self.model.device)
-            scores += response_scores(self.model.model, batch).tolist()
+        for trees in self._batches(self._trees(answers)):
+            scores += response_scores(self.model.model, pack(trees).to(self.model.device)).tolist()
         return scores
+
+    def reading(self, answers: Sequence[Answer]) -> Reading:
+        """What the model computes for them."""
+        trees = self._trees(answers)
+        return sum((reading(self.model.model, some, ends=True) for some in self._batches(trees)), Reading())
+
+    def _batches(self, trees: list[Tree]) -> Iterator[list[Tree]]:
+        return (trees[begin : begin + self.batch_size] for begin in range(0, len(trees), self.batch_size))
 
     def _trees(self, answers: Sequence[Answer]) -> list[Tree]:
         own = self.model.tokenizer

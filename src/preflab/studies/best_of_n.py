@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 from preflab.evaluation.policy import Judge
-from preflab.models.load import Policy, working_weights
+from preflab.models.load import Policy
 from preflab.rewards.protocol import score
 from preflab.rollouts.sampler import sample
 from preflab.runs import JSON
@@ -62,8 +62,9 @@ def best_of_n(
             samples=n,
             seed=derive(judge.seed, "best of n"),
         )
-        scores = score(judge.proxy, answers(judge.encoder, [prompt for prompt in prompts for _ in range(n)], responses))
-    pay(cost, responses, weights=working_weights(reference.model))
+        judged = answers(judge.encoder, [prompt for prompt in prompts for _ in range(n)], responses)
+        scores = score(judge.proxy, judged)
+    pay(cost, reference, responses, judge.proxy, judged)
     for size in sizes(n):
         picked = [
             max(range(begin, begin + size), key=lambda i: (scores[i], -i)) for begin in range(0, len(responses), n)

@@ -1,5 +1,8 @@
 """What a run cost.
 
+Tokens are counted as a model's body reads them: a prompt once for all its responses in the tree layout, padding too in
+the flat one (`models/scoring.py: reading`). Floating-point operations are those of `models/flops.py`.
+
 A pass of the reference that was read from the cache costs what it took when it was computed: its tokens, FLOPs and
 seconds. So an arm pays for what its method needs, and neither the order of a study's arms nor an earlier run makes it
 look cheaper. Memory is what was really seen.
@@ -12,6 +15,10 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
+
+from preflab.data.pack import Reading
+from preflab.models.flops import flops
 
 
 @dataclass
@@ -21,7 +28,7 @@ class Cost:
     wall_seconds: float = 0.0
     """With those of reference passes that were found in the cache, as they were measured then."""
     trained_tokens: int = 0
-    """Tokens that went forward and backward, prompt tokens included."""
+    """Tokens that went forward and backward, prompt tokens included; through frozen blocks they go forward alone."""
     scored_tokens: int = 0
     """Tokens that went forward alone: references, values, old log-probabilities, learned rewards."""
     generated_tokens: int = 0
@@ -32,12 +39,22 @@ class Cost:
     peak_memory_bytes: int = 0
     """Of the process while it ran; what was resident before is included."""
     flops: float = 0.0
-    """Estimate: 6 × weights × trained tokens + 2 × weights × other tokens; attention's share is left out."""
+    """Of matrix products: `models/flops.py: flops`. Sampling counts as one pass over each prompt and response, without
+    padding."""
 
-    def add_scored(self, tokens: int, *, weights: int) -> None:
-        """Count tokens that go forward alone through a model of so many working weights."""
-        self.scored_tokens += tokens
-        self.flops += 2 * weights * tokens
+    def add_trained(self, model: Any, read: Reading) -> None:
+        """Count a pass with gradients."""
+        self.trained_tokens += read.cells
+        self.flops += flops(model, read, backward=True)
+
+    def add_scored(self, model: Any, read: Reading) -> None:
+        """Count a pass without gradients."""
+        self.scored_tokens += read.cells
+        self.flops += flops(model, read)
+
+    def add(self, other: Cost) -> None:
+        """Count what another cost counted."""
+        vars(self).update(self.plus(other).values())
 
     def plus(self, other: Cost) -> Cost:
         """Both together: sums, and the larger peak."""

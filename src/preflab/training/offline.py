@@ -14,7 +14,8 @@ from preflab.data.budget import extent
 from preflab.data.encode import Tree
 from preflab.errors import NumericError
 from preflab.models.freezing import freeze
-from preflab.models.load import Policy, working_weights
+from preflab.models.load import Policy
+from preflab.models.scoring import reading
 from preflab.progress import stage
 from preflab.runs import RunFolder
 from preflab.seeds import derive
@@ -44,7 +45,6 @@ def fit(
     run: RunFolder,
     *,
     step: Step,
-    reads_ends: bool = False,
     seed: int,
     title: str,
     log_every: int,
@@ -55,7 +55,6 @@ def fit(
 
     Args:
         step: the method.
-        reads_ends: it reads the last tokens of responses too.
         evaluate: called at `settings.evaluations` evenly spread steps.
         derived: further figures for the log, from a step's means.
 
@@ -68,8 +67,8 @@ def fit(
     stepper = Stepper(policy.model, settings.optimizer, total)
     marks = evaluation_steps(total, settings.evaluations)
     session = Session(run, {"policy": policy.model}, {"policy": stepper}, marks=marks, evaluate=evaluate)
-    weights = working_weights(policy.model)
-    micro_batches = MicroBatches(settings.batch.micro, settings.batch.tokens, (policy.model,), ends=reads_ends)
+    scores = policy.model.get_output_embeddings() is None  # a reward model, read at the last token
+    micro_batches = MicroBatches(settings.batch.micro, settings.batch.tokens, (policy.model,), ends=scores)
     micro_batches.warn_alone(trees, "examples")
     lengths = [extent(tree).longest for tree in trees] if settings.batch.order == "length" else None
     with session.stoppable(), stage(title, total, session.start) as advance:
@@ -83,6 +82,8 @@ def fit(
                 for positions in micro_batches.of([trees[i] for i in indices]):
                     share, others = loss(positions)
                     share.backward()
+                    rows = [trees[indices[i]] for i in positions]
+                    session.cost.add_trained(policy.model, reading(policy.model, rows, ends=scores))
                     for name, value in ({"loss": share} | others).items():
                         means[name] = means.get(name, torch.zeros_like(value)) + value.detach()
                 if not math.isfinite(float(means["loss"])):
@@ -91,10 +92,6 @@ def fit(
                         f"optimizer.learning_rate, or look at the rows named in {run.path / 'crash.json'}"
                     )
                 figures = stepper.step(number, f"step {number + 1}")
-                tokens = sum(len(trees[i].prompt) * len(trees[i].responses) for i in indices)
-                tokens += sum(len(response) for i in indices for response in trees[i].responses)
-                session.cost.trained_tokens += tokens
-                session.cost.flops += 6 * weights * tokens
             done = number + 1
             if done % log_every == 0 or done == total:
                 values = {name: float(value) for name, value in means.items()}

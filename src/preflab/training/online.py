@@ -10,7 +10,7 @@ for each update:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
@@ -21,7 +21,7 @@ from preflab.config.online import Online
 from preflab.data.encode import Encoder
 from preflab.errors import NumericError
 from preflab.losses import masked_mean, masked_sum
-from preflab.models.load import Policy, working_weights
+from preflab.models.load import Policy
 from preflab.progress import stage
 from preflab.rewards.protocol import Reward, score
 from preflab.rollouts.sampler import Response, sample
@@ -48,10 +48,8 @@ class Taken:
 
     figures: Mapping[str, float]
     """For the log."""
-    trained_tokens: int
-    """Tokens that went forward and backward through the policy, or a model of its size."""
-    scored_tokens: int = 0
-    """Tokens that went forward alone, beyond those of the rollout itself."""
+    cost: Cost = field(default_factory=Cost)
+    """Beyond that of the rollout."""
 
 
 Step = Callable[[Rollout, int, dict[str, float]], Taken]
@@ -94,6 +92,7 @@ def run_online(
     refill_rounds: int = 0,
     starts_at_reference: bool = True,
     gold: bool = False,
+    measured: bool = False,
     log_every: int = 1,
     evaluate: Evaluate | None = None,
 ) -> Cost:
@@ -111,6 +110,7 @@ def run_online(
         refill_rounds: how often an update may sample further prompts.
         starts_at_reference: the policy begins as a copy of the reference, which is checked.
         gold: count the reward's calls as gold calls (an oracle arm).
+        measured: the method asks for each rollout's KL and entropy, not for those of logged updates alone.
 
     Raises:
         ConfigError: the reference shares weights with the policy.
@@ -123,7 +123,6 @@ def run_online(
     marks = evaluation_steps(settings.updates, settings.evaluations)
     session = Session(run, models, steppers, marks=marks, evaluate=evaluate)
     encoder = Encoder(policy.tokenizer, prompt_tokens=2**20, response_tokens=max_new_tokens)
-    weights = working_weights(policy.model)
     at = temperatures or [settings.temperature] * settings.responses
     scored_at = settings.temperature if scoring_temperature is None else scoring_temperature
     groups = settings.batch.size // settings.responses
@@ -145,12 +144,15 @@ def run_online(
             seed=derive(seed, "rollout", update),
         )
         asked = [prompt for prompt in chosen for _ in at]
-        scores = score(reward, answers(encoder, asked, responses))
-        pay(session.cost, responses, weights=weights, gold=gold)
+        judged = answers(encoder, asked, responses)
+        scores = score(reward, judged)
+        pay(session.cost, policy, responses, reward, judged, gold=gold)
         return Drawn(responses, scores)
 
     with session.stoppable(), stage(title, settings.updates, session.start) as advance:
         for update in range(session.start, settings.updates):
+            done = update + 1
+            logged = done % log_every == 0 or done == settings.updates
             origins.clear()
             with session.step(update, lambda: list(origins)):
                 # Sample and score, again where a prompt teaches nothing.
@@ -180,18 +182,16 @@ def run_online(
                     sampled_at=None if set(at) == {scored_at} else list(at) * (len(looked_at.responses) // len(at)),
                     batch_size=settings.batch.micro,
                     tokens=settings.batch.tokens,
+                    measured=logged or measured,
+                    cost=session.cost,
                 )
                 if update == 0 and starts_at_reference:
                     _check_start(rollout)
                 # Learn.
-                taken = step(rollout, update, session.memory) if kept.responses else Taken({}, trained_tokens=0)
-                scored = 2 * rollout.batch.tokens + taken.scored_tokens  # by the policy and the reference
-                session.cost.trained_tokens += taken.trained_tokens
-                session.cost.scored_tokens += scored
-                session.cost.flops += weights * (6 * taken.trained_tokens + 2 * scored)
+                taken = step(rollout, update, session.memory) if kept.responses else Taken({})
+                session.cost.add(taken.cost)
 
-            done = update + 1
-            if done % log_every == 0 or done == settings.updates:
+            if logged:
                 dropped = {} if keep is None else {"dropped_responses": len(drawn.responses) - len(kept.responses)}
                 values = _figures(drawn, rollout) | dropped | dict(taken.figures)
                 run.log({"step": done, **values})
@@ -309,8 +309,8 @@ def _figures(drawn: Drawn, rollout: Rollout) -> dict[str, float]:
     mask, responses = rollout.batch.mask, drawn.responses
     return {
         "reward": sum(drawn.scores) / len(drawn.scores),
-        "kl_nats": float(masked_sum(rollout.kl, mask).mean()),
-        "entropy_nats": float(masked_mean(rollout.entropy, mask)),
+        "kl_nats": float(masked_sum(rollout.measured.kl, mask).mean()),
+        "entropy_nats": float(masked_mean(rollout.measured.entropy, mask)),
         "response_tokens": sum(len(response.tokens) for response in responses) / len(responses),
         "end_rate": sum(response.ended for response in responses) / len(responses),
         "sampler_gap_nats": rollout.sampler_gap,

@@ -17,11 +17,11 @@ import torch
 
 from preflab.config.online import Online, RolloutBatch
 from preflab.config.online_preference import OnlineDPO
-from preflab.data.pack import read_tokens
 from preflab.errors import ConfigError, NumericError
 from preflab.losses import masked_sum
 from preflab.models.freezing import freeze
 from preflab.models.load import Policy
+from preflab.models.scoring import reading
 from preflab.rewards.protocol import Reward
 from preflab.runs import RunFolder
 from preflab.training.cost import Cost
@@ -86,25 +86,25 @@ def train_online_dpo(
                 f"ranking.smallest_gap = {settings.ranking.smallest_gap}; lower it, or raise ranking.temperatures"
             )
         if not ranked:  # a policy that has reached the top of its reward learns nothing more, and need not stop for it
-            return Taken({"pairs": 0.0}, trained_tokens=0)
+            return Taken({"pairs": 0.0})
         trees = [pair.tree for pair in ranked]
         of_reference = logprob[torch.tensor([pair.rows for pair in ranked], device=logprob.device)].cpu()
         gap = sum(pair.chosen_reward - pair.rejected_reward for pair in ranked) / len(ranked)
-        extra = Cost()
+        cost = Cost()
         steps: list[Figures] = []
         for number, chosen in mini_batches(len(trees), dealt, update, seed=seed):
             pairs = [trees[i] for i in chosen.tolist()]
-            loss = pair_step(policy, pairs, of_reference[chosen], settings.loss, extra)
+            loss = pair_step(policy, pairs, of_reference[chosen], settings.loss, cost)
             figures: Figures = {}
             for positions in micro_batches.of(pairs):
                 share, others = loss(positions)
                 share.backward()
+                cost.add_trained(policy.model, reading(policy.model, [pairs[i] for i in positions]))
                 figures = added(figures, {"loss": share.detach(), **others})
             steps.append({**figures, **stepper.step(number, f"update {update + 1}")})
         return Taken(
             means(steps) | {"pairs": float(len(trees)), "reward_gap": gap},
-            trained_tokens=settings.epochs * read_tokens(trees),
-            scored_tokens=extra.scored_tokens,
+            cost,
         )
 
     return run_online(

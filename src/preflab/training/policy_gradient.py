@@ -25,7 +25,7 @@ from preflab.errors import ConfigError, NumericError
 from preflab.losses import leave_one_out, less_group_mean, masked_sum, over_std, overlong_penalty
 from preflab.models.freezing import freeze
 from preflab.models.load import Policy
-from preflab.models.scoring import response_logits
+from preflab.models.scoring import reading, scored
 from preflab.rewards.protocol import Reward
 from preflab.rollouts.sampler import Response
 from preflab.runs import RunFolder
@@ -108,7 +108,7 @@ def train_policy_gradient(
             longest=max_new_tokens,
         )
         steps: list[Figures] = []
-        trained = 0
+        cost = Cost()
         for number, rows in mini_batches(len(rollout.responses), settings, update, seed=seed):
             rows = rows[learned[rows].any(1).cpu()]
             if len(rows) == 0:  # all of them cut and masked
@@ -116,19 +116,23 @@ def train_policy_gradient(
             figures: Figures = {}
             for micro in micro_rows(micro_batches, rollout, rows):
                 micro_batch = batch.rows(micro)
-                loss, shares = objective.share(response_logits(policy.model, micro_batch), micro, rows)
+                of_policy = scored(
+                    policy.model, micro_batch, temperature=settings.temperature, logits=settings.needs_logits
+                )
+                loss, shares = objective.share(of_policy, micro, rows)
                 loss.backward()
                 figures = added(figures, shares)
-                trained += micro_batch.tokens
+                cost.add_trained(policy.model, reading(policy.model, micro_batch))
+                if settings.needs_logits:
+                    cost.add_scored(reference, reading(reference, micro_batch))
             steps.append({**figures, **stepper.step(number, f"update {update + 1}")})
         return Taken(
-            figures={
+            {
                 "objective": float((rollout.scores - beta * log_ratios).mean()),
                 "zero_advantages": float((advantages == 0).float().mean()),
                 **means(steps),
             },
-            trained_tokens=trained,
-            scored_tokens=trained if settings.kl_penalty == "full" else 0,  # by the reference, once more
+            cost,
         )
 
     def differ(responses: Sequence[Response], scores: Sequence[float]) -> bool:

@@ -16,6 +16,7 @@ Schulman et al. 2017 (arXiv 1707.06347), Ziegler et al. 2019 (arXiv 1909.08593),
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -37,7 +38,7 @@ from preflab.losses import (
 )
 from preflab.models.freezing import freeze
 from preflab.models.load import Policy
-from preflab.models.scoring import response_logits, response_logits_and_states, response_states, response_values
+from preflab.models.scoring import Scored, reading, response_states, response_values, scored
 from preflab.rewards.protocol import Reward
 from preflab.runs import RunFolder
 from preflab.training.cost import Cost
@@ -102,7 +103,9 @@ def train_ppo(
     def step(rollout: Rollout, update: int, memory: dict[str, float]) -> Taken:
         batch, mask = rollout.batch, rollout.batch.mask
         beta = memory.get("kl_coefficient", settings.kl_coefficient)
-        old_values = critic.rollout_values(batch, micro_batches.of([response.tree for response in rollout.responses]))
+        cost = Cost()
+        parts = micro_batches.of([response.tree for response in rollout.responses])
+        old_values = critic.rollout_values(batch, parts, cost)
         # Reward each token.
         rewards = token_rewards(
             rollout.penalised(settings.missing_end_penalty),
@@ -129,7 +132,6 @@ def train_ppo(
         )
         place = f"update {update + 1}"
         steps: list[Figures] = []
-        trained = 0
 
         def value_loss(values: Float[Tensor, "row token"], micro: Tensor, rows: Tensor) -> Float[Tensor, ""]:
             losses = value_clip(values, old_values[micro], returns[micro], clip=settings.value_clip)
@@ -139,7 +141,7 @@ def train_ppo(
             """A step of the values alone."""
             figures: Figures = {}
             for micro in micro_rows(micro_batches, rollout, rows):
-                loss = value_loss(critic.values(batch.rows(micro)), micro, rows)
+                loss = value_loss(critic.values(batch.rows(micro), cost), micro, rows)
                 loss.backward()
                 figures = added(figures, {"value_loss": loss.detach()})
             of_value.step(number, f"{place} (value model)")
@@ -149,11 +151,13 @@ def train_ppo(
             """A step of policy and values; None where the policy is too far from the one that sampled."""
             figures: Figures = {}
             for micro in micro_rows(micro_batches, rollout, rows):
-                logits, values = critic.logits_and_values(batch.rows(micro))
-                policy_loss, shares = objective.share(logits, micro, rows)
+                policy_scored, values = critic.scored_and_values(batch.rows(micro), settings, cost)
+                policy_loss, shares = objective.share(policy_scored, micro, rows)
                 loss = value_loss(values, micro, rows)
                 (policy_loss + value_weight * loss).backward()
                 figures = added(figures, {**shares, "value_loss": loss.detach()})
+                if settings.needs_logits:
+                    cost.add_scored(reference, reading(reference, batch.rows(micro)))
             if settings.stop_kl_nats is not None and figures["approx_kl_nats"] > settings.stop_kl_nats:
                 of_policy.optimizer.zero_grad()
                 of_value.optimizer.zero_grad()
@@ -165,7 +169,6 @@ def train_ppo(
 
         warming = update < settings.value_warmup_updates
         for number, rows in mini_batches(len(mask), settings, update, seed=seed):
-            trained += batch.rows(rows).tokens
             figures = learn_values(number, rows) if warming else learn(number, rows)
             if figures is None:
                 break
@@ -175,25 +178,20 @@ def train_ppo(
         if settings.target_kl_nats is not None and not warming:
             memory["kl_coefficient"] = adapted_coefficient(
                 beta,
-                float(masked_sum(rollout.kl, mask).mean()),
+                float(masked_sum(rollout.measured.kl, mask).mean()),
                 target_nats=settings.target_kl_nats,
                 responses=len(mask),
                 horizon=settings.kl_horizon,
             )
         log_ratios = masked_sum(rollout.logprobs - rollout.reference_logprobs, mask)
-        through_value, through_policy = trained * (not shared), trained * (not warming)
         return Taken(
-            figures={
+            {
                 "objective": float((rollout.scores - beta * log_ratios).mean()),
                 "kl_coefficient": beta,
                 "explained_variance": float(explained_variance(old_values, returns, mask)),
                 **means(steps),
             },
-            trained_tokens=through_value + through_policy,
-            # The rollout's values; a shared trunk whose head alone learns; the reference once more.
-            scored_tokens=batch.tokens
-            + (trained if shared and warming else 0)
-            + (through_policy if settings.kl_penalty == "full" else 0),
+            cost,
         )
 
     return run_online(
@@ -211,6 +209,7 @@ def train_ppo(
         title=title,
         starts_at_reference=starts_at_reference,
         gold=gold,
+        measured=settings.target_kl_nats is not None,
         log_every=log_every,
         evaluate=evaluate,
     )
@@ -225,27 +224,34 @@ class Critic:
         self.model: Any = _value_head(policy) if value is None else value.model
         """What the value optimiser trains."""
 
-    def values(self, batch: Packed) -> Float[Tensor, "response token"]:
-        """V before each response token, in units of reward; a shared trunk gets no gradient."""
+    def values(self, batch: Packed, cost: Cost) -> Float[Tensor, "response token"]:
+        """V before each response token, in units of reward; a shared trunk gets no gradient. Adds to `cost`."""
         if not self.shared:
+            pay = cost.add_trained if torch.is_grad_enabled() else cost.add_scored
+            pay(self.model, reading(self.model, batch))
             return response_values(self.model, batch)
+        cost.add_scored(self.policy, replace(reading(self.policy, batch), predicted=0))
         with torch.no_grad():
             states = response_states(self.policy, batch)
         return self._read(states, batch)
 
-    def logits_and_values(
-        self, batch: Packed
-    ) -> tuple[Float[Tensor, "response token vocabulary"], Float[Tensor, "response token"]]:
-        """The policy's logits and V, with gradients through both."""
-        if not self.shared:
-            return response_logits(self.policy, batch), response_values(self.model, batch)
-        logits, states = response_logits_and_states(self.policy, batch)
-        return logits, self._read(states, batch)
+    def scored_and_values(
+        self, batch: Packed, settings: PPO, cost: Cost
+    ) -> tuple[Scored, Float[Tensor, "response token"]]:
+        """The responses under the policy and V, with gradients through both. Adds to `cost`."""
+        cost.add_trained(self.policy, reading(self.policy, batch))
+        found = scored(
+            self.policy, batch, temperature=settings.temperature, logits=settings.needs_logits, states=self.shared
+        )
+        return found, self.values(batch, cost) if found.states is None else self._read(found.states, batch)
 
     @torch.no_grad()
-    def rollout_values(self, batch: Packed, parts: Sequence[Sequence[int]]) -> Float[Tensor, "response token"]:
-        """V of a whole rollout, the responses of a part at once."""
-        return torch.cat([self.values(batch.rows(torch.tensor(part))) for part in parts])[back_in_order(parts)]
+    def rollout_values(
+        self, batch: Packed, parts: Sequence[Sequence[int]], cost: Cost
+    ) -> Float[Tensor, "response token"]:
+        """V of a whole rollout, the responses of a part at once. Adds to `cost`."""
+        found = torch.cat([self.values(batch.rows(torch.tensor(part)), cost) for part in parts])
+        return found[back_in_order(parts)]
 
     def _read(self, states: Float[Tensor, "response token width"], batch: Packed) -> Float[Tensor, "response token"]:
         values: Tensor = self.model(states.float()).squeeze(-1)

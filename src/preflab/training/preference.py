@@ -23,7 +23,7 @@ from preflab.config import pair_losses as settings_of
 from preflab.config.pair_losses import PairLoss
 from preflab.config.preference import Preference
 from preflab.data.encode import Tree
-from preflab.data.pack import pack, read_tokens
+from preflab.data.pack import pack
 from preflab.losses import (
     aot,
     apo_down,
@@ -46,9 +46,9 @@ from preflab.losses import (
     simpo,
     sppo,
 )
-from preflab.models.load import Policy, working_weights
+from preflab.models.load import Policy
 from preflab.models.reference import ReferenceCache, reference_logprobs
-from preflab.models.scoring import logprobs_of, response_logprobs
+from preflab.models.scoring import logprobs_of, reading_of, response_logprobs
 from preflab.progress import Advance, stage
 from preflab.runs import RunFolder
 from preflab.training.checks import check_start
@@ -192,7 +192,7 @@ def pair_step(
     if ranks_batch(loss):
         assert reference is not None
         at_rank = same_rank(margin(pair_logprobs(policy.model, pairs)), margin(reference))
-        cost.add_scored(read_tokens(pairs), weights=working_weights(policy.model))
+        cost.add_scored(policy.model, reading_of(policy.model, pairs))
 
     def of_micro_batch(positions: Sequence[int]) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         rows = list(positions)
@@ -278,7 +278,7 @@ def charged_reference(
     with Stopwatch(here):
         found = reference_logprobs(model, trees, cache, title=title)
     cost.wall_seconds += found.seconds
-    cost.add_scored(found.tokens, weights=working_weights(model))
+    cost.add_scored(model, found.read)
     cost.peak_memory_bytes = max(cost.peak_memory_bytes, here.peak_memory_bytes)
     return found.logprobs
 

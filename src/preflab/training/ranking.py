@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from preflab.config.online_preference import Ranking
 from preflab.data.encode import Encoder, Tree
 from preflab.errors import DataError
-from preflab.models.load import Policy, working_weights
+from preflab.models.load import Policy
 from preflab.rewards.protocol import Reward, score
 from preflab.rollouts.sampler import Response, sample
 from preflab.runs import JSON
@@ -98,8 +98,9 @@ def rank_responses(
                 group.append(response)
         asked = [prompt for prompt in prompts for _ in ranking.temperatures]
         responses = [response for group in groups for response in group]
-        scores = score(reward, answers(encoder, asked, responses))
-    pay(cost, responses, weights=working_weights(policy.model), gold=gold)
+        judged = answers(encoder, asked, responses)
+        scores = score(reward, judged)
+    pay(cost, policy, responses, reward, judged, gold=gold)
     rewards = [
         value - missing_end_penalty * (not response.ended) for value, response in zip(scores, responses, strict=True)
     ]

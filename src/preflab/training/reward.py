@@ -52,7 +52,6 @@ def train_reward(
         settings,
         run,
         step=step,
-        reads_ends=True,
         seed=seed,
         title=title,
         log_every=log_every,

@@ -12,13 +12,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from preflab.data.encode import Encoder, Tree
-from preflab.data.pack import Packed, pack
+from preflab.data.pack import Packed, Reading, pack
 from preflab.data.records import Prompt
 from preflab.errors import NumericError
 from preflab.losses import entropy, kl_full, token_logprobs
+from preflab.models.flops import flops
 from preflab.models.load import Policy
-from preflab.models.scoring import response_logits, rows_at_once
-from preflab.rewards.protocol import Answer
+from preflab.models.scoring import of_distributions, reading, rows_at_once
+from preflab.rewards.learned import LearnedReward
+from preflab.rewards.protocol import Answer, Reward
 from preflab.rollouts.sampler import Response
 from preflab.training.cost import Cost
 from preflab.training.micro_batches import MicroBatches, back_in_order
@@ -38,6 +40,16 @@ class PromptIds:
 
 
 @dataclass(frozen=True)
+class Distributions:
+    """What needs the whole next-token distribution at each response token; detached, 0 outside the mask."""
+
+    kl: Float[Tensor, "response token"]
+    """Full-vocabulary KL to the reference at temperature 1."""
+    entropy: Float[Tensor, "response token"]
+    """Of the next token at temperature 1, in nats."""
+
+
+@dataclass(frozen=True)
 class Rollout:
     """One batch of responses and all that an update needs to know of them; detached, masked by `batch.mask`.
 
@@ -54,12 +66,16 @@ class Rollout:
     """log π_old at the scoring temperature."""
     reference_logprobs: Float[Tensor, "response token"]
     """log π_ref at the scoring temperature."""
-    kl: Float[Tensor, "response token"]
-    """Full-vocabulary KL to the reference at temperature 1."""
-    entropy: Float[Tensor, "response token"]
-    """Of the next token at temperature 1, in nats."""
     sampler_gap: float
     """Largest difference between the sampler's and the scorer's log-probability of a token, in nats."""
+    distributions: Distributions | None
+    """None where nobody asked for them."""
+
+    @property
+    def measured(self) -> Distributions:
+        """Of a rollout that was to be measured."""
+        assert self.distributions is not None
+        return self.distributions
 
     def penalised(self, missing_end_penalty: float) -> Float[Tensor, " response"]:
         """The scores, less a penalty where the length limit cut a response."""
@@ -84,17 +100,26 @@ def answers(encoder: Encoder, prompts: Sequence[PromptIds], responses: Sequence[
     ]
 
 
-def pay(cost: Cost, responses: Sequence[Response], *, weights: int, gold: bool = False) -> None:
-    """Add to `cost` what it took to sample responses, by a model of so many working weights, and to reward them."""
-    read = sum(len(response.prompt) + len(response.tokens) for response in responses)
-    cost.generated_tokens += sum(len(response.tokens) for response in responses)
-    cost.flops += 2 * weights * read  # sampling reads prompts too
+def pay(
+    cost: Cost,
+    policy: Policy,
+    responses: Sequence[Response],
+    reward: Reward,
+    answers: Sequence[Answer],
+    *,
+    gold: bool = False,
+) -> None:
+    """Add to `cost` what it took to sample responses from `policy`, and to reward them as `answers`."""
+    tokens = sum(len(response.tokens) for response in responses)
+    read = [len(response.prompt) + len(response.tokens) - 1 for response in responses]  # a last token is not read
+    cost.generated_tokens += tokens
+    cost.flops += flops(policy.model, Reading(sum(read), sum(n * (n + 1) // 2 for n in read), tokens))
     if gold:
         cost.gold_calls += len(responses)
-    else:  # by the reward model
-        cost.reward_calls += len(responses)
-        cost.scored_tokens += read
-        cost.flops += 2 * weights * read
+        return
+    cost.reward_calls += len(responses)
+    if isinstance(reward, LearnedReward):  # a rule reads no tokens
+        cost.add_scored(reward.model.model, reward.reading(answers))
 
 
 @torch.no_grad()
@@ -108,6 +133,8 @@ def roll_out(
     sampled_at: Sequence[float] | None = None,
     batch_size: int,
     tokens: int | None = None,
+    measured: bool = True,
+    cost: Cost | None = None,
 ) -> Rollout:
     """Score sampled responses under the policy that sampled them and the reference.
 
@@ -117,32 +144,38 @@ def roll_out(
         sampled_at: the temperature at which each response was sampled; None: `temperature`.
         batch_size: most responses in memory at once; changes no figure.
         tokens: most cells in memory at once, in place of `batch_size`; None counts responses.
+        measured: with `distributions`.
+        cost: what it takes is added to this.
 
     Raises:
         NumericError: the scorer's log-probabilities are not the sampler's, or not finite.
     """
     batch = pack([response.tree for response in responses]).to(policy.device)
-    own = None if sampled_at is None else torch.tensor(sampled_at, device=policy.device).view(-1, 1, 1)
+    at = torch.full((len(responses), 1), temperature, device=policy.device)
+    own = at if sampled_at is None else torch.tensor(sampled_at, device=policy.device).unsqueeze(1)
+    models = (policy.model, reference)
     size = rows_at_once(policy.model, batch.token_ids.shape[1], len(responses) if tokens else batch_size)
-    cut = MicroBatches(size, tokens, (policy.model, reference)).of([response.tree for response in responses])
+    cut = MicroBatches(size, tokens, models).of([response.tree for response in responses])
     cut = [rows[begin : begin + size] for rows in cut for begin in range(0, len(rows), size)]
     parts = []
     for rows in cut:
         micro = batch.rows(torch.tensor(rows, device=policy.device))
-        logits, reference_logits = response_logits(policy.model, micro), response_logits(reference, micro)
-        logprobs = token_logprobs(logits, micro.response_ids, temperature=temperature)
-        parts.append(
-            (
-                logprobs,
-                token_logprobs(reference_logits, micro.response_ids, temperature=temperature),
-                logprobs if own is None else token_logprobs(logits / own[rows], micro.response_ids),
-                kl_full(logits, reference_logits),
-                entropy(logits),
-            )
-        )
+        ids, warmth = micro.response_ids[micro.mask], own[rows].expand_as(micro.mask)[micro.mask].unsqueeze(1)
+
+        def figures(
+            some: slice, logits: Tensor, reference_logits: Tensor, ids: Tensor = ids, warmth: Tensor = warmth
+        ) -> list[Tensor]:
+            found = [token_logprobs(one, ids[some], temperature=temperature) for one in (logits, reference_logits)]
+            found.append(found[0] if sampled_at is None else token_logprobs(logits / warmth[some], ids[some]))
+            return [*found, kl_full(logits, reference_logits), entropy(logits)] if measured else found
+
+        parts.append(of_distributions(models, micro, figures))
+        if cost is not None:
+            for model in models:
+                cost.add_scored(model, reading(model, micro))
     order = back_in_order(cut)
-    logprobs, reference_logprobs, sampling_logprobs, kl, entropies = (
-        torch.cat(part)[order].masked_fill(~batch.mask, 0.0) for part in zip(*parts, strict=True)
+    logprobs, reference_logprobs, sampling_logprobs, *whole = (
+        torch.cat(part)[order] for part in zip(*parts, strict=True)
     )
     return Rollout(
         responses=tuple(responses),
@@ -151,9 +184,8 @@ def roll_out(
         ended=torch.tensor([float(response.ended) for response in responses], device=policy.device),
         logprobs=logprobs,
         reference_logprobs=reference_logprobs,
-        kl=kl,
-        entropy=entropies,
         sampler_gap=_sampler_gap(responses, sampling_logprobs),
+        distributions=Distributions(*whole) if measured else None,
     )
 
 

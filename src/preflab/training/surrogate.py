@@ -10,8 +10,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from preflab.config.online import Surrogate
-from preflab.losses import aggregate, clip_fraction, kl_in_loss, mean_by, ppo_clip, token_logprobs
-from preflab.models.scoring import response_logits
+from preflab.losses import aggregate, clip_fraction, kl_in_loss, mean_by, ppo_clip
+from preflab.models.scoring import Scored, response_logits
 from preflab.training.online import Figures
 from preflab.training.rollout import Rollout
 
@@ -33,14 +33,15 @@ class Objective:
 
     def share(
         self,
-        logits: Float[Tensor, "row token vocabulary"],
+        scored: Scored,
         rows: Int[Tensor, " row"],
         mini_batch: Int[Tensor, " any"],
     ) -> tuple[Float[Tensor, ""], Figures]:
         """What a micro-batch adds to the loss of its mini-batch, and to the figures for the log.
 
         Args:
-            logits: the policy's, of the responses of `rows`.
+            scored: the responses of `rows` under the policy, at the temperature of `settings`; with logits where
+                `settings.needs_logits`.
             rows: the micro-batch, at least one of its tokens to learn from.
             mini_batch: all rows of the optimiser step; their counts are what the loss is divided by.
         """
@@ -51,8 +52,7 @@ class Objective:
             "tokens": int(self.learned[mini_batch].sum()),
             "longest": self.longest,
         }
-        logprobs = token_logprobs(logits, batch.response_ids, temperature=settings.temperature)
-        logprobs = logprobs.masked_fill(~learned, 0.0)
+        logprobs = scored.logprobs.masked_fill(~learned, 0.0)
         losses = ppo_clip(logprobs, old, self.advantages[rows], clip=settings.clip, clip_higher=settings.clip_higher)
         loss = aggregate(losses, learned, settings.aggregation, **counts)
 
@@ -65,15 +65,17 @@ class Objective:
             "clip_fraction": clipped * learned.sum() / counts["tokens"],
         }
         if settings.kl_penalty != "reward" and self.kl_coefficient > 0:
-            reference_logits = None
-            if settings.kl_penalty == "full":
+            logits = reference_logits = None
+            if settings.needs_logits:
+                assert scored.logits is not None
+                logits = scored.logits / settings.temperature
                 with torch.no_grad():
                     reference_logits = response_logits(self.reference, batch) / settings.temperature
             penalties = kl_in_loss(
                 settings.kl_penalty,
                 logprobs,
                 self.rollout.reference_logprobs[rows],
-                logits / settings.temperature,
+                logits,
                 reference_logits,
             )
             penalty = self.kl_coefficient * aggregate(penalties, learned, settings.aggregation, **counts)

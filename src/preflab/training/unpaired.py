@@ -27,12 +27,12 @@ from torch import Tensor
 from preflab.config.pair_losses import BCOLoss, KTOLoss
 from preflab.config.preference import Unpaired
 from preflab.data.encode import Tree
-from preflab.data.pack import pack, read_tokens
+from preflab.data.pack import pack
 from preflab.errors import DataError, NumericError
 from preflab.losses import bco, kto, masked_sum, mean_by
-from preflab.models.load import Policy, working_weights
+from preflab.models.load import Policy
 from preflab.models.reference import ReferenceCache, reference_logprobs
-from preflab.models.scoring import logprobs_of, response_logprobs
+from preflab.models.scoring import logprobs_of, reading_of, response_logprobs
 from preflab.runs import RunFolder
 from preflab.seeds import derive
 from preflab.training.checks import check_start
@@ -110,7 +110,7 @@ def train_unpaired(
                         f"KTO's reference point is {anchor}: the policy's log-probabilities are not finite; lower "
                         "optimizer.learning_rate"
                     )
-                session.cost.add_scored(read_tokens(their), weights=working_weights(policy.model))
+                session.cost.add_scored(policy.model, reading_of(policy.model, their))
             case BCOLoss(shift_decay=decay):
                 memory = session.memory
                 if "reward" in memory:  # the mean of the step before

@@ -1,0 +1,33 @@
+"""How many cells really go through models' bodies."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from preflab.models.attention import takes_trees
+from preflab.models.head import head_of
+
+
+@contextmanager
+def cells_through(*models: Any) -> Iterator[Counter[bool]]:
+    """Of passes with gradients (True) and without (False); sampling, which keeps a cache, is left out."""
+    cells: Counter[bool] = Counter()
+
+    def count(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        if not kwargs.get("use_cache"):
+            cells[torch.is_grad_enabled()] += kwargs["input_ids"].numel()
+
+    for model in models:  # what a model can do is found out once, and is no part of a run
+        head_of(model)
+        takes_trees(model.base_model)
+    hooks = [model.base_model.register_forward_pre_hook(count, with_kwargs=True) for model in models]
+    try:
+        yield cells
+    finally:
+        for hook in hooks:
+            hook.remove()
