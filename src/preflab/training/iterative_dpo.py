@@ -75,6 +75,7 @@ def train_iterative_dpo(
         micro_batch_size=settings.micro_batch_size,
         optimizer=settings.optimizer,
         freeze_blocks=settings.freeze_blocks,
+        trunk=settings.trunk,
         evaluations=settings.evaluations,
     )
     cost, steps, lines = Cost(), 0, list[JSON]()

@@ -12,11 +12,13 @@ from torch import Tensor
 from preflab.config.training import Fit
 from preflab.data.encode import Tree
 from preflab.errors import NumericError
-from preflab.models.freezing import freeze
+from preflab.models.freezing import freeze, frozen_digest
 from preflab.models.load import Policy, working_weights
+from preflab.models.trunk import frozen_trunk
 from preflab.progress import stage
 from preflab.runs import RunFolder
 from preflab.seeds import derive
+from preflab.training.checks import check_frozen
 from preflab.training.cost import Cost
 from preflab.training.optimizer import Stepper
 from preflab.training.order import batch_at, evaluation_steps
@@ -60,12 +62,20 @@ def fit(
         Interrupted: SIGTERM or Ctrl-C; the state is saved.
     """
     freeze(policy.model, settings.freeze_blocks)
+    frozen = frozen_digest(policy.model) if settings.freeze_blocks else None
     total = total_steps(len(trees), settings)
     stepper = Stepper(policy.model, settings.optimizer, total)
     marks = evaluation_steps(total, settings.evaluations)
     session = Session(run, {"policy": policy.model}, {"policy": stepper}, marks=marks, evaluate=evaluate)
+    if frozen and session.start:
+        check_frozen(policy.model, frozen)
+    again = (total - session.start - 1) * settings.batch_size >= len(trees)  # more than an epoch is left
     weights = working_weights(policy.model)
-    with session.stoppable(), stage(title, total, session.start) as advance:
+    with (
+        frozen_trunk(policy.model, settings.freeze_blocks, trees, settings.trunk, run.path, again=again),
+        session.stoppable(),
+        stage(title, total, session.start) as advance,
+    ):
         for number in range(session.start, total):
             indices = batch_at(number, examples=len(trees), batch_size=settings.batch_size, seed=derive(seed, "data"))
             with session.step(number, lambda rows=indices: [trees[i].origin for i in rows]):  # type: ignore[misc]
@@ -95,6 +105,8 @@ def fit(
             else:
                 advance(done, "")
             session.after(done)
+    if frozen:
+        check_frozen(policy.model, frozen)
     return session.cost
 
 
