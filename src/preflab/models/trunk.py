@@ -219,7 +219,7 @@ class States:
                 )
                 first = self.file.add(states[piece.cells])
             except OSError as error:
-                first, problem = None, f"{self.folder} has no room for them ({error.strerror})"
+                first, problem = None, f"{self.folder} can't hold them ({error.strerror})"
             if first is None:
                 self._say_full(problem, states, ends=ends)
             else:
