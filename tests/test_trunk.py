@@ -367,6 +367,22 @@ def test_states_rounded_to_bfloat16_are_those_of_policy_and_reference_alike(tmp_
     assert len(list(cache.folder.iterdir())) == 2
 
 
+def test_states_of_one_precision_are_not_read_in_another(tmp_path: Path) -> None:
+    model = model_of("llama", dtype=torch.float32)
+
+    def found() -> list[Tensor]:
+        plain = pair_logprobs(model, PAIRS)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return [plain, pair_logprobs(model, PAIRS)]
+
+    whole = found()
+    assert float((whole[0] - whole[1]).abs().max()) > 1e-3
+    with kept_in(tmp_path, model):
+        for _ in range(2):
+            for one, other in zip(found(), whole, strict=True):
+                torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+
+
 def test_what_is_rounded_does_not_depend_on_the_room_on_the_disk(tmp_path: Path) -> None:
     models = [model_of("gpt2") for _ in range(2)]
     for model, disk_gib in zip(models, (1.0, 1e-9), strict=True):

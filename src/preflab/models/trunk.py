@@ -207,6 +207,8 @@ class States:
         for piece in (piece for row in rows for piece in row):
             if not self.again or self.full:
                 return
+            if self.file is not None and self.file.rows.dtype != (self.dtype or states.dtype):
+                return  # another precision than the file's
             if self._has(piece):
                 continue
             problem = f"trunk.disk_gib = {self.settings.disk_gib} is used up"
