@@ -97,7 +97,7 @@ def wrong_defaults(page: Path, methods: list[str]) -> list[str]:
             heads = [cell.strip("`") for cell in cells]
         else:
             rows += [(method, name, "", default) for method, default in zip(heads, cells, strict=True)]
-    values = {method: flatten(to_values(settings(method))) for method in methods}
+    values = {method: flatten(to_values(settings(method), idle=True)) for method in methods}
     return [
         f"{method} {name}: {default}"
         for method, name, _, default in rows
@@ -177,7 +177,8 @@ def test_shared_defaults_are_those_of_the_code() -> None:
 def test_every_setting_is_in_a_table(page: Path) -> None:
     known = told(page) | told(ROOT / "docs/configuration.md")
     for method in methods_of(page):
-        names = {name.replace("value_optimizer.", "optimizer.") for name in flatten(to_values(settings(method)))}
+        values = flatten(to_values(settings(method), idle=True))
+        names = {name.replace("value_optimizer.", "optimizer.") for name in values}
         parts = {name for name in names if re.fullmatch(r"loss\.\w+\.\w+", name)}  # of a sum: those of its losses
         assert not {name for name in names - parts if not {name, f"{method} {name}"} & known}, method
 

@@ -55,6 +55,23 @@ class Batch:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Trunk:
+    """What is kept of frozen embeddings and blocks, so that they run once."""
+
+    disk_gib: Annotated[float, Ge(0)] = 4.0
+    """Disk space for their states in the run folder, in GiB, ≥ 0, while the run lasts; at most half of what is free.
+    What does not fit is computed each time. 0 keeps nothing."""
+    dtype: Literal["working", "bf16"] = "working"
+    """How states are kept: as they are, or rounded to bfloat16, in half the space of float32."""
+
+    def misfit(self) -> str | None:
+        """What does not fit together, or None."""
+        if self.disk_gib > 0 or self.dtype == Trunk.dtype:
+            return None
+        return f"dtype = {self.dtype} has no effect with disk_gib = 0; leave it out"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Fit:
     """What every method on a fixed data set shares."""
 
@@ -66,8 +83,21 @@ class Fit:
     """How a step is taken."""
     freeze_blocks: Count = 0
     """Hold the embeddings and the first N transformer blocks fixed; 0 trains everything."""
+    trunk: Trunk = field(default_factory=Trunk)
+    """What is kept of the frozen part."""
     evaluations: Positive = 4
     """Checkpoints at which the policy is evaluated (and saved), spread evenly; the last is the last step."""
+
+    def misfit(self) -> str | None:
+        """What does not fit together, or None."""
+        if self.freeze_blocks or self.trunk == Trunk():
+            return None
+        name = "disk_gib" if self.trunk.disk_gib != Trunk.disk_gib else "dtype"
+        return f"trunk.{name} = {getattr(self.trunk, name)} has no effect with freeze_blocks = 0; leave it out"
+
+    def idle_fields(self) -> tuple[str, ...]:
+        """Settings without effect beside the others."""
+        return () if self.freeze_blocks else ("trunk",)
 
 
 @dataclass(frozen=True, kw_only=True)

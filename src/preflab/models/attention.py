@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from preflab.data.encode import Tree
-from preflab.data.pack import Layout, Segments, flat, pack, tree
+from preflab.data.pack import Layout, Packed, Segments, flat, pack, tree
 from preflab.models.head import close, without_dropout
 from preflab.progress import say
 
@@ -160,8 +160,11 @@ def _attend(
     return torch.dropout(weights, dropout, train=dropout > 0) @ value
 
 
-def tree_states(body: Any, layout: Layout) -> Float[Tensor, "cell width"]:
+def tree_states(body: Any, layout: Layout, *, layers: int | None = None) -> Float[Tensor, "cell width"]:
     """The last hidden state of every cell of a tree.
+
+    Args:
+        layers: how many layers attend; None: all.
 
     Raises:
         NoTree: the model can't have this layout, or not this batch in it.
@@ -176,7 +179,7 @@ def tree_states(body: Any, layout: Layout) -> Float[Tensor, "cell width"]:
             position_ids=layout.position_ids,
             use_cache=False,
         )
-    if under_way.calls != body.config.num_hidden_layers:
+    if under_way.calls != (body.config.num_hidden_layers if layers is None else layers):
         raise NoTree("not every layer asks transformers for its attention")
     return outputs.last_hidden_state[0]
 
@@ -211,6 +214,15 @@ def say_no_tree(body: Any, reason: str) -> None:
         say(f"{type(body).__name__} reads each prompt once a response, not once for all: {reason}")
 
 
+def small_batch(body: Any) -> Packed | None:
+    """Two small trees to try a model on; None where it is too small for them, and nothing is to be gained."""
+    positions = getattr(body.config, "max_position_embeddings", None)
+    if len(body.get_input_embeddings().weight) < 6 or (positions or 6) < 6:
+        return None
+    trees = [Tree("check", (1, 2, 3), ((4, 5), (0, 2, 1), (5,))), Tree("check", (4,), ((2, 3, 4, 0),))]
+    return pack(trees).to(body.device)
+
+
 _takes: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
 _refused: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
 """The shortest layout that a model refused."""
@@ -219,11 +231,9 @@ _told: WeakSet[Any] = WeakSet()
 
 @torch.no_grad()
 def _tried(body: Any) -> bool:
-    trees = [Tree("check", (1, 2, 3), ((4, 5), (0, 2, 1), (5,))), Tree("check", (4,), ((2, 3, 4, 0),))]
-    batch = pack(trees).to(body.device)
-    positions = getattr(body.config, "max_position_embeddings", None)
-    if len(body.get_input_embeddings().weight) < 6 or (positions or 6) < 6:
-        return False  # too small to try, or to gain
+    batch = small_batch(body)
+    if batch is None:
+        return False
     layout, plain = tree(batch, ends=True), flat(batch)
     expected = body(input_ids=plain.token_ids, use_cache=False).last_hidden_state.flatten(0, 1)
     try:

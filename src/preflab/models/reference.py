@@ -41,6 +41,7 @@ from preflab.data.encode import Tree
 from preflab.data.pack import Reading, read_tokens
 from preflab.errors import StorageError
 from preflab.models.scoring import logprobs_of, reading_of
+from preflab.models.trunk import rounds_states
 from preflab.progress import say, stage, warn
 from preflab.runs import digest, write_bytes
 
@@ -179,6 +180,7 @@ def space_of(model: Any) -> str:
             "autocast": str(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else None,
             "matmul": torch.get_float32_matmul_precision(),
         }
+        | ({"trunk": "its states rounded to bfloat16"} if rounds_states(model) else {})
     )
 
 

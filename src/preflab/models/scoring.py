@@ -14,8 +14,9 @@ from preflab.data.budget import Extent
 from preflab.data.encode import Tree
 from preflab.data.pack import Layout, Packed, Reading, cells, flat, pack, readings, tree
 from preflab.losses.logprobs import masked_sum, token_logprobs
-from preflab.models.attention import NoTree, say_no_tree, takes_trees, tree_states
+from preflab.models.attention import NoTree, say_no_tree, takes_trees
 from preflab.models.head import chunks, head_of
+from preflab.models.trunk import body_states
 from preflab.progress import Advance
 
 TREE_SHARE = 0.9
@@ -207,11 +208,11 @@ def _states(model: Any, batch: Packed, *, ends: bool = False) -> tuple[Float[Ten
     if _tree_pays(body, *cells(batch)):
         layout = tree(batch, ends=ends)
         try:
-            return tree_states(body, layout), layout
+            return body_states(body, batch, layout, ends=ends), layout
         except NoTree as reason:
             say_no_tree(body, str(reason))
     layout = flat(batch)
-    return body(input_ids=layout.token_ids, use_cache=False).last_hidden_state.flatten(0, 1), layout
+    return body_states(body, batch, layout, ends=ends), layout
 
 
 def _tree_pays(body: Any, copied: int, shared: int, longest: int = 0) -> bool:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from preflab.data.encode import Tree
 from preflab.errors import ConfigError, NumericError
+from preflab.models.freezing import frozen_digest
 from preflab.progress import warn
 from preflab.runs import RunFolder, write_json
 
@@ -55,6 +56,16 @@ def check_tied(model: Any) -> None:
         raise ConfigError(
             f"{frozen[0]} is frozen, but the output head is tied to the embeddings and trained, so the input of the "
             "frozen weights would move; freeze the embeddings too (freeze_blocks does), or untie them"
+        )
+
+
+def check_frozen(model: nn.Module, digest: str) -> None:
+    """Raises NumericError where the frozen weights are not those of which `frozen_digest` gave `digest`: what was
+    computed with them, the reference's log-probabilities and stored states, would be another model's."""
+    if frozen_digest(model) != digest:
+        raise NumericError(
+            "frozen weights are not what they were when the run began, so they were written to, or the checkpoint is "
+            "another model's; start again with another --out"
         )
 
 

@@ -74,6 +74,7 @@ def train_iterative_dpo(
         batch=settings.batch,
         optimizer=settings.optimizer,
         freeze_blocks=settings.freeze_blocks,
+        trunk=settings.trunk,
         evaluations=settings.evaluations,
     )
     cost, steps, lines = Cost(), 0, list[JSON]()

@@ -13,12 +13,14 @@ from preflab.config.training import Fit
 from preflab.data.budget import extent
 from preflab.data.encode import Tree
 from preflab.errors import NumericError
-from preflab.models.freezing import freeze
+from preflab.models.freezing import freeze, frozen_digest
 from preflab.models.load import Policy
 from preflab.models.scoring import reading
+from preflab.models.trunk import frozen_trunk
 from preflab.progress import stage
 from preflab.runs import RunFolder
 from preflab.seeds import derive
+from preflab.training.checks import check_frozen
 from preflab.training.cost import Cost
 from preflab.training.micro_batches import MicroBatches
 from preflab.training.optimizer import Stepper
@@ -63,6 +65,7 @@ def fit(
         Interrupted: SIGTERM or Ctrl-C; the state is saved.
     """
     freeze(policy.model, settings.freeze_blocks)
+    frozen = frozen_digest(policy.model) if settings.freeze_blocks else None
     total = total_steps(len(trees), settings)
     stepper = Stepper(policy.model, settings.optimizer, total)
     marks = evaluation_steps(total, settings.evaluations)
@@ -71,7 +74,14 @@ def fit(
     micro_batches = MicroBatches(settings.batch.micro, settings.batch.tokens, (policy.model,), ends=scores)
     micro_batches.warn_alone(trees, "examples")
     lengths = [extent(tree).longest for tree in trees] if settings.batch.order == "length" else None
-    with session.stoppable(), stage(title, total, session.start) as advance:
+    if frozen and session.start:
+        check_frozen(policy.model, frozen)
+    again = (total - session.start - 1) * settings.batch.size >= len(trees)  # more than an epoch is left
+    with (
+        frozen_trunk(policy.model, settings.freeze_blocks, trees, settings.trunk, run.path, again=again),
+        session.stoppable(),
+        stage(title, total, session.start) as advance,
+    ):
         for number in range(session.start, total):
             indices = batch_at(
                 number, examples=len(trees), batch_size=settings.batch.size, seed=derive(seed, "data"), lengths=lengths
@@ -101,6 +111,8 @@ def fit(
             else:
                 advance(done, "")
             session.after(done)
+    if frozen:
+        check_frozen(policy.model, frozen)
     return session.cost
 
 

@@ -46,9 +46,11 @@ from preflab.losses import (
     simpo,
     sppo,
 )
+from preflab.models.freezing import freeze
 from preflab.models.load import Policy
 from preflab.models.reference import ReferenceCache, reference_logprobs
 from preflab.models.scoring import logprobs_of, reading_of, response_logprobs
+from preflab.models.trunk import frozen_trunk
 from preflab.progress import Advance, stage
 from preflab.runs import RunFolder
 from preflab.training.checks import check_start
@@ -244,29 +246,33 @@ def train_preference(
         Interrupted: SIGTERM or Ctrl-C; the state is saved.
     """
     before = Cost()
-    of_reference = None
-    if knows_reference(settings.loss):
-        model = policy.model if reference is None else reference
-        of_reference = charged_reference(
-            model, pairs, cache, before, title=f"{title}: reference log-probabilities"
-        ).view(-1, 2)
-        check_start(run, pair_logprobs(policy.model, pairs[:64]) - of_reference[:64], same=reference is None)
+    freeze(policy.model, settings.freeze_blocks)
+    with frozen_trunk(
+        policy.model, settings.freeze_blocks, pairs, settings.trunk, run.path, again=True, reference=reference
+    ):
+        of_reference = None
+        if knows_reference(settings.loss):
+            model = policy.model if reference is None else reference
+            of_reference = charged_reference(
+                model, pairs, cache, before, title=f"{title}: reference log-probabilities"
+            ).view(-1, 2)
+            check_start(run, pair_logprobs(policy.model, pairs[:64]) - of_reference[:64], same=reference is None)
 
-    def step(indices: Sequence[int], session: Session) -> Loss:
-        given = None if of_reference is None else of_reference[list(indices)]
-        return pair_step(policy, [pairs[i] for i in indices], given, settings.loss, session.cost)
+        def step(indices: Sequence[int], session: Session) -> Loss:
+            given = None if of_reference is None else of_reference[list(indices)]
+            return pair_step(policy, [pairs[i] for i in indices], given, settings.loss, session.cost)
 
-    cost = fit(
-        policy,
-        pairs,
-        settings,
-        run,
-        step=step,
-        seed=seed,
-        title=title,
-        log_every=log_every,
-        evaluate=evaluate,
-    )
+        cost = fit(
+            policy,
+            pairs,
+            settings,
+            run,
+            step=step,
+            seed=seed,
+            title=title,
+            log_every=log_every,
+            evaluate=evaluate,
+        )
     return cost.plus(before)
 
 

@@ -30,9 +30,11 @@ from preflab.data.encode import Tree
 from preflab.data.pack import pack
 from preflab.errors import DataError, NumericError
 from preflab.losses import bco, kto, masked_sum, mean_by
+from preflab.models.freezing import freeze
 from preflab.models.load import Policy
 from preflab.models.reference import ReferenceCache, reference_logprobs
 from preflab.models.scoring import logprobs_of, reading_of, response_logprobs
+from preflab.models.trunk import frozen_trunk
 from preflab.runs import RunFolder
 from preflab.seeds import derive
 from preflab.training.checks import check_start
@@ -89,67 +91,74 @@ def train_unpaired(
     desirable = torch.tensor([example.desirable for example in examples], device=policy.device)
     strangers = mismatched(trees, seed=derive(seed, "mismatch")) if isinstance(loss_settings, KTOLoss) else []
     before = Cost()
-    model = policy.model if reference is None else reference
-    of_reference = charged_reference(model, trees, cache, before, title=f"{title}: reference log-probabilities")
-    # Apart, so that the batches of the responses are the same for every method and seed.
-    of_strangers = charged_reference(
-        model, strangers, cache, before, title=f"{title}: reference log-probabilities, other prompts"
-    )
-    check_start(run, logprobs_of(policy.model, trees[:64]) - of_reference[:64], same=reference is None)
+    freeze(policy.model, settings.freeze_blocks)
+    both = [*trees, *strangers]
+    with frozen_trunk(
+        policy.model, settings.freeze_blocks, both, settings.trunk, run.path, again=True, reference=reference
+    ):
+        model = policy.model if reference is None else reference
+        of_reference = charged_reference(model, trees, cache, before, title=f"{title}: reference log-probabilities")
+        # Apart, so that the batches of the responses are the same for every method and seed.
+        of_strangers = charged_reference(
+            model, strangers, cache, before, title=f"{title}: reference log-probabilities, other prompts"
+        )
+        check_start(run, logprobs_of(policy.model, trees[:64]) - of_reference[:64], same=reference is None)
 
-    def step(indices: Sequence[int], session: Session) -> Loss:
-        rows = list(indices)
-        match loss_settings:
-            case KTOLoss():
-                # Over the whole step, so that neither micro-batches nor a batch of one change it.
-                their = [strangers[i] for i in rows]
-                drift = logprobs_of(policy.model, their) - of_strangers[rows]
-                anchor = float(drift.mean().clamp(min=0.0))
-                if not math.isfinite(anchor):
-                    raise NumericError(
-                        f"KTO's reference point is {anchor}: the policy's log-probabilities are not finite; lower "
-                        "optimizer.learning_rate"
-                    )
-                session.cost.add_scored(policy.model, reading_of(policy.model, their))
-            case BCOLoss(shift_decay=decay):
-                memory = session.memory
-                if "reward" in memory:  # the mean of the step before
-                    memory["shift"] = decay * memory.get("shift", 0.0) + (1 - decay) * memory["reward"]
-                memory["reward"] = 0.0
-                anchor = memory.get("shift", 0.0)
-            case never:
-                assert_never(never)
+        def step(indices: Sequence[int], session: Session) -> Loss:
+            rows = list(indices)
+            match loss_settings:
+                case KTOLoss():
+                    # Over the whole step, so that neither micro-batches nor a batch of one change it.
+                    their = [strangers[i] for i in rows]
+                    drift = logprobs_of(policy.model, their) - of_strangers[rows]
+                    anchor = float(drift.mean().clamp(min=0.0))
+                    if not math.isfinite(anchor):
+                        raise NumericError(
+                            f"KTO's reference point is {anchor}: the policy's log-probabilities are not finite; lower "
+                            "optimizer.learning_rate"
+                        )
+                    session.cost.add_scored(policy.model, reading_of(policy.model, their))
+                case BCOLoss(shift_decay=decay):
+                    memory = session.memory
+                    if "reward" in memory:  # the mean of the step before
+                        memory["shift"] = decay * memory.get("shift", 0.0) + (1 - decay) * memory["reward"]
+                    memory["reward"] = 0.0
+                    anchor = memory.get("shift", 0.0)
+                case never:
+                    assert_never(never)
 
-        marked = sum(examples[i].desirable for i in rows)
-        counts = {
-            "accuracy": len(rows),
-            "desirable_reward": max(1, marked),
-            "undesirable_reward": max(1, len(rows) - marked),
-        }
-
-        def loss(positions: Sequence[int]) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-            micro = [rows[i] for i in positions]
-            batch = pack([trees[i] for i in micro]).to(policy.device)
-            logprob = masked_sum(response_logprobs(policy.model, batch), batch.mask)
-            logratio = logprob - of_reference[micro].to(policy.device)
-            good = desirable[micro]
-            losses = response_losses(loss_settings, logratio, good, anchor=anchor)
-            rewards = (loss_settings.beta * logratio).detach()
-            if isinstance(loss_settings, BCOLoss):
-                session.memory["reward"] += float(rewards.sum()) / len(rows)
-            share = mean_by(losses, len(rows))
-            figures = {
-                "accuracy": right(rewards, good, anchor=_boundary(loss_settings, anchor)),
-                "desirable_reward": torch.where(good, rewards, 0.0),
-                "undesirable_reward": torch.where(good, 0.0, rewards),
+            marked = sum(examples[i].desirable for i in rows)
+            counts = {
+                "accuracy": len(rows),
+                "desirable_reward": max(1, marked),
+                "undesirable_reward": max(1, len(rows) - marked),
             }
-            name = "shift" if isinstance(loss_settings, BCOLoss) else "reference_point_nats"
-            means = {key: mean_by(values, counts[key]) for key, values in figures.items()}
-            return share, means | {name: torch.tensor(anchor * len(micro) / len(rows))}
 
-        return loss
+            def loss(positions: Sequence[int]) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+                micro = [rows[i] for i in positions]
+                batch = pack([trees[i] for i in micro]).to(policy.device)
+                logprob = masked_sum(response_logprobs(policy.model, batch), batch.mask)
+                logratio = logprob - of_reference[micro].to(policy.device)
+                good = desirable[micro]
+                losses = response_losses(loss_settings, logratio, good, anchor=anchor)
+                rewards = (loss_settings.beta * logratio).detach()
+                if isinstance(loss_settings, BCOLoss):
+                    session.memory["reward"] += float(rewards.sum()) / len(rows)
+                share = mean_by(losses, len(rows))
+                figures = {
+                    "accuracy": right(rewards, good, anchor=_boundary(loss_settings, anchor)),
+                    "desirable_reward": torch.where(good, rewards, 0.0),
+                    "undesirable_reward": torch.where(good, 0.0, rewards),
+                }
+                name = "shift" if isinstance(loss_settings, BCOLoss) else "reference_point_nats"
+                means = {key: mean_by(values, counts[key]) for key, values in figures.items()}
+                return share, means | {name: torch.tensor(anchor * len(micro) / len(rows))}
 
-    cost = fit(policy, trees, settings, run, step=step, seed=seed, title=title, log_every=log_every, evaluate=evaluate)
+            return loss
+
+        cost = fit(
+            policy, trees, settings, run, step=step, seed=seed, title=title, log_every=log_every, evaluate=evaluate
+        )
     return cost.plus(before)
 
 
