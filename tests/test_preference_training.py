@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from cells import cells_through
 from enumerable import VOCABULARY, letters_policy, next_token, run_folder
@@ -43,6 +44,7 @@ from preflab.training.preference import (
     train_preference,
 )
 from ragged import PAIRS, naive_logprob
+from test_flops import IN_PLACE
 from tiny import tiny_pairs, tiny_policy
 
 KEYS = {
@@ -394,6 +396,19 @@ def test_the_first_loss_is_ln_2_and_all_implicit_rewards_are_0(reference: str, t
     assert first["loss"] == pytest.approx(math.log(2), abs=1e-6)
     assert [first[name] for name in ("margin", "chosen_reward", "rejected_reward")] == pytest.approx([0] * 3, abs=1e-6)
     assert abs(second["margin"]) > 1e-5  # the policy moved, the reference did not
+
+
+@pytest.mark.parametrize("frozen", [0, 1, 2])
+def test_operations_are_those_that_torch_counts_and_fewer_with_frozen_blocks(frozen: int, tmp_path: Path) -> None:
+    """A reference pass and a step; all but attention, and the look at the first pairs before the step."""
+    policy, given = tiny_policy(width=64), encoded(8)
+    pair_logprobs(policy.model, given)  # what the model can do is found out once
+    with FlopCounterMode(display=False, custom_mapping=IN_PLACE) as look:
+        pair_logprobs(policy.model, given)
+    settings = DPO(epochs=1, batch_size=8, micro_batch_size=8, evaluations=1, freeze_blocks=frozen)
+    with FlopCounterMode(display=False, custom_mapping=IN_PLACE) as counter:
+        cost = train_preference(policy, given, settings, run_folder(tmp_path / "run"), seed=0)
+    assert cost.flops == pytest.approx(counter.get_total_flops() - look.get_total_flops(), rel=0.03)
 
 
 def test_training_prefers_the_chosen_and_says_so(tmp_path: Path) -> None:
