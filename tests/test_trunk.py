@@ -537,7 +537,7 @@ def test_only_a_run_that_freezes_records_what_is_kept() -> None:
 def test_the_command_trains_with_kept_states(tmp_path: Path) -> None:
     model, data = save_tiny(tmp_path / "model"), write_jsonl(tmp_path / "pairs.jsonl", tiny_pairs(12))
     command = f"train dpo --model {model} --data {data} --out {tmp_path / 'run'} --freeze-blocks 1 --trunk.dtype bf16"
-    main(f"{command} --epochs 2 --batch-size 4 --log-every 1 --evaluations 1".split())
+    main(f"{command} --epochs 2 --batch.size 4 --log-every 1 --evaluations 1".split())
     lines = read_lines(tmp_path / "run" / "metrics.jsonl")
     assert lines[0]["loss"] == pytest.approx(0.693147, abs=1e-5)
     assert lines[-1]["loss"] < 0.6931
