@@ -95,11 +95,11 @@ def at_work(function: Callable[Concatenate[Any, P], T]) -> Callable[Concatenate[
     """A function of a model, run in that model's precision."""
 
     @wraps(function)
-    def at_work(model: Any, *args: P.args, **kwargs: P.kwargs) -> T:
+    def worked(model: Any, /, *args: P.args, **kwargs: P.kwargs) -> T:
         with working(model):
             return function(model, *args, **kwargs)
 
-    return at_work
+    return worked
 
 
 def of_products(tensor: Tensor) -> torch.dtype:
@@ -113,12 +113,9 @@ def wide(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
-def nats_of_rounding(model: Any, in_fp32: float) -> float:
-    """How far a log-probability may be from itself in another batch, where float32 allows `in_fp32`.
-
-    bf16 rounds 2¹⁶ times as coarsely, but to what a token's logits are: 1/16 at logits of 16.
-    """
-    return in_fp32 if precision_of(model) == "fp32" and model.dtype != torch.bfloat16 else 1.0
+def in_bf16(model: Any) -> bool:
+    """Whether its matrix products are in bf16, so that two passes in different batches agree to some 3 digits only."""
+    return precision_of(model) == "bf16-autocast" or bool(model.dtype == torch.bfloat16)
 
 
 class _WideSums(TorchFunctionMode):
@@ -145,10 +142,18 @@ def _layer_norm(
     return _LayerNorm.apply(input, weight, bias, eps)
 
 
-def _embedding(ids: Tensor, weight: Tensor, padding_idx: int | None = None, *args: Any, **kwargs: Any) -> Tensor:
-    if args and any(args) or any(value for name, value in kwargs.items() if name != "norm_type"):
-        return functional.embedding(ids, weight, padding_idx, *args, **kwargs)
-    return _Lookup.apply(ids, weight, padding_idx)
+def _embedding(
+    input: Tensor,
+    weight: Tensor,
+    padding_idx: int | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    scale_grad_by_freq: bool = False,
+    sparse: bool = False,
+) -> Tensor:
+    if max_norm is not None or scale_grad_by_freq or sparse:
+        return functional.embedding(input, weight, padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse)
+    return _Lookup.apply(input, weight, padding_idx)
 
 
 class _LayerNorm(torch.autograd.Function):

@@ -91,7 +91,13 @@ def make_reference(config: Compare, task: Task, base: str, stages: Stages) -> tu
     """The reference: the base after SFT on the task's demonstrations. Every arm starts here."""
 
     def work(folder: Path) -> JSON:
-        policy = load_policy(base, device=device(config), precision=config.precision, trust_remote_code=config.trust_remote_code, quiet=False)
+        policy = load_policy(
+            base,
+            device=device(config),
+            precision=config.precision,
+            trust_remote_code=config.trust_remote_code,
+            quiet=False,
+        )
         encoder = encoder_of(config, policy)
         run = RunFolder.open(folder, to_yaml(config.reference), ours=True)
         trees = encoder.demonstrations(task.demonstrations)
@@ -110,7 +116,9 @@ def make_reference(config: Compare, task: Task, base: str, stages: Stages) -> tu
     folder, counts = stages.make(
         "reference", _inputs(config, "seed", "data", "model", "base", "lengths", "prompts", "reference"), work
     )
-    policy = load_policy(folder / "model", device=device(config), precision=config.precision, trust_remote_code=config.trust_remote_code)
+    policy = load_policy(
+        folder / "model", device=device(config), precision=config.precision, trust_remote_code=config.trust_remote_code
+    )
     policy.model.requires_grad_(False)
     return policy, [{"name": f"demonstrations: {name}", "count": count} for name, count in counts.items()]
 
@@ -227,7 +235,9 @@ def make_preferences(config: Compare, task: Task, reference: Policy, stages: Sta
 
 def learned_reward(config: Compare, path: Path, policy: Policy, *, name: str) -> LearnedReward:
     """A reward model from disk as a reward for this policy's responses."""
-    model = load_reward_model(path, device=policy.device, precision=config.precision, trust_remote_code=config.trust_remote_code)
+    model = load_reward_model(
+        path, device=policy.device, precision=config.precision, trust_remote_code=config.trust_remote_code
+    )
     return LearnedReward(model, policy.tokenizer, name=name)
 
 

@@ -52,7 +52,9 @@ def save(
         shutil.rmtree(debris, ignore_errors=True)
     needed = sum(p.nbytes for model in models.values() for p in model.parameters())
     # Two moments of each weight that is trained.
-    needed += sum(2 * p.nbytes for optimizer in optimizers.values() for g in optimizer.param_groups for p in g["params"])
+    needed += sum(
+        2 * p.nbytes for optimizer in optimizers.values() for g in optimizer.param_groups for p in g["params"]
+    )
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
     if free < needed:
