@@ -29,13 +29,19 @@ def run(config: Evaluate) -> None:
     device = pick_device(config.device)
     loaded = read_prompts(config.data)
     rows = first_prompts(loaded.rows, config.prompts, seed=config.seed)
-    policy = load_policy(config.model, device=device, trust_remote_code=config.trust_remote_code)
-    reference = load_policy(config.reference, device=device, trust_remote_code=config.trust_remote_code)
+    policy = load_policy(
+        config.model, device=device, precision=config.precision, trust_remote_code=config.trust_remote_code
+    )
+    reference = load_policy(
+        config.reference, device=device, precision=config.precision, trust_remote_code=config.trust_remote_code
+    )
     if policy.tokenizer.get_vocab() != reference.tokenizer.get_vocab():
         raise ConfigError(f"{config.model} and {config.reference} have different tokenizers: no KL between them")
     reward = None
     if config.reward is not None:
-        scorer = load_reward_model(config.reward, device=device, trust_remote_code=config.trust_remote_code)
+        scorer = load_reward_model(
+            config.reward, device=device, precision=config.precision, trust_remote_code=config.trust_remote_code
+        )
         reward = LearnedReward(scorer, policy.tokenizer)
     encoder = Encoder(policy.tokenizer, config.lengths.prompt_tokens, config.lengths.response_tokens)
     judge = Judge(

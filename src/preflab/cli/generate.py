@@ -22,7 +22,11 @@ def run(config: Generate) -> None:
     if not prompts:
         raise ConfigError('give a prompt: --prompt "The plot was", or --data prompts.jsonl')
     policy = load_policy(
-        config.model, device=pick_device(config.device), trust_remote_code=config.trust_remote_code, quiet=True
+        config.model,
+        device=pick_device(config.device),
+        precision=config.precision,
+        trust_remote_code=config.trust_remote_code,
+        quiet=True,
     )
     encoder = Encoder(policy.tokenizer, prompt_tokens=2**20, response_tokens=2**20)
     ids = [encoder.prompt(prompt) for prompt in prompts]

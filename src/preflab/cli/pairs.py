@@ -25,8 +25,12 @@ def run(config: MakePairs) -> None:
         raise ConfigError(f"{config.out}: pairs are written as JSONL; let the name end in .jsonl")
     rows = read_prompts(config.data).rows
     device = pick_device(config.device)
-    policy = load_policy(config.model, device=device, trust_remote_code=config.trust_remote_code)
-    model = load_reward_model(config.reward, device=device, trust_remote_code=config.trust_remote_code)
+    policy = load_policy(
+        config.model, device=device, precision=config.precision, trust_remote_code=config.trust_remote_code
+    )
+    model = load_reward_model(
+        config.reward, device=device, precision=config.precision, trust_remote_code=config.trust_remote_code
+    )
     encoder = Encoder(policy.tokenizer, config.lengths.prompt_tokens, config.lengths.response_tokens)
     prompts = prompt_ids(encoder, rows)
     longest = max(len(prompt.ids) for prompt in prompts) + config.lengths.response_tokens

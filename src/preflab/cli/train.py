@@ -80,6 +80,7 @@ def reward(config: TrainReward) -> None:
         config.model,
         seed=derive(config.seed, "head"),
         device=pick_device(config.device),
+        precision=config.precision,
         trust_remote_code=config.trust_remote_code,
         quiet=False,
     )
@@ -198,12 +199,18 @@ def _name(config: Run) -> str:
 
 def _policy(config: Run) -> Policy:
     return load_policy(
-        config.model, device=pick_device(config.device), trust_remote_code=config.trust_remote_code, quiet=False
+        config.model,
+        device=pick_device(config.device),
+        precision=config.precision,
+        trust_remote_code=config.trust_remote_code,
+        quiet=False,
     )
 
 
 def _reward(config: RunOnline, policy: Policy) -> LearnedReward:
-    model = load_reward_model(config.reward, device=policy.device, trust_remote_code=config.trust_remote_code)
+    model = load_reward_model(
+        config.reward, device=policy.device, precision=config.precision, trust_remote_code=config.trust_remote_code
+    )
     return LearnedReward(model, policy.tokenizer)
 
 
@@ -211,7 +218,9 @@ def _value(config: TrainPPO, policy: Policy) -> Policy | None:
     """The value model, which starts as the reward model; None where it is a head on the policy."""
     if config.value_trunk == "shared":
         return None
-    value = load_reward_model(config.reward, device=policy.device, trust_remote_code=config.trust_remote_code)
+    value = load_reward_model(
+        config.reward, device=policy.device, precision=config.precision, trust_remote_code=config.trust_remote_code
+    )
     if value.tokenizer.get_vocab() != policy.tokenizer.get_vocab():
         raise ConfigError(
             f"{config.reward} and {config.model} have different tokenizers, and the value model starts as the reward "

@@ -35,7 +35,7 @@ from preflab.config.preference import (
     SimPO,
     WeightedSum,
 )
-from preflab.config.training import SFT, Batch, Optimizer, Positive, Reward, Seed
+from preflab.config.training import SFT, Batch, Optimizer, Positive, Precision, Reward, Seed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +70,9 @@ class Run:
     """Run Python code that comes with the model; off unless you trust its author. Recorded in the run folder."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto takes the GPU where there is one."""
+    precision: Precision = "fp32"
+    """bf16-autocast: matrix products in bf16; bf16: weights too, with float32 masters in the optimiser. Policy,
+    reference, reward and value model work in it alike. bf16 needs a processor with bf16 instructions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -263,6 +266,8 @@ class Generate:
     """Run Python code that comes with the model; off unless you trust its author."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto takes the GPU where there is one."""
+    precision: Precision = "fp32"
+    """bf16-autocast: matrix products in bf16; bf16: weights too. Needs a processor with bf16 instructions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -289,6 +294,9 @@ class Evaluate:
     """Run Python code that comes with the models; off unless you trust their authors."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto takes the GPU where there is one."""
+    precision: Precision = "fp32"
+    """bf16-autocast: matrix products in bf16; bf16: weights too. All models work in it; it needs a processor with bf16
+    instructions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -315,6 +323,9 @@ class MakePairs:
     """Run Python code that comes with the models; off unless you trust their authors."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto takes the GPU where there is one."""
+    precision: Precision = "fp32"
+    """bf16-autocast: matrix products in bf16; bf16: weights too. All models work in it; it needs a processor with bf16
+    instructions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -437,6 +448,9 @@ class Study:
     """Run Python code that comes with the model; off unless you trust its author."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto takes the GPU where there is one."""
+    precision: Precision = "fp32"
+    """bf16-autocast: matrix products in bf16; bf16: weights too, and the optimiser trains float32 masters of them. All
+    models of the study work in it, judges included. bf16 needs a processor with bf16 instructions."""
 
 
 @dataclass(frozen=True, kw_only=True)

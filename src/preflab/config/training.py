@@ -13,6 +13,8 @@ from annotated_types import Ge, Gt, Interval
 Positive = Annotated[int, Ge(1)]
 Count = Annotated[int, Ge(0)]
 Seed = Annotated[int, Interval(ge=0, lt=2**31)]
+Precision = Literal["fp32", "bf16-autocast", "bf16"]
+"""What weights and matrix products are in; `models/precision.py` has what each means."""
 
 
 @dataclass(frozen=True, kw_only=True)

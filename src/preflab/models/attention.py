@@ -22,6 +22,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from preflab.data.encode import Tree
 from preflab.data.pack import Layout, Packed, Segments, flat, pack, tree
 from preflab.models.head import close, without_dropout
+from preflab.models.precision import wide
 from preflab.progress import say
 
 NAME = "preflab_tree"
@@ -154,9 +155,9 @@ def _attend(
             query, key, value, attn_mask=mask, is_causal=mask is None, dropout_p=dropout, scale=scaling
         )
     assert mask is not None
-    scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    scores = wide(query @ key.transpose(2, 3)) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
     scores = torch.tanh(scores / softcap) * softcap + mask
-    weights = scores.softmax(-1, dtype=torch.promote_types(query.dtype, torch.float32)).to(query.dtype)
+    weights = scores.softmax(-1).to(query.dtype)
     return torch.dropout(weights, dropout, train=dropout > 0) @ value
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -14,9 +14,12 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from preflab.losses.logprobs import token_logprobs
+from preflab.models.precision import of_products, wide, working
 
 CHUNK_LOGITS = 2**25
 """How many logits are made at a time: 128 MiB in float32."""
+CACHED_LOGITS = 2**19
+"""How many logits are worked on at a time, so that they stay in the processor's cache."""
 KEPT_LOGITS = 2**27
 """How many logits a pass with gradients keeps for its backward pass, ½ GiB in float32; above it makes them again,
 a third more work in the head."""
@@ -37,8 +40,11 @@ class Head:
         return logits if self.cap is None else torch.tanh(logits / self.cap) * self.cap
 
     def logits(self, model: Any, states: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch vocabulary"]:
-        """The model's logits, from its last states."""
-        return self.final(model.get_output_embeddings()(states))
+        """The model's logits, from its last states; by a product in float32 or wider whatever the model works in: what
+        bf16 makes of logits of two models lies apart by more than a small KL."""
+        table = model.get_output_embeddings()
+        weights = {name: wide(weight) for name, weight in table.named_parameters()}
+        return self.final(torch.func.functional_call(table, weights, (wide(states),)))
 
     def logprobs(
         self, model: Any, states: Float[Tensor, "cell width"], tokens: Int[Tensor, " cell"], *, temperature: float
@@ -50,7 +56,11 @@ class Head:
         table = model.get_output_embeddings()
         if type(table) is not nn.Linear:
             return token_logprobs(self.logits(model, states), tokens, temperature=temperature)
-        return _Logprobs.apply(states, table.weight, table.bias, tokens, self, temperature)
+        # Cast here, so that autograd casts the gradients back.
+        with working(model):
+            dtype = of_products(states)
+        bias = None if table.bias is None else table.bias.to(dtype)
+        return _Logprobs.apply(states.to(dtype), table.weight.to(dtype), bias, tokens, self, temperature)
 
 
 def head_of(model: Any) -> Head | None:
@@ -88,13 +98,13 @@ def _found(model: Any) -> Head | None:
         return None
     hook = table.register_forward_hook(replaced)
     try:
-        with without_dropout(model):
+        with without_dropout(model), working(model):
             logits = model(input_ids=ids, use_cache=False).logits
             states = getattr(model.base_model(input_ids=ids, use_cache=False), "last_hidden_state", None)
+            same = len(read) == 1 and states is not None and close(read[0], states)
+            return head if same and close(logits, head.final(given[0])) else None
     finally:
         hook.remove()
-    same = len(read) == 1 and states is not None and close(read[0], states) and close(logits, head.final(given[0]))
-    return head if same else None
 
 
 @contextmanager
@@ -110,8 +120,8 @@ def without_dropout(model: nn.Module) -> Iterator[None]:
 
 
 def close(values: Tensor, expected: Tensor) -> bool:
-    """Equal but for rounding: within the square root of the precision of the norm."""
-    tolerance = float(torch.finfo(expected.dtype).eps) ** 0.5
+    """Equal but for rounding: within the square root of the precision of the norm; of the products' precision here."""
+    tolerance = float(torch.finfo(of_products(expected)).eps) ** 0.5
     return values.shape == expected.shape and bool((values - expected).norm() <= tolerance * expected.norm())
 
 
@@ -119,6 +129,10 @@ class _Logprobs(torch.autograd.Function):
     """Products, soft-cap, log-softmax and gather, a chunk of states at a time, in both directions.
 
     ∂ log p(y)/∂z_v = 1[v = y] − p(v)
+
+    Products in bf16 are rounded to 8 bits: at a product of 100, as GPT-2 has them, by up to ¼. So that of the token
+    itself, z_y, is taken off before they are rounded, within the product, and added again in float32: a likely token's
+    is then as good as exact, and the log-probability good to some 0.4 % of itself.
     """
 
     @staticmethod
@@ -131,51 +145,94 @@ class _Logprobs(torch.autograd.Function):
         head: Head,
         temperature: float,
     ) -> Tensor:
-        ctx.head, ctx.temperature = head, temperature
         keep = any(ctx.needs_input_grad) and len(states) * len(weight) <= KEPT_LOGITS
-        kept, found, totals = [], [], []
-        for rows in chunks(len(states), len(weight), CHUNK_LOGITS):
-            logits = _logits(states[rows], weight, bias, head, temperature)
-            totals.append(logits.logsumexp(-1))
-            found.append(logits.gather(-1, tokens[rows].unsqueeze(-1)).squeeze(-1))
+        shift = _products_of(states, weight, tokens) if weight.dtype == torch.bfloat16 else None
+        ctx.logits = _Logits(bias, shift, head, temperature)
+        ctx.keep = keep
+        kept = []
+        total = torch.empty(len(states), dtype=wide(states[:0]).dtype, device=states.device)
+        found = torch.empty_like(total)
+        for rows in _parts(0, len(states), CHUNK_LOGITS // len(weight)):
+            products = _products(states[rows], weight, None if shift is None else shift[rows])
+            for part in _parts(rows.start, rows.stop, CACHED_LOGITS // len(weight)):
+                logits = ctx.logits.of(products[part.start - rows.start : part.stop - rows.start], part)
+                torch.logsumexp(logits, -1, out=total[part])
+                torch.gather(logits, -1, tokens[part].unsqueeze(-1), out=found[part].unsqueeze(-1))
             if keep:
-                kept.append(logits)
-        total = torch.cat(totals)
+                kept.append(products)
         ctx.save_for_backward(states, weight, bias, tokens, total, *kept)
-        return torch.cat(found) - total
+        return found - total
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         states, weight, bias, tokens, total, *kept = ctx.saved_tensors
         needs_states, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        head, temperature, shift = ctx.logits.head, ctx.logits.temperature, ctx.logits.shift
+        scale = grad * (head.scale / temperature)
         of_states = torch.empty_like(states) if needs_states else None
-        of_weight = torch.zeros_like(weight) if needs_weight else None
+        of_weight: Tensor | None = None
         of_bias = torch.zeros_like(bias) if needs_bias else None
-        for number, rows in enumerate(chunks(len(states), len(weight), CHUNK_LOGITS)):
-            logits = kept[number] if kept else _logits(states[rows], weight, bias, ctx.head, ctx.temperature)
-            scale = grad[rows].unsqueeze(-1) * (ctx.head.scale / ctx.temperature)
-            of_logits = (logits - total[rows].unsqueeze(-1)).exp_().mul_(-scale)
-            of_logits.scatter_add_(1, tokens[rows].unsqueeze(-1), scale)
-            if ctx.head.cap is not None:  # tanh' = 1 − tanh²
-                of_logits *= 1 - (logits * (ctx.temperature / ctx.head.cap)) ** 2
-            of_logits = of_logits.to(weight.dtype)
+        for number, rows in enumerate(_parts(0, len(states), CHUNK_LOGITS // len(weight))):
+            products = kept[number] if kept else _products(states[rows], weight, None if shift is None else shift[rows])
+            of_products = torch.empty_like(products)
+            for part in _parts(rows.start, rows.stop, CACHED_LOGITS // len(weight)):
+                here = slice(part.start - rows.start, part.stop - rows.start)
+                logits = ctx.logits.of(products[here], part)
+                of_logits = (logits - total[part].unsqueeze(-1)).exp_().mul_(-scale[part].unsqueeze(-1))
+                of_logits.scatter_add_(1, tokens[part].unsqueeze(-1), scale[part].unsqueeze(-1))
+                if head.cap is not None:  # tanh' = 1 − tanh²
+                    of_logits *= 1 - (logits * (temperature / head.cap)) ** 2
+                of_products[here] = of_logits
             if of_states is not None:
-                torch.mm(of_logits, weight, out=of_states[rows])
-            if of_weight is not None:
-                of_weight.addmm_(of_logits.T, states[rows])
+                torch.mm(of_products, weight, out=of_states[rows])
+            if needs_weight and of_weight is None:
+                of_weight = of_products.T @ states[rows]
+            elif of_weight is not None:
+                of_weight.addmm_(of_products.T, states[rows])
             if of_bias is not None:
-                of_bias += of_logits.sum(0)
+                of_bias += of_products.sum(0)
+        if needs_weight and of_weight is None:  # no states
+            of_weight = torch.zeros_like(weight)
         return of_states, of_weight, of_bias, None, None, None
 
 
-def _logits(states: Tensor, weight: Tensor, bias: Tensor | None, head: Head, temperature: float) -> Tensor:
-    logits = head.final(nn.functional.linear(states, weight, bias))
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return logits if temperature == 1.0 else logits / temperature
+class _Logits(NamedTuple):
+    """How products become logits, in float32 or wider."""
+
+    bias: Tensor | None
+    shift: Tensor | None
+    head: Head
+    temperature: float
+
+    def of(self, products: Tensor, rows: slice) -> Tensor:
+        """The logits of some rows, from their products."""
+        logits = wide(products)
+        if self.shift is not None:
+            logits += self.shift[rows].unsqueeze(-1)
+        if self.bias is not None:
+            logits = logits + self.bias
+        logits = self.head.final(logits)
+        return logits if self.temperature == 1.0 else logits / self.temperature
 
 
 def chunks(states: int, vocabulary: int, at_once: int) -> list[slice]:
     """Which states to make logits of together: `at_once` logits at most, or those of one state."""
-    size = max(1, at_once // vocabulary)
-    return [slice(begin, begin + size) for begin in range(0, states, size)]
+    return _parts(0, states, at_once // vocabulary)
+
+
+def _products_of(states: Tensor, weight: Tensor, tokens: Tensor) -> Tensor:
+    """Each state's product with its own token's row, rounded to bf16, in float32."""
+    return torch.linalg.vecdot(states.float(), weight[tokens].float()).to(torch.bfloat16).float()
+
+
+def _products(states: Tensor, weight: Tensor, shift: Tensor | None) -> Tensor:
+    """states·weightᵀ, less the shift before it is rounded."""
+    if shift is None:
+        return states @ weight.T
+    return torch.addmm(-shift.to(states.dtype).unsqueeze(1).expand(-1, len(weight)), states, weight.T)
+
+
+def _parts(begin: int, end: int, size: int) -> list[slice]:
+    size = max(1, size)
+    return [slice(first, min(first + size, end)) for first in range(begin, end, size)]

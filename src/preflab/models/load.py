@@ -16,8 +16,10 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers.activations import FastGELUActivation, NewGELUActivation
 
+from preflab.config.training import Precision
 from preflab.data.encode import Tokenizer
 from preflab.errors import ConfigError, PreflabError, StorageError
+from preflab.models.precision import check_precision, work_in
 from preflab.progress import say
 from preflab.runs import new_folder
 
@@ -47,14 +49,20 @@ def pick_device(name: str) -> torch.device:
 
 
 def load_policy(
-    name: str | Path, *, device: torch.device | str = "cpu", trust_remote_code: bool = False, quiet: bool = True
+    name: str | Path,
+    *,
+    device: torch.device | str = "cpu",
+    precision: Precision = "fp32",
+    trust_remote_code: bool = False,
+    quiet: bool = True,
 ) -> Policy:
-    """A causal model and its tokenizer, in float32, with dropout off and a pad token that is not the end token.
+    """A causal model and its tokenizer, with dropout off and a pad token that is not the end token.
 
     Raises:
         ConfigError: there is no such model, it is no causal language model, its weights are no safetensors, or it
-            needs its own Python code and `trust_remote_code` is off.
+            needs its own Python code and `trust_remote_code` is off; or the device can't work in that precision.
     """
+    check_precision(precision, device)
     with _explained(name):
         tokenizer = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
         model = _weights(transformers.AutoModelForCausalLM, name, trust_remote_code)
@@ -62,14 +70,22 @@ def load_policy(
         raise ConfigError(f"{name} is a reward model or classifier; name a language model")
     _give_pad_token(model, tokenizer, quiet=quiet)
     model.eval()  # for good: dropout is off in training too, or the ratio at step 0 would not be 1
-    return Policy(model.to(device), tokenizer)
+    return Policy(work_in(model.to(device), precision), tokenizer)
 
 
-def new_reward_model(name: str | Path, *, seed: int, device: torch.device | str = "cpu", **options: Any) -> Policy:
+def new_reward_model(
+    name: str | Path,
+    *,
+    seed: int,
+    device: torch.device | str = "cpu",
+    precision: Precision = "fp32",
+    **options: Any,
+) -> Policy:
     """A reward model on the body of a causal model: one score a response, the head drawn with std 1/√(d + 1).
 
     The initialisation is that of arXiv 2403.17031, detail 10. It has no bias, as the Hugging Face format has none.
     """
+    check_precision(precision, device)
     policy = load_policy(name, **options)
     # transformers draws initial weights from the global generator: give it its old state back.
     with _explained(name), torch.random.fork_rng(devices=[]):
@@ -84,17 +100,22 @@ def new_reward_model(name: str | Path, *, seed: int, device: torch.device | str 
         model.score.weight.copy_(torch.randn(1, width, generator=generator) / math.sqrt(width + 1))
     model.config.reward_offset = 0.0
     model.eval()
-    return Policy(model.to(device), policy.tokenizer)
+    return Policy(work_in(model.to(device), precision), policy.tokenizer)
 
 
 def load_reward_model(
-    name: str | Path, *, device: torch.device | str = "cpu", trust_remote_code: bool = False
+    name: str | Path,
+    *,
+    device: torch.device | str = "cpu",
+    precision: Precision = "fp32",
+    trust_remote_code: bool = False,
 ) -> Policy:
     """A reward model: a sequence-classification model with one label. `config.reward_offset` is taken off its scores.
 
     Raises:
-        ConfigError: there is no such model, or it has several labels.
+        ConfigError: there is no such model, it has several labels, or the device can't work in that precision.
     """
+    check_precision(precision, device)
     with _explained(name):
         tokenizer = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
         model = _weights(
@@ -108,7 +129,7 @@ def load_reward_model(
             f"{name} has {model.config.num_labels} labels; a reward model has one: `preflab train reward`"
         )
     model.eval()
-    return Policy(model.to(device), tokenizer)
+    return Policy(work_in(model.to(device), precision), tokenizer)
 
 
 def check_length(model: Any, tokens: int, remedy: str) -> None:

@@ -40,6 +40,7 @@ from preflab import __version__
 from preflab.data.encode import Tree
 from preflab.data.pack import Reading, read_tokens
 from preflab.errors import StorageError
+from preflab.models.precision import precision_of
 from preflab.models.scoring import logprobs_of, reading_of
 from preflab.models.trunk import rounds_states
 from preflab.progress import say, stage, warn
@@ -177,6 +178,7 @@ def space_of(model: Any) -> str:
             "attention": getattr(model.config, "_attn_implementation", None),
             "weights": weights.hexdigest(),
             "device": kind,
+            "precision": precision_of(model),
             "autocast": str(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else None,
             "matmul": torch.get_float32_matmul_precision(),
         }

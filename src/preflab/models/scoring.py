@@ -16,6 +16,7 @@ from preflab.data.pack import Layout, Packed, Reading, cells, flat, pack, readin
 from preflab.losses.logprobs import masked_sum, token_logprobs
 from preflab.models.attention import NoTree, say_no_tree, takes_trees
 from preflab.models.head import chunks, head_of
+from preflab.models.precision import at_work, wide
 from preflab.models.trunk import body_states
 from preflab.progress import Advance
 
@@ -176,15 +177,17 @@ def response_scores(model: nn.Module, batch: Packed) -> Float[Tensor, " response
 
 
 def _scalars(model: Any, states: Float[Tensor, "*any width"]) -> Float[Tensor, "*any"]:
-    """The score head of a sequence-classification model, without its pooling.
+    """The score head of a sequence-classification model, without its pooling, in float32 or wider.
 
     The offset recorded by reward training is taken off: the head itself has no bias and is saved as trained.
     """
-    scores: Tensor = model.score(states)
+    weights = {name: wide(weight) for name, weight in model.score.named_parameters()}
+    scores: Tensor = torch.func.functional_call(model.score, weights, (wide(states),))
     offset = float(getattr(model.config, "reward_offset", 0.0))
-    return scores.squeeze(-1).float() - offset
+    return scores.squeeze(-1) - offset
 
 
+@at_work
 def _own_logits(model: nn.Module, batch: Packed) -> Float[Tensor, "response token vocabulary"]:
     """From the model's own forward, in the flat layout."""
     layout = flat(batch)
@@ -192,7 +195,7 @@ def _own_logits(model: nn.Module, batch: Packed) -> Float[Tensor, "response toke
     logits = model(input_ids=batch.token_ids, use_cache=False, logits_to_keep=kept).logits
     width = batch.token_ids.shape[1]
     index = (layout.before % width - kept[0]).clamp(min=0)
-    return logits.gather(1, index.unsqueeze(-1).expand(-1, -1, logits.shape[-1]))
+    return wide(logits).gather(1, index.unsqueeze(-1).expand(-1, -1, logits.shape[-1]))
 
 
 def reads_tree(model: Any, batch: Extent, *, ends: bool) -> bool:
@@ -202,6 +205,7 @@ def reads_tree(model: Any, batch: Extent, *, ends: bool) -> bool:
     return _tree_pays(model.base_model, batch.flat, batch.tree, batch.longest - (not ends))
 
 
+@at_work
 def _states(model: Any, batch: Packed, *, ends: bool = False) -> tuple[Float[Tensor, "cell width"], Layout]:
     """The last hidden state of every cell of the layout that costs less."""
     body = model.base_model

@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from preflab.data.encode import Tree
+from preflab.models.precision import at_work
 from preflab.seeds import derive
 
 
@@ -92,6 +93,7 @@ def sample(
     return [response for response in done if response is not None]
 
 
+@at_work
 def _decode(
     model: Any,
     prompts: Sequence[tuple[int, ...]],

@@ -90,7 +90,12 @@ class Bench:
 
     def load(self, model: Path) -> Policy:
         """A policy from disk."""
-        return load_policy(model, device=device(self.config), trust_remote_code=self.config.trust_remote_code)
+        return load_policy(
+            model,
+            device=device(self.config),
+            precision=self.config.precision,
+            trust_remote_code=self.config.trust_remote_code,
+        )
 
     def baseline(self, split: str) -> list[float]:
         """The rewards of the reference's responses to the prompts of a split."""
@@ -302,7 +307,10 @@ def _train_online(
             value = None
             if settings.value_trunk == "separate":
                 value = load_reward_model(
-                    bench.preferences.reward_model, device=policy.device, trust_remote_code=config.trust_remote_code
+                    bench.preferences.reward_model,
+                    device=policy.device,
+                    precision=config.precision,
+                    trust_remote_code=config.trust_remote_code,
                 )
             return train_ppo(
                 policy,

@@ -27,6 +27,7 @@ from preflab.models.load import (
     pick_device,
     save_model,
 )
+from preflab.models.precision import work_in
 from preflab.progress import say
 from preflab.rewards.learned import LearnedReward
 from preflab.rewards.sentiment import GrammarSentiment
@@ -64,7 +65,7 @@ def make_base(config: Compare, task: Task, stages: Stages) -> tuple[str, list[JS
         longest = config.lengths.prompt_tokens + config.lengths.response_tokens + 2
         encoder = Encoder(tokenizer, prompt_tokens=longest, response_tokens=longest - 1)
         policy = new_model(tokenizer, config.base, positions=longest, seed=derive(config.seed, "base"))
-        policy.model.to(device(config))
+        work_in(policy.model.to(device(config)), config.precision)
         trees = [
             Tree(f"text:{number}", encoder.prompt(""), (encoder.response(text),))
             for number, text in enumerate(task.corpus)
@@ -89,7 +90,13 @@ def make_reference(config: Compare, task: Task, base: str, stages: Stages) -> tu
     """The reference: the base after SFT on the task's demonstrations. Every arm starts here."""
 
     def work(folder: Path) -> JSON:
-        policy = load_policy(base, device=device(config), trust_remote_code=config.trust_remote_code, quiet=False)
+        policy = load_policy(
+            base,
+            device=device(config),
+            precision=config.precision,
+            trust_remote_code=config.trust_remote_code,
+            quiet=False,
+        )
         encoder = encoder_of(config, policy)
         run = RunFolder.open(folder, to_yaml(config.reference), ours=True)
         trees = encoder.demonstrations(task.demonstrations)
@@ -108,7 +115,9 @@ def make_reference(config: Compare, task: Task, base: str, stages: Stages) -> tu
     folder, counts = stages.make(
         "reference", _inputs(config, "seed", "data", "model", "base", "lengths", "prompts", "reference"), work
     )
-    policy = load_policy(folder / "model", device=device(config), trust_remote_code=config.trust_remote_code)
+    policy = load_policy(
+        folder / "model", device=device(config), precision=config.precision, trust_remote_code=config.trust_remote_code
+    )
     policy.model.requires_grad_(False)
     return policy, [{"name": f"demonstrations: {name}", "count": count} for name, count in counts.items()]
 
@@ -185,6 +194,7 @@ def make_preferences(config: Compare, task: Task, reference: Policy, stages: Sta
                 stages.folder / "reference" / "model",
                 seed=derive(seed, label, "head"),
                 device=device(config),
+                precision=config.precision,
                 trust_remote_code=config.trust_remote_code,
             )
             run = RunFolder.open(folder, to_yaml(config.reward), ours=True)
@@ -224,7 +234,9 @@ def make_preferences(config: Compare, task: Task, reference: Policy, stages: Sta
 
 def learned_reward(config: Compare, path: Path, policy: Policy, *, name: str) -> LearnedReward:
     """A reward model from disk as a reward for this policy's responses."""
-    model = load_reward_model(path, device=policy.device, trust_remote_code=config.trust_remote_code)
+    model = load_reward_model(
+        path, device=policy.device, precision=config.precision, trust_remote_code=config.trust_remote_code
+    )
     return LearnedReward(model, policy.tokenizer, name=name)
 
 
@@ -241,7 +253,7 @@ def device(config: Compare) -> Any:
 def _inputs(config: Compare, *names: str) -> dict[str, JSON]:
     """The settings that a stage's result depends on."""
     values = to_values(config)
-    return {name: values[name] for name in names}
+    return {name: values[name] for name in (*names, "precision")}
 
 
 def pairs_chosen(pairs: list[Tree]) -> list[Tree]:

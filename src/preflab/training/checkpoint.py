@@ -50,7 +50,11 @@ def save(
     """
     for debris in folder.glob(".step-*"):  # of a process that was killed while it saved
         shutil.rmtree(debris, ignore_errors=True)
-    needed = sum(p.numel() * p.element_size() for model in models.values() for p in model.parameters()) * 3
+    needed = sum(p.nbytes for model in models.values() for p in model.parameters())
+    # Two moments of each weight that is trained.
+    needed += sum(
+        2 * p.nbytes for optimizer in optimizers.values() for g in optimizer.param_groups for p in g["params"]
+    )
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
     if free < needed:

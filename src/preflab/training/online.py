@@ -22,6 +22,7 @@ from preflab.data.encode import Encoder
 from preflab.errors import NumericError
 from preflab.losses import masked_mean, masked_sum
 from preflab.models.load import Policy
+from preflab.models.precision import in_bf16
 from preflab.progress import stage
 from preflab.rewards.protocol import Reward, score
 from preflab.rollouts.sampler import Response, sample
@@ -37,6 +38,8 @@ from preflab.training.session import Evaluate, Session
 
 LARGEST_START_GAP_NATS = 1e-3
 """How far policy and reference may be apart on a token before the first step, where they should be the same model."""
+LARGEST_START_GAP_NATS_BF16 = 1.0
+"""The same where products are in bf16."""
 
 Figures = Mapping[str, Tensor | float]
 """For the log; tensors stay on their device until an update is over, as reading a number waits for the device."""
@@ -186,7 +189,7 @@ def run_online(
                     cost=session.cost,
                 )
                 if update == 0 and starts_at_reference:
-                    _check_start(rollout)
+                    _check_start(rollout, policy.model)
                 # Learn.
                 taken = step(rollout, update, session.memory) if kept.responses else Taken({})
                 session.cost.add(taken.cost)
@@ -293,13 +296,14 @@ def _joined(first: Drawn, second: Drawn) -> Drawn:
     return Drawn(first.responses + second.responses, first.scores + second.scores)
 
 
-def _check_start(rollout: Rollout) -> None:
+def _check_start(rollout: Rollout, model: Any) -> None:
     """The policy is the reference before it has learned anything."""
+    limit = LARGEST_START_GAP_NATS_BF16 if in_bf16(model) else LARGEST_START_GAP_NATS
     gap = float((rollout.logprobs - rollout.reference_logprobs).abs().max())
-    if not gap < LARGEST_START_GAP_NATS:
+    if not gap < limit:
         raise NumericError(
             f"before the first step, policy and reference differ by {gap:.3g} nats on a token (limit "
-            f"{LARGEST_START_GAP_NATS}): is dropout on, or was another model loaded for one of them? Load both from "
+            f"{limit}): is dropout on, or was another model loaded for one of them? Load both from "
             "one folder, or say that the policy starts elsewhere (starts_at_reference=False)"
         )
 

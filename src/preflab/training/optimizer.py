@@ -1,12 +1,19 @@
-"""One optimiser step: learning rate, finite check, clipping, update."""
+"""One optimiser step: learning rate, finite check, clipping, update.
+
+Weights in bf16 are trained through masters in float32: a step of the size of a learning rate is less than bf16 can add
+to most of them. Their gradients are summed in float32 over micro-batches and measured in float32; each weight is then
+its master, rounded.
+"""
 
 from __future__ import annotations
 
 import math
-from typing import assert_never
+from typing import Any, assert_never
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+from torch.utils.weak import WeakIdKeyDictionary
 
 from preflab.config.training import Optimizer
 from preflab.errors import ConfigError, NumericError
@@ -20,10 +27,16 @@ class Stepper:
         check_model(model)
         self.settings = settings
         self.total_steps = total_steps
-        self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        if not self.parameters:
+        weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        if not weights:
             raise ConfigError("every weight is frozen; lower freeze_blocks")
-        self.optimizer = _make(self.parameters, settings)
+        self.rounded = [Rounded(weight) for weight in weights if weight.dtype == torch.bfloat16]
+        self.masters = nn.ParameterList(rounded.master for rounded in self.rounded)
+        """What weights in bf16 are rounded from: part of every checkpoint."""
+        self.others = [weight for weight in weights if weight.dtype != torch.bfloat16]
+        self.optimizer = _make([*self.masters, *self.others], settings)
+        self.scale = 1.0
+        """What clipping takes the gradients by."""
 
     def learning_rate(self, step: int) -> float:
         """The rate of step 0, 1, …: a linear warm-up, then constant or falling linearly to 0 after the last step."""
@@ -58,12 +71,20 @@ class Stepper:
         Raises:
             NumericError: it is not finite.
         """
-        norm = float(nn.utils.clip_grad_norm_(self.parameters, self.settings.max_gradient_norm))
+        gradients = [rounded.gradient for rounded in self.rounded] + [weight.grad for weight in self.others]
+        # bf16 would round the norm itself.
+        norms = [
+            torch.linalg.vector_norm(g, dtype=torch.promote_types(g.dtype, torch.float32))
+            for g in gradients
+            if g is not None
+        ]
+        norm = float(torch.stack(norms).norm()) if norms else 0.0
         if not math.isfinite(norm):
             raise NumericError(
                 f"the gradient is not finite at {place}; no weight was changed. Lower optimizer.learning_rate, or "
                 "look at the rows named in crash.json"
             )
+        self.scale = min(1.0, self.settings.max_gradient_norm / (norm + 1e-6))
         return norm
 
     def update(self, step: int) -> float:
@@ -71,9 +92,64 @@ class Stepper:
         rate = self.learning_rate(step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+        for weight in self.others:
+            if weight.grad is not None and self.scale < 1:
+                weight.grad *= self.scale
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        for weight in self.others:
+            weight.grad = None
+        # One by one, so that their gradients in float32 are never all there at once.
+        for rounded in self.rounded:
+            if rounded.lift_gradient(self.scale):
+                self.optimizer.step()
+                rounded.round()
+        self.scale = 1.0
         return rate
+
+    def clear(self) -> None:
+        """Forget the gradients."""
+        for rounded in self.rounded:
+            rounded.gradient = None
+        for weight in self.others:
+            weight.grad = None
+        self.scale = 1.0
+
+
+class Rounded:
+    """A weight in bf16, the master that it is rounded from, and its gradient."""
+
+    _owners: Any = WeakIdKeyDictionary()
+    """Weight → the hook of the optimiser that had it last: the gradient goes to one of them alone."""
+
+    def __init__(self, weight: nn.Parameter) -> None:
+        self.weight, self.master = weight, nn.Parameter(weight.detach().float())
+        self.gradient: Tensor | None = None
+        """In bf16 after one backward pass, the sum of several in float32."""
+        earlier: RemovableHandle | None = self._owners.get(weight)
+        if earlier is not None:
+            earlier.remove()
+        self._owners[weight] = weight.register_post_accumulate_grad_hook(self._gather)
+
+    def _gather(self, weight: Tensor) -> None:
+        assert weight.grad is not None
+        self.gradient = weight.grad if self.gradient is None else self.gradient.float().add_(weight.grad)
+        weight.grad = None
+
+    def lift_gradient(self, scale: float) -> bool:
+        """Give the gradient, scaled, to the master; False where there is none."""
+        if self.gradient is None:
+            return False
+        self.master.grad = self.gradient.float()
+        if scale < 1:
+            self.master.grad *= scale
+        self.gradient = None
+        return True
+
+    @torch.no_grad()
+    def round(self) -> None:
+        """Make the weight of its master."""
+        self.master.grad = None
+        self.weight.copy_(self.master)
 
 
 def _make(parameters: list[nn.Parameter], settings: Optimizer) -> torch.optim.Optimizer:

@@ -159,8 +159,8 @@ def train_ppo(
                 if settings.needs_logits:
                     cost.add_scored(reference, reading(reference, batch.rows(micro)))
             if settings.stop_kl_nats is not None and figures["approx_kl_nats"] > settings.stop_kl_nats:
-                of_policy.optimizer.zero_grad()
-                of_value.optimizer.zero_grad()
+                of_policy.clear()
+                of_value.clear()
                 return None
             # Both gradients are looked at before either model moves.
             norm, _ = of_policy.clip(place), of_value.clip(f"{place} (value model)")

@@ -48,6 +48,7 @@ from preflab.losses import (
 )
 from preflab.models.freezing import freeze
 from preflab.models.load import Policy
+from preflab.models.precision import in_bf16
 from preflab.models.reference import ReferenceCache, reference_logprobs
 from preflab.models.scoring import logprobs_of, reading_of, response_logprobs
 from preflab.models.trunk import frozen_trunk
@@ -256,7 +257,8 @@ def train_preference(
             of_reference = charged_reference(
                 model, pairs, cache, before, title=f"{title}: reference log-probabilities"
             ).view(-1, 2)
-            check_start(run, pair_logprobs(policy.model, pairs[:64]) - of_reference[:64], same=reference is None)
+            logratio = pair_logprobs(policy.model, pairs[:64]) - of_reference[:64]
+            check_start(run, logratio, same=reference is None, in_bf16=in_bf16(policy.model))
 
         def step(indices: Sequence[int], session: Session) -> Loss:
             given = None if of_reference is None else of_reference[list(indices)]

@@ -18,6 +18,7 @@ from preflab.errors import NumericError
 from preflab.losses import entropy, kl_full, token_logprobs
 from preflab.models.flops import flops
 from preflab.models.load import Policy
+from preflab.models.precision import in_bf16
 from preflab.models.scoring import of_distributions, reading, rows_at_once
 from preflab.rewards.learned import LearnedReward
 from preflab.rewards.protocol import Answer, Reward
@@ -28,6 +29,8 @@ from preflab.training.micro_batches import MicroBatches, back_in_order
 LARGEST_SAMPLER_GAP_NATS = 0.01
 """How far the sampler's log-probability of a token may be from the scorer's before the run stops: float32 rounding
 stays below 1e-4, a policy that is not the one that sampled does not."""
+LARGEST_SAMPLER_GAP_NATS_BF16 = 1.0
+"""The same where products are in bf16: logits of 16 are multiples of 1/8."""
 
 
 @dataclass(frozen=True)
@@ -184,22 +187,23 @@ def roll_out(
         ended=torch.tensor([float(response.ended) for response in responses], device=policy.device),
         logprobs=logprobs,
         reference_logprobs=reference_logprobs,
-        sampler_gap=_sampler_gap(responses, sampling_logprobs),
+        sampler_gap=_sampler_gap(responses, sampling_logprobs, policy.model),
         distributions=Distributions(*whole) if measured else None,
     )
 
 
-def _sampler_gap(responses: Sequence[Response], logprobs: Float[Tensor, "response token"]) -> float:
+def _sampler_gap(responses: Sequence[Response], logprobs: Float[Tensor, "response token"], model: Any) -> float:
     """How far the sampler and the scorer are apart, checked."""
+    limit = LARGEST_SAMPLER_GAP_NATS_BF16 if in_bf16(model) else LARGEST_SAMPLER_GAP_NATS
     behaviour = torch.zeros(logprobs.shape)
     for row, response in enumerate(responses):
         behaviour[row, : len(response.logprobs)] = torch.tensor(response.logprobs)
     gap = float((logprobs.cpu() - behaviour).abs().max())
     if not math.isfinite(gap):
         raise NumericError("the policy's log-probabilities are not finite: its weights hold NaN or infinity")
-    if not gap < LARGEST_SAMPLER_GAP_NATS:
+    if not gap < limit:
         raise NumericError(
-            f"sampler and scorer differ by {gap:.3g} nats on a token (limit {LARGEST_SAMPLER_GAP_NATS}): the scored "
+            f"sampler and scorer differ by {gap:.3g} nats on a token (limit {limit}): the scored "
             "policy is not the one that sampled, so importance ratios would be wrong. Sample with neither top-k, top-p "
             "nor a penalty, at the temperature of scoring, and with dropout off"
         )

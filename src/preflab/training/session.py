@@ -36,7 +36,9 @@ class Session:
         marks: Sequence[int],
         evaluate: Evaluate | None,
     ) -> None:
-        self.run, self.models, self.marks, self.evaluate = run, models, set(marks), evaluate
+        self.run, self.marks, self.evaluate = run, set(marks), evaluate
+        masters = {f"{name}.masters": stepper.masters for name, stepper in steppers.items() if len(stepper.masters)}
+        self.models: dict[str, nn.Module] = {**models, **masters}
         self.optimizers = {name: stepper.optimizer for name, stepper in steppers.items()}
         self.cost = Cost()
         self.memory: dict[str, float] = {}  # what a method keeps between steps, part of every checkpoint

@@ -32,6 +32,7 @@ from preflab.errors import DataError, NumericError
 from preflab.losses import bco, kto, masked_sum, mean_by
 from preflab.models.freezing import freeze
 from preflab.models.load import Policy
+from preflab.models.precision import in_bf16
 from preflab.models.reference import ReferenceCache, reference_logprobs
 from preflab.models.scoring import logprobs_of, reading_of, response_logprobs
 from preflab.models.trunk import frozen_trunk
@@ -102,7 +103,8 @@ def train_unpaired(
         of_strangers = charged_reference(
             model, strangers, cache, before, title=f"{title}: reference log-probabilities, other prompts"
         )
-        check_start(run, logprobs_of(policy.model, trees[:64]) - of_reference[:64], same=reference is None)
+        logratio = logprobs_of(policy.model, trees[:64]) - of_reference[:64]
+        check_start(run, logratio, same=reference is None, in_bf16=in_bf16(policy.model))
 
         def step(indices: Sequence[int], session: Session) -> Loss:
             rows = list(indices)
