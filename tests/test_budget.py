@@ -56,17 +56,17 @@ def test_the_order_of_the_trees_changes_nothing(rule: str, given_trees: list[Tre
 @settings(max_examples=40, deadline=None)
 @given(given_trees=batches)
 def test_a_tree_opens_a_micro_batch_only_where_it_fits_in_none(given_trees: list[Tree]) -> None:
-    """So any two of them hold more than the budget together, by the tree that came last of the later one."""
+    """In none of those that stood before it, as they were then."""
     budget = 40
+
+    def place(i: int) -> tuple[int, tuple[int, ...], tuple[tuple[int, ...], ...]]:
+        return -extent(given_trees[i]).tree, given_trees[i].prompt, given_trees[i].responses
+
     parts = first_fit(given_trees, budget, RULES["tree"])
-    for later, part in enumerate(parts):
-        opener = given_trees[part[0]]
-        before = [given_trees[i] for earlier in parts[:later] for i in earlier]
-        for earlier in parts[:later]:
-            larger = [given_trees[i] for i in earlier if extent(given_trees[i]).tree >= extent(opener).tree]
-            assert larger
-            assert taken("tree", [*(given_trees[i] for i in earlier), opener]) > budget
-        assert all(extent(tree).tree >= 0 for tree in before)
+    for number, (opener, *_) in enumerate(parts):
+        for earlier in parts[:number]:
+            then = [given_trees[i] for i in earlier if place(i) <= place(opener)]
+            assert taken("tree", [*then, given_trees[opener]]) > budget
 
 
 def test_a_step_worked_by_hand() -> None:
