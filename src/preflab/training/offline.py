@@ -12,6 +12,7 @@ from torch import Tensor
 from preflab.config.training import Fit
 from preflab.data.encode import Tree
 from preflab.errors import NumericError
+from preflab.models.checkpointing import checkpointed
 from preflab.models.freezing import freeze
 from preflab.models.load import Policy, working_weights
 from preflab.progress import stage
@@ -65,7 +66,8 @@ def fit(
     marks = evaluation_steps(total, settings.evaluations)
     session = Session(run, {"policy": policy.model}, {"policy": stepper}, marks=marks, evaluate=evaluate)
     weights = working_weights(policy.model)
-    with session.stoppable(), stage(title, total, session.start) as advance:
+    checkpointing = checkpointed(policy.model, on=settings.activation_checkpointing)
+    with session.stoppable(), checkpointing, stage(title, total, session.start) as advance:
         for number in range(session.start, total):
             indices = batch_at(number, examples=len(trees), batch_size=settings.batch_size, seed=derive(seed, "data"))
             with session.step(number, lambda rows=indices: [trees[i].origin for i in rows]):  # type: ignore[misc]

@@ -35,6 +35,7 @@ from preflab.losses import (
     value_clip,
     whiten,
 )
+from preflab.models.checkpointing import checkpointed
 from preflab.models.freezing import freeze
 from preflab.models.load import Policy
 from preflab.models.scoring import response_logits, response_logits_and_states, response_states, response_values
@@ -192,24 +193,25 @@ def train_ppo(
             + (through_policy if settings.kl_penalty == "full" else 0),
         )
 
-    return run_online(
-        policy,
-        reference,
-        reward,
-        prompts,
-        settings,
-        run,
-        step,
-        models={"policy": policy.model, "value": critic.model},
-        steppers={"policy": of_policy, "value": of_value},
-        max_new_tokens=max_new_tokens,
-        seed=seed,
-        title=title,
-        starts_at_reference=starts_at_reference,
-        gold=gold,
-        log_every=log_every,
-        evaluate=evaluate,
-    )
+    with checkpointed(*(part.model for part in (policy, value) if part), on=settings.activation_checkpointing):
+        return run_online(
+            policy,
+            reference,
+            reward,
+            prompts,
+            settings,
+            run,
+            step,
+            models={"policy": policy.model, "value": critic.model},
+            steppers={"policy": of_policy, "value": of_value},
+            max_new_tokens=max_new_tokens,
+            seed=seed,
+            title=title,
+            starts_at_reference=starts_at_reference,
+            gold=gold,
+            log_every=log_every,
+            evaluate=evaluate,
+        )
 
 
 class Critic:
