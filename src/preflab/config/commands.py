@@ -70,6 +70,12 @@ class Run:
     """Run Python code that comes with the model; off unless you trust its author. Recorded in the run folder."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto takes the GPU where there is one."""
+    dry_run: bool = False
+    """Load data and model, print the plan with an estimate of the peak memory, and stop; touches no run folder."""
+
+    def idle_fields(self) -> tuple[str, ...]:
+        """What is no part of a run's recorded settings."""
+        return ("dry_run",)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -124,11 +124,16 @@ def _own_logits(model: nn.Module, batch: Packed) -> Float[Tensor, "response toke
     return logits.gather(1, index.unsqueeze(-1).expand(-1, -1, logits.shape[-1]))
 
 
+def shares_prompts(body: Any, batch: Packed) -> bool:
+    """Whether the tree layout is taken: it costs less, and the model can have it."""
+    copied, shared = cells(batch)
+    return shared <= TREE_SHARE * copied and takes_trees(body)
+
+
 def _states(model: Any, batch: Packed, *, ends: bool = False) -> tuple[Float[Tensor, "cell width"], Layout]:
     """The last hidden state of every cell of the layout that costs less."""
     body = model.base_model
-    copied, shared = cells(batch)
-    if shared <= TREE_SHARE * copied and takes_trees(body):
+    if shares_prompts(body, batch):
         layout = tree(batch, ends=ends)
         try:
             return tree_states(body, layout), layout
