@@ -72,7 +72,7 @@ def test_the_peak_on_a_large_micro_batch_is_told_by_small_ones(
         return response_logprobs(model, pack(trees)).sum()
 
     with checkpointed(model, on=on):
-        told = peak_of(loss, [model], LARGE, accumulates=False)
+        told = peak_of(loss, [model], LARGE)
         real = watched(lambda: loss(LARGE), [model], vocabulary=model.get_input_embeddings().weight.shape[0])
     assert shape_of(model, pack(LARGE)).tree == (layout == "tree")
     assert told.total == pytest.approx(peak(real), rel=0.15)

@@ -42,7 +42,10 @@ def show_plan(
         ("data", f"{data}: {len(train):,} {unit} to train on, {held_out:,} held out"),
         ("tokens", f"mean {sum(lengths) / len(lengths):.0f}, longest {max(lengths)}{_sampled(train, response_tokens)}"),
         *([("dropped or cut", ", ".join(cut))] if cut else []),
-        ("steps", f"{plan.steps:,} of {plan.examples:,}, {plan.micro_batch:,} in memory at once"),
+        (
+            "steps",
+            f"{plan.steps:,}, each on {plan.examples:,} examples, {plan.micro_batch:,} of them in memory at once",
+        ),
         (
             "layout",
             f"tree: each prompt once, {tree:,} tokens of the largest micro-batch instead of {flat:,}"

@@ -178,7 +178,7 @@ def peak_of(
     models: Sequence[nn.Module],
     trees: Sequence[Tree],
     *,
-    accumulates: bool,
+    accumulates: bool = False,
 ) -> Peak:
     """The peak of a pass on `trees`, from passes on small ones.
 

@@ -3,7 +3,7 @@ them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,19 +97,16 @@ def plan_offline(policy: Policy, trees: Sequence[Tree], settings: Fit, *, held: 
     freeze(policy.model, settings.freeze_blocks)
     steps = total_steps(len(trees), settings)
     largest = largest_micro_batch(trees, settings, steps, seed=seed)
-    passes: list[tuple[str, Peak, bool]] = []
+    first: dict[str, Peak] = {}
     if isinstance(settings, Preference) and knows_reference(settings.loss):
         some = sorted(trees, key=_tokens)[-SCORED_AT_ONCE:]
-        passes.append(("the reference's pass", _peak(_reference(policy), policy, some), False))
+        first["the reference's pass"] = peak_of(_reference(policy), [policy.model], some)
+    run = _scores(policy) if policy.model.get_output_embeddings() is None else _logprobs(policy)
+    accumulates = settings.micro_batch_size < settings.batch_size
     with checkpointed(policy.model, on=settings.activation_checkpointing):
-        training = peak_of(
-            _scores(policy) if policy.model.get_output_embeddings() is None else _logprobs(policy),
-            [policy.model],
-            largest,
-            accumulates=settings.micro_batch_size < min(settings.batch_size, len(trees)),
-        )
-    passes.append(("training", training, steps > 1))
-    memory = _memory(passes, [kept_by_optimizer(policy.model, settings.optimizer)], held)
+        later = {"training": peak_of(run, [policy.model], largest, accumulates=accumulates)}
+    optimizers = [kept_by_optimizer(policy.model, settings.optimizer)]
+    memory = _memory(first, later, optimizers, held, steps=steps)
     return _plan(policy, largest, steps, settings.batch_size, settings.micro_batch_size, memory)
 
 
@@ -143,32 +140,24 @@ def plan_online(
     trees = _rollout(longest, sampled, responses, max_new_tokens, seed=seed)
     # Rows of a mini-batch are shuffled: a micro-batch holds some of the responses to each prompt. Pairs stay together.
     largest = trees[:micro] if isinstance(settings, Online) else _pairs(longest, micro, max_new_tokens)
-    trained: list[Policy] = [policy, value] if value else [policy]
+    trained = [policy.model, value.model] if value else [policy.model]
     optimizers = [kept_by_optimizer(policy.model, settings.optimizer)]
     if value is not None and isinstance(settings, PPO):
         optimizers.append(kept_by_optimizer(value.model, settings.value_optimizer))
-    passes = [
-        (
-            "sampling",
-            sampling_peak(policy.model, [len(p.ids) for p in longest], min(sampled, SAMPLED_AT_ONCE), max_new_tokens),
-            steps > 1,
-        )
-    ]
-    passes.append(
-        ("scoring by the reward model", _peak(_rated(reward), reward.model, trees[: reward.batch_size]), steps > 1)
-    )
+    lengths = [len(prompt.ids) for prompt in prompts]
+    later = {
+        "sampling": sampling_peak(policy.model, lengths, min(sampled, SAMPLED_AT_ONCE), max_new_tokens),
+        "the reward model's pass": peak_of(
+            _scores(reward.model, gradients=False), [reward.model.model], trees[: reward.batch_size]
+        ),
+    }
     if rolls:
-        passes.append(("scoring a rollout", _peak(_rolled(policy, reference), policy, trees[:micro]), steps > 1))
-    on = settings.activation_checkpointing
-    with checkpointed(*(part.model for part in trained), on=on):
-        training = peak_of(
-            _surrogate(policy, value, settings) if isinstance(settings, Online) else _logprobs(policy),
-            [part.model for part in trained],
-            largest,
-            accumulates=micro < of_a_step,
-        )
-    passes.append(("training", training, steps > 1))
-    return _plan(policy, largest, steps, of_a_step, micro, _memory(passes, optimizers, held))
+        later["scoring a rollout"] = peak_of(_rolled(policy, reference), [policy.model], trees[:micro])
+    run = _surrogate(policy, value, settings) if isinstance(settings, Online) else _logprobs(policy)
+    with checkpointed(*trained, on=settings.activation_checkpointing):
+        later["training"] = peak_of(run, trained, largest, accumulates=micro < of_a_step)
+    memory = _memory({}, later, optimizers, held, steps=steps)
+    return _plan(policy, largest, steps, of_a_step, micro, memory)
 
 
 def largest_micro_batch(trees: Sequence[Tree], settings: Fit, steps: int, *, seed: int) -> list[Tree]:
@@ -199,37 +188,52 @@ def _plan(policy: Policy, largest: Sequence[Tree], steps: int, examples: int, mi
     )
 
 
-def _memory(passes: Sequence[tuple[str, Peak, bool]], optimizers: Sequence[Kept], held: Sequence[nn.Module]) -> Memory:
-    """The largest of a run's passes and of the optimiser's step; a pass may come when the optimisers hold their state
-    already."""
+def _memory(
+    first: Mapping[str, Peak],
+    later: Mapping[str, Peak],
+    optimizers: Sequence[Kept],
+    held: Sequence[nn.Module],
+    *,
+    steps: int,
+) -> Memory:
+    """The largest of what comes before the first step, of what comes also after it, when the optimisers hold their
+    state, and of the optimisers' own step."""
     weights = held_bytes(held)
-    state, gradients = sum(kept.state for kept in optimizers), sum(kept.gradients for kept in optimizers)
-    step = Peak(logits=0, others=max(kept.temporaries for kept in optimizers), gradients=gradients)
+    process = process_bytes(held, max(peak.total for peak in (*first.values(), *later.values())))
+    step = Peak(
+        logits=0,
+        others=max(kept.temporaries for kept in optimizers),
+        gradients=sum(kept.gradients for kept in optimizers),
+    )
+    state = sum(kept.state for kept in optimizers)
+    before = [(place, peak, 0) for place, peak in first.items()]
+    after = [(place, peak, state if steps > 1 else 0) for place, peak in later.items()]
     found = [
         Memory(
             place=place,
             weights=weights,
             gradients=peak.gradients,
-            optimizer=state * after,
+            optimizer=kept,
             logits=peak.logits,
             activations=peak.others,
-            process=process_bytes(held, max(one.total for _, one, _ in passes)),
+            process=process,
         )
-        for place, peak, after in (*passes, ("the optimiser's step", step, True))
+        for place, peak, kept in (*before, *after, ("the optimiser's step", step, state))
     ]
     return max(found, key=lambda one: one.total)
-
-
-def _peak(run: Pass, policy: Policy, trees: Sequence[Tree]) -> Peak:
-    return peak_of(run, [policy.model], trees, accumulates=False)
 
 
 def _logprobs(policy: Policy) -> Pass:
     return lambda trees: response_logprobs(policy.model, pack(trees).to(policy.device)).sum()
 
 
-def _scores(policy: Policy) -> Pass:
-    return lambda trees: response_scores(policy.model, pack(trees).to(policy.device)).sum()
+def _scores(policy: Policy, *, gradients: bool = True) -> Pass:
+    def run(trees: Sequence[Tree]) -> Tensor | None:
+        with torch.set_grad_enabled(gradients):
+            scores = response_scores(policy.model, pack(trees).to(policy.device)).sum()
+        return scores if gradients else None
+
+    return run
 
 
 def _reference(policy: Policy) -> Pass:
@@ -250,14 +254,6 @@ def _surrogate(policy: Policy, value: Policy | None, settings: Online) -> Pass:
             return token_logprobs(logits, batch.response_ids).sum() + states.sum()
         logprobs = token_logprobs(response_logits(policy.model, batch), batch.response_ids).sum()
         return logprobs if value is None else logprobs + response_values(value.model, batch).sum()
-
-    return run
-
-
-def _rated(reward: LearnedReward) -> Pass:
-    @torch.no_grad()
-    def run(trees: Sequence[Tree]) -> None:
-        response_scores(reward.model.model, pack(trees).to(reward.model.device))
 
     return run
 
