@@ -147,12 +147,11 @@ def main() -> None:
                 flush=True,
             )
             print("        ", rows[-1]["place"], rows[-1]["parts_mib"], flush=True)
-    versions = {
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "python": platform.python_version(),
-    }
-    arguments.out.write_text(json.dumps({"versions": versions, "rows": rows}, indent=1) + "\n")
+            arguments.out.write_text(json.dumps({"versions": versions(), "rows": rows}, indent=1) + "\n")
+
+
+def versions() -> dict[str, str]:
+    return {"torch": torch.__version__, "transformers": transformers.__version__, "python": platform.python_version()}
 
 
 if __name__ == "__main__":

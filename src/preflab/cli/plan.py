@@ -44,7 +44,7 @@ def show_plan(
         *([("dropped or cut", ", ".join(cut))] if cut else []),
         (
             "steps",
-            f"{plan.steps:,}, each on {plan.examples:,} examples, {plan.micro_batch:,} of them in memory at once",
+            f"{plan.steps:,}, each on {plan.examples:,} examples, {plan.micro_batch:,} in memory at once",
         ),
         (
             "layout",
