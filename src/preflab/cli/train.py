@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, TypeVar, assert_never
 
+from preflab.cli.plan import of_cache, show_plan
 from preflab.config.arms import LABELS
 from preflab.config.commands import Lengths, Methods, Run, RunOnline, TrainPPO, TrainReward, TrainSFT
 from preflab.config.load import to_yaml
@@ -39,6 +40,7 @@ from preflab.training.checks import check_ends, check_prompts
 from preflab.training.cost import Cost
 from preflab.training.iterative_dpo import train_iterative_dpo
 from preflab.training.online_dpo import train_online_dpo
+from preflab.training.plan import Plan, plan_offline, plan_online
 from preflab.training.policy_gradient import train_policy_gradient
 from preflab.training.ppo import train_ppo
 from preflab.training.preference import knows_reference, preference_figures, train_preference
@@ -50,6 +52,7 @@ from preflab.training.unpaired import Judged, train_unpaired, unpaired_figures
 Row = TypeVar("Row")
 Figures = dict[str, dict[str, float]]
 """name → {mean, low, high}, over held-out prompts."""
+NO_REFERENCE = "plays no part"
 SHARES = ("accuracy", "wins against the reference")
 
 
@@ -63,6 +66,9 @@ def sft(config: TrainSFT) -> None:
     encoder = _encoder(config, policy)
     train, held_out = encoder.demonstrations(train_rows), encoder.demonstrations(held_out_rows)
     run = _open(config, config.freeze_blocks, rows, encoder, policy, train, held_out)
+    if config.dry_run:
+        plan = plan_offline(policy, train, config, held=[policy.model], seed=config.seed)
+        return _show_plan(config, policy, train, held_out, rows, encoder, plan, unit="demonstrations")
     cost = train_sft(policy, train, config, run, seed=config.seed, log_every=config.log_every)
     judge = Judge(policy.model, encoder, None, None, held_out, config.lengths.response_tokens, config.seed)
     likelihood = judge.likelihood(policy)
@@ -87,6 +93,9 @@ def reward(config: TrainReward) -> None:
     encoder = _encoder(config, model)
     train, held_out = encoder.pairs(train_rows), encoder.pairs(held_out_rows)
     run = _open(config, config.freeze_blocks, rows, encoder, model, train, held_out)
+    if config.dry_run:
+        plan = plan_offline(model, train, config, held=[model.model], seed=config.seed)
+        return _show_plan(config, model, train, held_out, rows, encoder, plan, unit="pairs")
     cost = train_reward(model, train, config, run, seed=config.seed, log_every=config.log_every)
     centre(model, train)
     scores = scores_of_pairs(model, held_out)
@@ -105,6 +114,10 @@ def preference(config: Run) -> None:
     encoder = _encoder(config, policy)
     train, held_out = encoder.pairs(train_rows), encoder.pairs(held_out_rows)
     run = _open(config, config.freeze_blocks, rows, encoder, policy, train, held_out)
+    if config.dry_run:
+        reference = of_cache(policy, train) if knows_reference(config.loss) else NO_REFERENCE
+        plan = plan_offline(policy, train, config, held=[policy.model], seed=config.seed)
+        return _show_plan(config, policy, train, held_out, rows, encoder, plan, unit="pairs", reference=reference)
     cache, of_reference = user_cache(), None
     if knows_reference(config.loss):
         found = reference_logprobs(policy.model, held_out, cache, title="held-out pairs: reference log-probabilities")
@@ -137,6 +150,10 @@ def unpaired(config: Run) -> None:
             )
     run = _open(config, config.freeze_blocks, rows, encoder, policy, *trees)
     cache, reference = user_cache(), copy_of(policy.model)
+    if config.dry_run:
+        known = of_cache(policy, trees[0])
+        plan = plan_offline(policy, trees[0], config, held=[policy.model, reference], seed=config.seed)
+        return _show_plan(config, policy, *trees, rows, encoder, plan, unit="marked responses", reference=known)
     cost = train_unpaired(
         policy, train, config, run, seed=config.seed, cache=cache, log_every=config.log_every, title=_name(config)
     )
@@ -158,6 +175,21 @@ def online(config: RunOnline) -> None:
     prompts, held_out = prompt_ids(encoder, train_rows), prompt_ids(encoder, held_out_rows[:128])
     value = _value(config, policy) if isinstance(config, TrainPPO) else None
     run = _open(config, config.freeze_blocks, rows, encoder, policy, prompts, held_out)
+    if config.dry_run:
+        held = [policy.model, reference, scorer.model.model, *([value.model] if value else [])]
+        plan = plan_online(
+            policy,
+            value,
+            reference,
+            scorer,
+            prompts,
+            config,
+            held=held,
+            max_new_tokens=config.lengths.response_tokens,
+            seed=config.seed,
+        )
+        live = "scores every rollout"
+        return _show_plan(config, policy, prompts, held_out, rows, encoder, plan, unit="prompts", reference=live)
     shared: dict[str, Any] = {
         "max_new_tokens": config.lengths.response_tokens,
         "seed": config.seed,
@@ -248,11 +280,12 @@ def _open(
     train: Sequence[Tree] | Sequence[PromptIds],
     held_out: Sequence[Tree] | Sequence[PromptIds],
 ) -> RunFolder:
-    """Claim the run folder, once data, model and settings are known to fit each other, and say what was read."""
+    """Claim the run folder, once data, model and settings are known to fit each other, and say what was read. A dry run
+    claims nothing."""
     check_blocks(policy.model, frozen)
     longest = max(_tokens(row, config.lengths) for row in (*train, *held_out))
     check_length(policy.model, longest, "lower lengths.prompt_tokens or lengths.response_tokens")
-    run = RunFolder.open(config.out, to_yaml(config), data=config.data)
+    run = RunFolder(config.out) if config.dry_run else RunFolder.open(config.out, to_yaml(config), data=config.data)
     counts = dict(loaded.counts) | dict(encoder.counts)
     say(f"{config.data}: {len(train)} rows to train on, {len(held_out)} held out")
     for name, count in counts.items():
@@ -266,6 +299,32 @@ def _open(
         check_ends(trees, encoder.end_id)
         check_prompts(trees)
     return run
+
+
+def _show_plan(
+    config: Run,
+    policy: Policy,
+    train: Sequence[Tree] | Sequence[PromptIds],
+    held_out: Sequence[Tree] | Sequence[PromptIds],
+    loaded: Loaded[Any],
+    encoder: Encoder,
+    plan: Plan,
+    *,
+    unit: str,
+    reference: str = NO_REFERENCE,
+) -> None:
+    show_plan(
+        policy,
+        config.model,
+        config.data,
+        train,
+        len(held_out),
+        dict(loaded.counts) | dict(encoder.counts),
+        plan,
+        unit=unit,
+        reference=reference,
+        response_tokens=config.lengths.response_tokens,
+    )
 
 
 def _tokens(row: Tree | PromptIds, lengths: Lengths) -> int:
@@ -302,7 +361,7 @@ def _finish(
 def _already_finished(config: Run) -> bool:
     """Say what a finished run of the same settings found, and train nothing."""
     run = RunFolder(config.out)
-    if not run.evaluation.exists() or not run.model.exists():
+    if config.dry_run or not run.evaluation.exists() or not run.model.exists():
         return False
     RunFolder.open(config.out, to_yaml(config), data=config.data)
     say(f"{config.out} is finished already")

@@ -73,6 +73,12 @@ class Run:
     precision: Precision = "fp32"
     """bf16-autocast: matrix products in bf16; bf16: weights too, with float32 masters in the optimiser. Policy,
     reference, reward and value model work in it alike. bf16 needs a processor with bf16 instructions."""
+    dry_run: bool = False
+    """Load data and model, print the plan with an estimate of the peak memory, and stop; touches no run folder."""
+
+    def idle_fields(self) -> tuple[str, ...]:
+        """What is no part of a run's recorded settings."""
+        return ("dry_run",)
 
 
 @dataclass(frozen=True, kw_only=True)

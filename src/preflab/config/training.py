@@ -87,6 +87,9 @@ class Fit:
     """Hold the embeddings and the first N transformer blocks fixed; 0 trains everything."""
     trunk: Trunk = field(default_factory=Trunk)
     """What is kept of the frozen part."""
+    activation_checkpointing: bool = False
+    """Keep of each trained transformer block its input alone and run it again in the backward pass: less memory, a
+    third more work at most; changes no figure."""
     evaluations: Positive = 4
     """Checkpoints at which the policy is evaluated (and saved), spread evenly; the last is the last step."""
 

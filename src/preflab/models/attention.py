@@ -38,29 +38,49 @@ class Pass:
     """The layout of the forward pass under way."""
 
     layout: Layout
+    configs: tuple[Any, ...] = ()
+    """Those of the model, which say by what name its layers find their attention."""
     masks: dict[tuple[int, torch.dtype], Tensor] = field(default_factory=dict)
     """Of each of the layout's segments: made by the first layer, shared by the others."""
     calls: int = 0
     """How often a layer has attended."""
 
 
-_current: ContextVar[Pass] = ContextVar("pass")
+_current: ContextVar[Pass | None] = ContextVar("pass", default=None)
+
+
+def under_way() -> Pass | None:
+    """The forward pass under way in the tree layout; None where there is none."""
+    return _current.get()
 
 
 @contextmanager
 def laid_out(model: nn.Module, layout: Layout) -> Iterator[Pass]:
     """Forward passes of `model` in this block attend as `layout` says."""
     every: list[Any] = [part.config for part in model.modules() if hasattr(part, "config")]
-    configs = list({id(config): config for config in every}.values())
-    before = [config._attn_implementation_internal for config in configs]
-    under_way = Pass(layout)
-    token = _current.set(under_way)
+    this = Pass(layout, tuple({id(config): config for config in every}.values()))
+    with attending(this):
+        yield this
+
+
+@contextmanager
+def attending(this: Pass | None) -> Iterator[None]:
+    """Layers that run in this block belong to the pass `this`; None is a pass in the flat layout.
+
+    A layer that runs again in the backward pass, when `laid_out` has ended, and maybe in another thread, finds its
+    layout by this.
+    """
+    if this is None:
+        yield
+        return
+    before = [config._attn_implementation_internal for config in this.configs]
+    token = _current.set(this)
     try:
-        for config in configs:
+        for config in this.configs:
             config._attn_implementation_internal = NAME
-        yield under_way
+        yield
     finally:
-        for config, name in zip(configs, before, strict=True):
+        for config, name in zip(this.configs, before, strict=True):
             config._attn_implementation_internal = name
         _current.reset(token)
 
@@ -80,9 +100,10 @@ def tree_attention(
     """transformers' attention interface, on a tree."""
     if extras := [name for name in ("s_aux", "position_bias") if kwargs.get(name) is not None]:
         raise NoTree(f"its attention takes {extras[0]}")
-    under_way = _current.get()
-    under_way.calls += 1
-    layout = under_way.layout
+    this = _current.get()
+    assert this is not None
+    this.calls += 1
+    layout = this.layout
     assert layout.slots is not None
     # [cell, head × channel]: rows in one piece are the fastest to pick.
     q, k, v = (part[0].transpose(0, 1).flatten(1).contiguous() for part in (query, key, value))
@@ -97,9 +118,9 @@ def tree_attention(
         seen = (part.queries if part.keys is None else part.keys).flatten()
         mask = None
         if part.keys is not None or softcap is not None:
-            if (number, query.dtype) not in under_way.masks:
-                under_way.masks[number, query.dtype] = _mask(part, query.dtype)
-            mask = under_way.masks[number, query.dtype]
+            if (number, query.dtype) not in this.masks:
+                this.masks[number, query.dtype] = _mask(part, query.dtype)
+            mask = this.masks[number, query.dtype]
         attended = _attend(
             heads(q.index_select(0, part.queries.flatten()), query, n),
             heads(k.index_select(0, seen), key, n),
@@ -119,7 +140,9 @@ def tree_mask(*, mask_function: Callable[..., Any], **kwargs: Any) -> None:
     Raises NoTree where a layer's window is shorter than the longest sequence: `mask_function` says which key a query
     sees, by their places.
     """
-    longest = _current.get().layout.longest
+    this = _current.get()
+    assert this is not None
+    longest = this.layout.longest
     zero = torch.tensor(0)
     if not mask_function(zero, zero, torch.tensor(longest - 1), zero):
         raise NoTree(f"a window of its attention is shorter than {longest} tokens")
@@ -171,8 +194,8 @@ def tree_states(body: Any, layout: Layout, *, layers: int | None = None) -> Floa
         NoTree: the model can't have this layout, or not this batch in it.
     """
     if body.training and any(getattr(part, "gradient_checkpointing", False) for part in body.modules()):
-        raise NoTree("activation checkpointing runs its layers again when the layout is gone")
-    with _remembered(body, layout.longest), laid_out(body, layout) as under_way:
+        raise NoTree("transformers' gradient checkpointing, unlike activation_checkpointing, forgets the layout")
+    with _remembered(body, layout.longest), laid_out(body, layout) as this:
         # A mask of ones keeps transformers from taking each restart of the positions for a sequence of its own.
         outputs = body(
             input_ids=layout.token_ids,
@@ -180,7 +203,7 @@ def tree_states(body: Any, layout: Layout, *, layers: int | None = None) -> Floa
             position_ids=layout.position_ids,
             use_cache=False,
         )
-    if under_way.calls != (body.config.num_hidden_layers if layers is None else layers):
+    if this.calls != (body.config.num_hidden_layers if layers is None else layers):
         raise NoTree("not every layer asks transformers for its attention")
     return outputs.last_hidden_state[0]
 

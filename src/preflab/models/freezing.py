@@ -63,5 +63,7 @@ def transformer_blocks(model: Any) -> nn.ModuleList:
     """The stack of blocks: the body's longest ModuleList."""
     stacks = [module for module in model.base_model.modules() if isinstance(module, nn.ModuleList)]
     if not stacks:
-        raise ConfigError(f"{type(model).__name__} has no stack of blocks to freeze; use freeze_blocks = 0")
+        raise ConfigError(
+            f"{type(model).__name__} has no stack of blocks; use neither freeze_blocks nor activation_checkpointing"
+        )
     return max(stacks, key=len)

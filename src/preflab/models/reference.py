@@ -157,6 +157,13 @@ def reference_logprobs(model: Any, trees: Sequence[Tree], cache: ReferenceCache 
     )
 
 
+def found_in(cache: ReferenceCache, model: Any, trees: Sequence[Tree]) -> int:
+    """Of how many of these trees the cache holds the log-probabilities."""
+    space = space_of(model)
+    known = cache.read(space)
+    return sum(_key(space, tree) in known for tree in trees)
+
+
 def space_of(model: Any) -> str:
     """A digest of all that a log-probability depends on besides the token ids.
 

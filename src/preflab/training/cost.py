@@ -17,6 +17,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from preflab.data.pack import Reading
 from preflab.models.flops import flops
 
@@ -37,7 +39,7 @@ class Cost:
     gold_calls: int = 0
     """Labels or scores taken from the gold reward."""
     peak_memory_bytes: int = 0
-    """Of the process while it ran; what was resident before is included."""
+    """Of the process while it ran, what was resident before included; on a GPU, of its memory."""
     flops: float = 0.0
     """Of matrix products: `models/flops.py: flops`. Sampling counts as one pass over each prompt and response, without
     padding."""
@@ -84,7 +86,9 @@ class Stopwatch:
 
 
 def reset_peak_memory() -> None:
-    """Start the peak anew, where the system can (Linux)."""
+    """Start the peak anew, where the system can (Linux), and on the GPU."""
+    if torch.cuda.is_initialized():
+        torch.cuda.reset_peak_memory_stats()
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
@@ -92,12 +96,26 @@ def reset_peak_memory() -> None:
 
 
 def peak_memory_bytes() -> int:
-    """Largest resident memory of this process since the last reset."""
-    try:
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
+    """Largest memory since the last reset: of the GPU, by tensors, where this process uses one; else resident memory of
+    the process."""
+    if torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated()
+    found = _status_bytes("VmHWM:")
+    if found is not None:
+        return found
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def resident_bytes() -> int:
+    """Resident memory of this process; 0 where the system doesn't tell."""
+    return _status_bytes("VmRSS:") or 0
+
+
+def _status_bytes(field: str) -> int | None:
+    """A line of Linux' account of this process; None elsewhere."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(field)), None)

@@ -75,6 +75,7 @@ def train_iterative_dpo(
         optimizer=settings.optimizer,
         freeze_blocks=settings.freeze_blocks,
         trunk=settings.trunk,
+        activation_checkpointing=settings.activation_checkpointing,
         evaluations=settings.evaluations,
     )
     cost, steps, lines = Cost(), 0, list[JSON]()

@@ -13,6 +13,7 @@ from preflab.config.training import Fit
 from preflab.data.budget import extent
 from preflab.data.encode import Tree
 from preflab.errors import NumericError
+from preflab.models.checkpointing import checkpointed
 from preflab.models.freezing import freeze, frozen_digest
 from preflab.models.load import Policy
 from preflab.models.scoring import reading
@@ -79,6 +80,7 @@ def fit(
     again = (total - session.start - 1) * settings.batch.size >= len(trees)  # more than an epoch is left
     with (
         frozen_trunk(policy.model, settings.freeze_blocks, trees, settings.trunk, run.path, again=again),
+        checkpointed(policy.model, on=settings.activation_checkpointing),
         session.stoppable(),
         stage(title, total, session.start) as advance,
     ):

@@ -19,6 +19,7 @@ from preflab.config.online import Online, RolloutBatch
 from preflab.config.online_preference import OnlineDPO
 from preflab.errors import ConfigError, NumericError
 from preflab.losses import masked_sum
+from preflab.models.checkpointing import checkpointed
 from preflab.models.freezing import freeze
 from preflab.models.load import Policy
 from preflab.models.scoring import reading
@@ -107,23 +108,24 @@ def train_online_dpo(
             cost,
         )
 
-    return run_online(
-        policy,
-        reference,
-        reward,
-        prompts,
-        loop,
-        run,
-        step,
-        models={"policy": policy.model},
-        steppers={"policy": stepper},
-        max_new_tokens=max_new_tokens,
-        seed=seed,
-        title=title,
-        temperatures=at,
-        scoring_temperature=1.0,
-        starts_at_reference=starts_at_reference,
-        gold=gold,
-        log_every=log_every,
-        evaluate=evaluate,
-    )
+    with checkpointed(policy.model, on=settings.activation_checkpointing):
+        return run_online(
+            policy,
+            reference,
+            reward,
+            prompts,
+            loop,
+            run,
+            step,
+            models={"policy": policy.model},
+            steppers={"policy": stepper},
+            max_new_tokens=max_new_tokens,
+            seed=seed,
+            title=title,
+            temperatures=at,
+            scoring_temperature=1.0,
+            starts_at_reference=starts_at_reference,
+            gold=gold,
+            log_every=log_every,
+            evaluate=evaluate,
+        )

@@ -23,6 +23,7 @@ from torch import Tensor
 from preflab.config.online import PolicyGradient
 from preflab.errors import ConfigError, NumericError
 from preflab.losses import leave_one_out, less_group_mean, masked_sum, over_std, overlong_penalty
+from preflab.models.checkpointing import checkpointed
 from preflab.models.freezing import freeze
 from preflab.models.load import Policy
 from preflab.models.scoring import reading, scored
@@ -140,26 +141,27 @@ def train_policy_gradient(
         rewards = penalised(responses, torch.tensor(scores), settings, longest=max_new_tokens)
         return bool((rewards != rewards[0]).any())
 
-    return run_online(
-        policy,
-        reference,
-        reward,
-        prompts,
-        settings,
-        run,
-        step,
-        models={"policy": policy.model},
-        steppers={"policy": stepper},
-        max_new_tokens=max_new_tokens,
-        seed=seed,
-        title=title,
-        keep=differ if settings.dynamic_sampling else None,
-        refill_rounds=settings.refill_rounds if settings.dynamic_sampling else 0,
-        starts_at_reference=starts_at_reference,
-        gold=gold,
-        log_every=log_every,
-        evaluate=evaluate,
-    )
+    with checkpointed(policy.model, on=settings.activation_checkpointing):
+        return run_online(
+            policy,
+            reference,
+            reward,
+            prompts,
+            settings,
+            run,
+            step,
+            models={"policy": policy.model},
+            steppers={"policy": stepper},
+            max_new_tokens=max_new_tokens,
+            seed=seed,
+            title=title,
+            keep=differ if settings.dynamic_sampling else None,
+            refill_rounds=settings.refill_rounds if settings.dynamic_sampling else 0,
+            starts_at_reference=starts_at_reference,
+            gold=gold,
+            log_every=log_every,
+            evaluate=evaluate,
+        )
 
 
 def penalised(

@@ -36,6 +36,7 @@ from preflab.losses import (
     value_clip,
     whiten,
 )
+from preflab.models.checkpointing import checkpointed
 from preflab.models.freezing import freeze
 from preflab.models.load import Policy
 from preflab.models.scoring import Scored, reading, response_states, response_values, scored
@@ -194,25 +195,26 @@ def train_ppo(
             cost,
         )
 
-    return run_online(
-        policy,
-        reference,
-        reward,
-        prompts,
-        settings,
-        run,
-        step,
-        models={"policy": policy.model, "value": critic.model},
-        steppers={"policy": of_policy, "value": of_value},
-        max_new_tokens=max_new_tokens,
-        seed=seed,
-        title=title,
-        starts_at_reference=starts_at_reference,
-        gold=gold,
-        measured=settings.target_kl_nats is not None,
-        log_every=log_every,
-        evaluate=evaluate,
-    )
+    with checkpointed(*(part.model for part in (policy, value) if part), on=settings.activation_checkpointing):
+        return run_online(
+            policy,
+            reference,
+            reward,
+            prompts,
+            settings,
+            run,
+            step,
+            models={"policy": policy.model, "value": critic.model},
+            steppers={"policy": of_policy, "value": of_value},
+            max_new_tokens=max_new_tokens,
+            seed=seed,
+            title=title,
+            starts_at_reference=starts_at_reference,
+            gold=gold,
+            measured=settings.target_kl_nats is not None,
+            log_every=log_every,
+            evaluate=evaluate,
+        )
 
 
 class Critic:

@@ -1,0 +1,92 @@
+"""`preflab train METHOD --dry-run`: what the run would do, and the memory that it would take."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from preflab.data.encode import Tree
+from preflab.models.load import Policy
+from preflab.models.reference import found_in, user_cache
+from preflab.training.plan import Memory, Plan
+from preflab.training.rollout import PromptIds
+
+MIB = 2**20
+
+
+def show_plan(
+    policy: Policy,
+    name: str,
+    data: Path,
+    train: Sequence[Tree] | Sequence[PromptIds],
+    held_out: int,
+    counts: Mapping[str, int],
+    plan: Plan,
+    *,
+    unit: str,
+    reference: str,
+    response_tokens: int,
+) -> None:
+    """Print it: model, data, steps, layout, reference, memory."""
+    weights = list(policy.model.parameters())
+    trained = sum(parameter.numel() for parameter in weights if parameter.requires_grad)
+    dtypes = ", ".join(sorted({str(parameter.dtype).removeprefix("torch.") for parameter in weights}))
+    lengths = [_tokens(row) for row in train]
+    cut = [f"{name}: {count:,}" for name, count in counts.items() if name != "read" and count]
+    flat, tree = plan.cells
+    rows = [
+        (
+            "model",
+            f"{name}: {sum(parameter.numel() for parameter in weights):,} weights, {trained:,} trained, {dtypes}",
+        ),
+        ("data", f"{data}: {len(train):,} {unit} to train on, {held_out:,} held out"),
+        ("tokens", f"mean {sum(lengths) / len(lengths):.0f}, longest {max(lengths)}{_sampled(train, response_tokens)}"),
+        *([("dropped or cut", ", ".join(cut))] if cut else []),
+        (
+            "steps",
+            f"{plan.steps:,}, each on {plan.examples:,} examples, {plan.micro_batch:,} in memory at once",
+        ),
+        (
+            "layout",
+            f"tree: each prompt once, {tree:,} tokens of the largest micro-batch instead of {flat:,}"
+            if plan.tree
+            else f"flat: a row a response, {flat:,} tokens; each prompt once would read {tree:,}, where the model can",
+        ),
+        ("reference", reference),
+        ("peak memory", f"{_mib(plan.memory.total)} estimated, in {plan.memory.place}:"),
+        *((f"  {part}", _mib(size)) for part, size in _parts(plan.memory) if size),
+    ]
+    for title, said in rows:
+        print(f"{title:<16}{said}")
+
+
+def of_cache(policy: Policy, trees: Sequence[Tree]) -> str:
+    """Whether the reference's log-probabilities are there already."""
+    found = found_in(user_cache(), policy.model, trees)
+    if found == len(trees):
+        return f"all {found:,} from the cache"
+    return f"{len(trees) - found:,} to compute, {found:,} from the cache"
+
+
+def _parts(memory: Memory) -> list[tuple[str, int]]:
+    return [
+        ("weights", memory.weights),
+        ("gradients", memory.gradients),
+        ("optimiser", memory.optimizer),
+        ("activations", memory.activations),
+        ("logits", memory.logits),
+        ("the process", memory.process),
+    ]
+
+
+def _tokens(row: Tree | PromptIds) -> int:
+    return len(row.prompt) + sum(map(len, row.responses)) if isinstance(row, Tree) else len(row.ids)
+
+
+def _sampled(rows: Sequence[Tree] | Sequence[PromptIds], response_tokens: int) -> str:
+    of_prompts = isinstance(rows[0], PromptIds)
+    return f" of a prompt; responses up to {response_tokens}" if of_prompts else " of a prompt with its responses"
+
+
+def _mib(size: int) -> str:
+    return f"{size / MIB:,.0f} MiB"

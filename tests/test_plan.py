@@ -1,0 +1,182 @@
+"""The estimate of a pass's memory is what the pass takes; a dry run prints the plan and touches nothing."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from preflab.cli.main import COMMANDS, main
+from preflab.config import commands
+from preflab.config.load import to_yaml
+from preflab.config.preference import DPO
+from preflab.config.training import Fit, Optimizer
+from preflab.data.encode import Tree
+from preflab.data.pack import pack
+from preflab.models import scoring
+from preflab.models.checkpointing import checkpointed
+from preflab.models.load import new_reward_model, save_model
+from preflab.models.scoring import response_logprobs
+from preflab.runs import read_json
+from preflab.seeds import derive
+from preflab.training.memory import Alive, kept_by_optimizer, peak_of, shape_of, watched
+from preflab.training.order import batch_at
+from preflab.training.plan import largest_micro_batch
+from test_layouts import drawn, model_of
+from tiny import save_tiny, tiny_pairs, write_jsonl
+
+METHODS = ("sft", "reward", "dpo", "aot", "simpo", "kto", "ppo", "grpo", "online-dpo", "iterative-dpo")
+PARTS = ("weights", "gradients", "optimiser", "activations", "logits", "the process")
+LARGE = drawn(seed=5, shapes=[(20, (30, 25)), (31, (12, 33)), (25, (38, 38)), (14, (20, 26))])
+
+
+def peak(alive: Alive) -> int:
+    return max(map(sum, zip(alive.logits, alive.others, alive.gradients, strict=True)))
+
+
+def test_bytes_alive_are_those_counted_by_hand() -> None:
+    """y = exp(Wx), loss = Σ y: y and Wx, then the loss too; dloss/dy is expanded, dloss/d(Wx) and dW are made."""
+    layer = nn.utils.skip_init(nn.Linear, 3, 5, bias=False)
+    nn.init.ones_(layer.weight)
+    x = torch.ones(7, 3)
+
+    def loss() -> Tensor:
+        value: Tensor = layer(x).exp().sum()
+        return value
+
+    found = watched(loss, [layer], vocabulary=0)
+    row = 7 * 5 * 4
+    assert max(found.others[:4]) == 2 * row  # the product and its exponential; the weights are not counted
+    assert found.gradients[-1] == 5 * 3 * 4
+    assert found.gradients[0] == 0
+    assert layer.weight.grad is None
+
+
+@pytest.mark.parametrize("on", [False, True])
+@pytest.mark.parametrize(
+    ("name", "layout"),
+    [*((name, layout) for name in ("gpt2", "llama", "gemma2") for layout in ("tree", "flat")), ("mamba", "flat")],
+)
+def test_the_peak_on_a_large_micro_batch_is_told_by_small_ones(
+    name: str, layout: str, on: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gemma 2 holds scores of all queries × keys; Mamba has no attention, and no layers to share prompts."""
+    monkeypatch.setattr(scoring, "TREE_SHARE", {"tree": 2.0, "flat": 0.0}[layout])
+    model = model_of(name)
+
+    def loss(trees: Sequence[Tree]) -> Tensor:
+        return response_logprobs(model, pack(trees)).sum()
+
+    with checkpointed(model, on=on):
+        told = peak_of(loss, [model], LARGE)
+        real = watched(lambda: loss(LARGE), [model], vocabulary=model.get_input_embeddings().weight.shape[0])
+    assert shape_of(model, pack(LARGE)).tree == (layout == "tree")
+    assert told.total == pytest.approx(peak(real), rel=0.15)
+
+
+def test_gradients_of_earlier_micro_batches_are_there_from_the_start() -> None:
+    model = model_of("gpt2")
+
+    def loss(trees: Sequence[Tree]) -> Tensor:
+        return response_logprobs(model, pack(trees)).sum()
+
+    one, several = (peak_of(loss, [model], LARGE, accumulates=more) for more in (False, True))
+    assert several.gradients == sum(p.numel() for p in model.parameters()) * 4
+    assert one.gradients < several.gradients
+
+
+@pytest.mark.parametrize(("name", "bytes_a_weight"), [("adamw", 8), ("rmsprop", 4)])
+def test_the_optimiser_keeps_its_moments_of_the_trained_weights(name: str, bytes_a_weight: int) -> None:
+    model = nn.Sequential(nn.Linear(30, 40, bias=False), nn.Linear(40, 50, bias=False))
+    model[0].requires_grad_(False)
+    kept = kept_by_optimizer(model, Optimizer(name=name))  # type: ignore[arg-type]
+    assert kept.gradients == 4 * 2000
+    assert kept.state == pytest.approx(bytes_a_weight * 2000, rel=1e-3)  # and a step count a tensor
+
+
+def test_the_largest_micro_batch_is_one_that_the_run_takes() -> None:
+    trees = [Tree(f"t:{i}", (1,) * (i + 1), ((2,),)) for i in range(10)]
+    settings = DPO(batch_size=4, micro_batch_size=2, epochs=1)
+    found = largest_micro_batch(trees, settings, 3, seed=0)
+    taken = []
+    for step in range(3):
+        rows = batch_at(step, examples=10, batch_size=4, seed=derive(0, "data"))
+        taken += [[trees[i] for i in rows[:2]], [trees[i] for i in rows[2:]]]
+    assert found in taken
+    assert sum(len(tree.prompt) for tree in found) == max(sum(len(t.prompt) for t in some) for some in taken)
+
+
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("shelf")
+    save_tiny(folder / "base")
+    save_model(new_reward_model(folder / "base", seed=0), folder / "reward")
+    pairs = tiny_pairs(24)
+    write_jsonl(folder / "pairs.jsonl", pairs)
+    return folder
+
+
+def command(name: str, shelf: Path, out: Path, *more: object) -> list[str]:
+    cls = getattr(commands, COMMANDS[name].config)
+    given: list[object] = [*name.split(), "--model", shelf / "base", "--data", shelf / "pairs.jsonl", "--out", out]
+    if issubclass(cls, commands.RunOnline):
+        given += ["--reward", shelf / "reward", "--lengths.response-tokens", 6, "--batch-size", 8]
+        given += ["--rounds", 1] if issubclass(cls, Fit) else ["--mini-batch-size", 8]
+    return [str(argument) for argument in (*given, *more)]
+
+
+def planned(printed: str) -> dict[str, int]:
+    """The parts of the memory, in MiB, and their sum."""
+    rows = re.findall(r"^(?:  )?(\w[a-z ]+?) +([\d,]+) MiB", printed, re.M)
+    return {name: int(mib.replace(",", "")) for name, mib in rows}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_dry_run_prints_its_plan_and_leaves_no_folder(
+    method: str, shelf: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    main(command(f"train {method}", shelf, tmp_path / "out", "--dry-run"))
+    printed = capfd.readouterr().out
+    assert list(tmp_path.iterdir()) == []
+    for title in ("model", "data", "tokens", "steps", "layout", "reference", "peak memory"):
+        assert re.search(rf"^{title} ", printed, re.M), title
+    parts = planned(printed)
+    total = parts.pop("peak memory")
+    assert set(parts) <= set(PARTS)
+    assert sum(parts.values()) == pytest.approx(total, abs=4)
+
+
+def test_the_estimate_is_near_what_the_run_takes_and_the_run_folder_is_as_without_a_dry_run(
+    shelf: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    given = command("train dpo", shelf, tmp_path / "out", "--batch-size", 64, "--micro-batch-size", 64)
+    main([*given, "--dry-run"])
+    said = capfd.readouterr().out
+    assert "to compute" in said
+    main(given)
+    files = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    measured = read_json(tmp_path / "out" / "evaluation.json")["cost"]["peak_memory_bytes"] / 2**20
+    assert planned(said)["peak memory"] == pytest.approx(measured, rel=0.2)
+    capfd.readouterr()
+    main([*given, "--dry-run"])
+    assert "from the cache" in capfd.readouterr().out
+    assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()} == files
+    assert "dry_run" not in (tmp_path / "out" / "config.yaml").read_text()
+
+
+def test_a_dry_run_is_no_part_of_the_settings_that_a_run_folder_holds() -> None:
+    settings = commands.TrainDPO(model="m", data=Path("d"), out=Path("o"), dry_run=True)
+    assert "dry_run" not in to_yaml(settings)
+
+
+def test_a_dry_run_refuses_what_the_run_would_refuse(
+    shelf: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(command("train dpo", shelf, tmp_path / "out", "--freeze-blocks", 9, "--dry-run"))
+    assert stop.value.code == 2
+    assert "the model has 2 blocks" in capfd.readouterr().err
