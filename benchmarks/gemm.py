@@ -1,6 +1,8 @@
 """What one core can do at most: operations a second of large products of matrices, in CPU time of the process.
 
     OMP_NUM_THREADS=1 taskset -c 0 python benchmarks/gemm.py
+
+The probe of `benchmarks/dpo_speed.py`, too: there it takes turns with those who train.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import time
 from dataclasses import dataclass
 
 import torch
+
 from peers.gate import Gate
 
 

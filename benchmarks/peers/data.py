@@ -76,9 +76,7 @@ def synthetic(count: int, vocabulary: int, seed: int) -> list[Pair]:
             continue
         chosen, rejected = ([*words(name, room)[:-1], 0] for name in ("chosen", "rejected"))
         text = [" ".join(f"w{token}" for token in ids if token) for ids in (prompt, chosen, rejected)]
-        pairs.append(
-            Pair(text[0], " " + text[1], " " + text[2], (tuple(prompt), tuple(chosen), tuple(rejected)))
-        )
+        pairs.append(Pair(text[0], " " + text[1], " " + text[2], (tuple(prompt), tuple(chosen), tuple(rejected))))
     return pairs
 
 

@@ -24,12 +24,14 @@ import datasets
 import torch
 import transformers
 import trl
-from data import read
 from datasets import Dataset
-from gate import Gate
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback
 from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
+
+from data import read
+from gate import Gate
+from watched import Watched
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class Setting:
 SETTINGS = {
     "A": Setting(),  # the defaults, in fp32
     "B3": Setting(best=True, autocast=True),  # best with fp32 weights
-    "B3h": Setting(best=True, weights="bfloat16"),  # bf16 weights, which steps of 1e-5 hardly move: no fp32 copy is kept
+    "B3h": Setting(best=True, weights="bfloat16"),  # no fp32 copy of them is kept, so most steps of 1e-5 are lost
     "C": Setting(frozen=8),
     "CB": Setting(best=True, autocast=True, frozen=8),
 }
@@ -87,43 +89,11 @@ def model_of(path: Path, method: str, setting: Setting) -> Any:
     return model
 
 
-class Watched:
-    """What one block's first product and the head did in the warm-up step."""
-
-    def __init__(self, model: Any) -> None:
-        self.shapes: list[list[int]] = []
-        self.dtypes: dict[str, str] = {}
-        self.model = model
-        head = model.get_output_embeddings() if hasattr(model, "lm_head") else model.score
-        block = model.transformer.h[-1].attn.c_attn
-        self.hooks = [block.register_forward_hook(self._block), head.register_forward_hook(self._head)]
-
-    def _block(self, module: Any, args: Any, output: torch.Tensor) -> None:
-        self.shapes.append(list(output.shape[:2]))
-        self.dtypes["products"] = str(output.dtype).removeprefix("torch.")
-
-    def _head(self, module: Any, args: Any, output: torch.Tensor) -> None:
-        self.dtypes["head"] = str(output.dtype).removeprefix("torch.")
-
-    def facts(self) -> dict[str, Any]:
-        for hook in self.hooks:
-            hook.remove()
-        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        return self.dtypes | {
-            "weights": str(trained[0].dtype).removeprefix("torch."),
-            "trained_weights": sum(parameter.numel() for parameter in trained),
-            "last_block_ran_on": self.shapes,
-            "checkpointing": self.model.is_gradient_checkpointing,
-            "attention": self.model.config._attn_implementation,
-            "gelu": self.model.config.activation_function,
-        }
-
-
 class Turns(TrainerCallback):
     """Passes the gate between optimiser steps."""
 
     def __init__(self, gate: Gate, facts: dict[str, Any]) -> None:
-        self.gate, self.facts, self.watched = gate, facts, None
+        self.gate, self.facts = gate, facts
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         if state.global_step == 0:  # the reference's passes lie behind
@@ -142,15 +112,19 @@ class Turns(TrainerCallback):
         self.gate.turn(logged)
 
 
-def token_ids(method: str, trainer: Any) -> list[list[int]] | None:
-    """Prompt and completion of the first rows as TRL tokenised them; None where they aren't kept."""
-    row = trainer.train_dataset[0]
-    if method == "dpo":
-        return [row["prompt_ids"], row["chosen_ids"], row["rejected_ids"]]
-    if method == "orpo":
-        start = len(row["prompt_input_ids"])
-        return [row["prompt_input_ids"], row["chosen_input_ids"][start:], row["rejected_input_ids"][start:]]
-    return None
+def sequences(method: str, row: dict[str, Any]) -> list[list[int]]:
+    """What a row of TRL's tokenised data set holds: prompt and response together."""
+    match method:
+        case "dpo":
+            return [row["prompt_ids"] + row["chosen_ids"], row["prompt_ids"] + row["rejected_ids"]]
+        case "kto":
+            return [row["prompt_ids"] + row["completion_ids"]]
+        case "orpo":
+            return [row["chosen_input_ids"], row["rejected_input_ids"]]
+        case "sft":
+            return [row["input_ids"]]
+        case _:
+            return [row["chosen_ids"], row["rejected_ids"]]
 
 
 def main() -> None:
@@ -189,12 +163,16 @@ def main() -> None:
             model=model, args=config, train_dataset=Dataset.from_list(rows), processing_class=tokenizer
         )
         built = time.process_time() - began
-        tokens = token_ids(given.method, trainer)
+        ids = [pair["ids"] for batch in batches for pair in batch]
+        kept = 1 if given.method == "sft" else 2
+        ours = [prompt + response for prompt, *responses in ids for response in responses[:kept]]
         facts = {
             "versions": {module.__name__: module.__version__ for module in (trl, torch, transformers)},
+            "pairs_a_step": len(batches[0]),
             "optimizer": str(config.optim),
             "autocast": trainer.accelerator.mixed_precision,
-            "same_tokens": None if tokens is None else [list(ids) for ids in batches[0][0]["ids"]] == tokens,
+            "checkpointing": bool(config.gradient_checkpointing),
+            "same_tokens": ours == [one for row in trainer.train_dataset for one in sequences(given.method, row)],
         }
         if "precompute_ref_log_probs" in best:  # with the tokenisation, which is below a hundredth of it
             facts["reference_seconds_per_pair"] = built / sum(map(len, batches))
