@@ -68,7 +68,7 @@ def synthetic(count: int, vocabulary: int, seed: int) -> list[Pair]:
         drawn = rng.lognormvariate(math.log(middle), math.sqrt(2 * math.log(mean / middle)))
         return [rng.randrange(2, vocabulary) for _ in range(max(2, min(round(drawn), room)))]
 
-    pairs = []
+    pairs: list[Pair] = []
     while len(pairs) < count:
         prompt = words("prompt", LONGEST)
         room = LONGEST - len(prompt)
@@ -104,7 +104,7 @@ def byte_tokenizer(texts: Sequence[str], vocabulary: int) -> tokenizers.Tokenize
 def real(texts: Sequence[tuple[str, str, str]], tokenizer: tokenizers.Tokenizer) -> list[Pair]:
     """Pairs tokenised as preflab does, prompt and response apart, and cut at the end; prompts that leave no room are
     left out."""
-    end = tokenizer.token_to_id(END)
+    end: int = tokenizer.token_to_id(END)
     pairs = []
     for texts_of_pair in texts:
         prompt, *responses = (tuple(each.ids) for each in tokenizer.encode_batch(texts_of_pair))

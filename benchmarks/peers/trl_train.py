@@ -29,7 +29,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
-from data import read
+from data import LONGEST, read
 from gate import Gate
 from watched import Watched
 
@@ -153,7 +153,7 @@ def main() -> None:
         best["precompute_ref_log_probs"] = True
     with tempfile.TemporaryDirectory(prefix="trl-") as folder:
         config = config_class(
-            output_dir=folder, use_cpu=True, bf16=setting.autocast, max_length=512, num_train_epochs=1,
+            output_dir=folder, use_cpu=True, bf16=setting.autocast, max_length=LONGEST, num_train_epochs=1,
             per_device_train_batch_size=len(rows) // len(batches), train_sampling_strategy="sequential",
             learning_rate=given.learning_rate, lr_scheduler_type="constant", warmup_steps=0, logging_steps=1,
             save_strategy="no", report_to="none", disable_tqdm=True, dataloader_pin_memory=False, **best,
@@ -166,13 +166,15 @@ def main() -> None:
         ids = [pair["ids"] for batch in batches for pair in batch]
         kept = 1 if given.method == "sft" else 2
         ours = [prompt + response for prompt, *responses in ids for response in responses[:kept]]
+        tokenised = (one for row in trainer.train_dataset for one in sequences(given.method, row))
+        theirs = [one[:LONGEST] for one in tokenised]  # which TRL cuts batch by batch
         facts = {
             "versions": {module.__name__: module.__version__ for module in (trl, torch, transformers)},
             "pairs_a_step": len(batches[0]),
             "optimizer": str(config.optim),
             "autocast": trainer.accelerator.mixed_precision,
             "checkpointing": bool(config.gradient_checkpointing),
-            "same_tokens": ours == [one for row in trainer.train_dataset for one in sequences(given.method, row)],
+            "same_tokens": ours == theirs,
         }
         if "precompute_ref_log_probs" in best:  # with the tokenisation, which is below a hundredth of it
             facts["reference_seconds_per_pair"] = built / sum(map(len, batches))
