@@ -86,11 +86,8 @@ def _method(method: str, work: str) -> Group:
 
 GROUPS = {
     "fp32": Group(
-        (Worker("preflab", "fp32"), Worker("preflab", "fp32-gelu"), Worker("trl-1.16", "A")),
-        (
-            Comparison("all weights, fp32, reference cached", "preflab fp32", "trl-1.16 A"),
-            Comparison("the same, GELU in one kernel", "preflab fp32-gelu", "trl-1.16 A"),
-        ),
+        (Worker("preflab", "fp32"), Worker("trl-1.16", "A")),
+        (Comparison("all weights, fp32, reference cached", "preflab fp32", "trl-1.16 A"),),
     ),
     "bf16": Group(
         _best(

@@ -50,12 +50,12 @@ from preflab.training.unpaired import judged_pairs, train_unpaired
 
 SETTINGS: dict[str, tuple[str, ...]] = {
     "fp32": (),
-    "fp32-gelu": (),
+    "bf16-autocast": ("--precision", "bf16-autocast"),
+    "bf16": ("--precision", "bf16"),
     "frozen-fp32": ("--freeze-blocks", "{frozen}"),
+    "frozen-bf16": ("--freeze-blocks", "{frozen}", "--precision", "bf16"),
 }
 """Flags of `preflab train METHOD` beside those of `flags_of`."""
-ONE_KERNEL = ("fp32-gelu", "bf16", "bf16-autocast", "frozen-bf16")
-"""Settings that read model-gelu, as the peers' best ones do; the others read GPT-2 as it is published."""
 BETAS = (0.05, 0.1, 0.2, 0.5, 1.0)
 SEED = 0
 
@@ -64,11 +64,19 @@ Row = TypeVar("Row")
 
 def flags_of(folder: Path, setting: str, batch: int, frozen: int, learning_rate: float) -> list[str]:
     """The command line."""
-    path = folder / ("model-gelu" if setting in ONE_KERNEL else "model")
     chosen = [flag.format(frozen=frozen) for flag in SETTINGS[setting]]
     return [
-        *("--model", str(path), "--data", str(folder / "pairs.json"), "--out", "unused", "--seed", str(SEED)),
-        *("--batch-size", str(batch), "--micro-batch-size", str(batch), "--evaluations", "1", "--log-every", "1"),
+        *(
+            "--model",
+            str(folder / "model"),
+            "--data",
+            str(folder / "pairs.json"),
+            "--out",
+            "unused",
+            "--seed",
+            str(SEED),
+        ),
+        *("--batch.size", str(batch), "--batch.micro", str(batch), "--evaluations", "1", "--log-every", "1"),
         *("--optimizer.learning-rate", str(learning_rate), "--optimizer.warmup-steps", "0"),
         *chosen,
     ]
@@ -81,8 +89,8 @@ def config_of(method: str, flags: list[str]) -> Any:
 
 def model_of(method: str, config: Any) -> Policy:
     if method == "reward":
-        return new_reward_model(config.model, seed=derive(config.seed, "head"))
-    return load_policy(config.model)
+        return new_reward_model(config.model, seed=derive(config.seed, "head"), precision=config.precision)
+    return load_policy(config.model, precision=config.precision)
 
 
 @dataclass(frozen=True)
@@ -145,13 +153,13 @@ def train(method: str, policy: Policy, batches: list[list[Tree]], config: Any, r
     rows = [tree for batch in batches for tree in batch]
     match method:
         case "kto":
-            train_unpaired(policy, in_turn(judged_pairs(rows), config.batch_size), config, run, seed=SEED, **given)
+            train_unpaired(policy, in_turn(judged_pairs(rows), config.batch.size), config, run, seed=SEED, **given)
         case "sft":
-            train_sft(policy, in_turn(rows, config.batch_size), config, run, seed=SEED, log_every=config.log_every)
+            train_sft(policy, in_turn(rows, config.batch.size), config, run, seed=SEED, log_every=config.log_every)
         case "reward":
-            train_reward(policy, in_turn(rows, config.batch_size), config, run, seed=SEED, log_every=config.log_every)
+            train_reward(policy, in_turn(rows, config.batch.size), config, run, seed=SEED, log_every=config.log_every)
         case _:
-            train_preference(policy, in_turn(rows, config.batch_size), config, run, seed=SEED, **given)
+            train_preference(policy, in_turn(rows, config.batch.size), config, run, seed=SEED, **given)
 
 
 def work(method: str, setting: str, order: str, given: argparse.Namespace, folder: Path) -> None:
@@ -165,15 +173,18 @@ def work(method: str, setting: str, order: str, given: argparse.Namespace, folde
     config = config_of(method, flags_of(given.folder, setting, size, given.frozen, given.learning_rate))
     policy = model_of(method, config)
     shape, frozen = Shape.of(policy.model), config.freeze_blocks
+    kept = frozen if config.trunk.disk_gib else 0  # their states are read from a file
     facts: dict[str, Any] = {
         "versions": {module.__name__: module.__version__ for module in (preflab, torch, transformers)},
         "pairs_a_step": len(batches[0]),
         "flags": flags_of(Path("FOLDER"), setting, size, given.frozen, given.learning_rate),
-        "flops": [step_flops(shape, batch, frozen=frozen, head=method != "reward") for batch in batches[1:]],
-        "trunk_flops": [trunk_flops(shape, batch, frozen) for batch in batches[1:]],
+        "flops": [
+            step_flops(shape, batch, frozen=frozen, head=method != "reward") - trunk_flops(shape, batch, kept)
+            for batch in batches[1:]
+        ],
     }
     timed = TimedReference(facts, sum(map(len, batches)))
-    preference.reference_logprobs = timed  # type: ignore[assignment]
+    preference.reference_logprobs = timed  # type: ignore[attr-defined]
     run = Gated(folder, gate, facts, Watched(policy.model))
     options = {"log_every": config.log_every} if method not in ("sft", "reward") else {}
     train(method, policy, batches, config, run, **options)
