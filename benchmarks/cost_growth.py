@@ -3,10 +3,10 @@
     OMP_NUM_THREADS=1 taskset -c 0 python benchmarks/cost_growth.py               ten minutes on one core
     python benchmarks/cost_growth.py --picture                                    the picture from the JSON
 
-Each point is a step of a small GPT-2 (4 blocks of width 256) on synthetic trees: forward, backward, clipping, AdamW. Its
-loss is the mean of the responses' log-probabilities, one with the sign of a chosen response and one with that of a
-rejected one in turn; with two responses this is the work of a DPO step whose reference is cached. CPU seconds of the
-process, median of the steps after a warm-up, with the optimiser apart. Operations are those of `flops.py`: divided by
+Each point is a step of a small GPT-2 (4 blocks of width 256) on synthetic trees: forward, backward, clipping, AdamW.
+Its loss is the mean of the responses' log-probabilities, in turn with the sign of a chosen and of a rejected response;
+with two responses this is the work of a DPO step whose reference is cached. CPU seconds of the process, median of the
+steps after a warm-up, with the optimiser apart. Operations are those of `flops.py`: divided by
 what large products of matrices reach in the same run, they are the time that no program could go below. One quantity
 varies at a time, the others stay at their base.
 """
@@ -26,12 +26,12 @@ from typing import Any
 import matplotlib as mpl
 import torch
 import transformers
-from dpo_speed import commit, machine
-from flops import Shape, step_flops
-from gemm import rates
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
+from dpo_speed import commit, machine
+from flops import Shape, step_flops
+from gemm import rates
 from preflab.config.training import Optimizer
 from preflab.data.encode import Tree
 from preflab.data.pack import cells, pack

@@ -26,7 +26,7 @@ class Watched:
 
     def facts(self) -> dict[str, Any]:
         """Dtypes of products and weights, how many weights are trained, which rows and columns of tokens the last
-        block ran on (twice the same: checkpointing ran it again), attention and GELU by name."""
+        block ran on (twice the same: checkpointing ran it again), attention and GELU as they are."""
         self.hook.remove()
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         return {
@@ -35,5 +35,5 @@ class Watched:
             "trained_weights": sum(parameter.numel() for parameter in trained),
             "last_block_ran_on": self.shapes,
             "attention": self.model.config._attn_implementation,
-            "gelu": self.model.config.activation_function,
+            "gelu": str(self.model.transformer.h[-1].mlp.act),
         }
