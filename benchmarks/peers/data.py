@@ -4,7 +4,7 @@
     python benchmarks/peers/data.py FOLDER --data hh_harmless.jsonl.gz       the lengths of real ones
 
     FOLDER/model/        GPT-2 small with random weights, and a tokenizer
-    FOLDER/model-gelu/   the same weights, GELU in one kernel (gelu_pytorch_tanh) where GPT-2's own takes eight; preflab takes it so by itself
+    FOLDER/model-gelu/   the same weights, GELU in one kernel (gelu_pytorch_tanh), as preflab runs GPT-2's own eight
     FOLDER/pairs.json    batches in two orders, as texts and as token ids; how they compare to the whole set
 
 Synthetic pairs have the lengths of HH-RLHF's harmless pairs in a byte-level BPE: log-normal, prompts with mean 112 and
