@@ -50,10 +50,10 @@ from preflab.training.unpaired import judged_pairs, train_unpaired
 
 SETTINGS: dict[str, tuple[str, ...]] = {
     "fp32": (),
-    "bf16-autocast": ("--precision", "bf16-autocast"),
-    "bf16": ("--precision", "bf16"),
-    "frozen-fp32": ("--freeze-blocks", "{frozen}"),
-    "frozen-bf16": ("--freeze-blocks", "{frozen}", "--precision", "bf16"),
+    "bf16-autocast": ("--precision=bf16-autocast",),
+    "bf16": ("--precision=bf16",),
+    "frozen-fp32": ("--freeze-blocks={frozen}",),
+    "frozen-bf16": ("--freeze-blocks={frozen}", "--precision=bf16"),
 }
 """Flags of `preflab train METHOD` beside those of `flags_of`."""
 BETAS = (0.05, 0.1, 0.2, 0.5, 1.0)
@@ -64,21 +64,11 @@ Row = TypeVar("Row")
 
 def flags_of(folder: Path, setting: str, batch: int, frozen: int, learning_rate: float) -> list[str]:
     """The command line."""
-    chosen = [flag.format(frozen=frozen) for flag in SETTINGS[setting]]
     return [
-        *(
-            "--model",
-            str(folder / "model"),
-            "--data",
-            str(folder / "pairs.json"),
-            "--out",
-            "unused",
-            "--seed",
-            str(SEED),
-        ),
-        *("--batch.size", str(batch), "--batch.micro", str(batch), "--evaluations", "1", "--log-every", "1"),
-        *("--optimizer.learning-rate", str(learning_rate), "--optimizer.warmup-steps", "0"),
-        *chosen,
+        *(f"--model={folder / 'model'}", f"--data={folder / 'pairs.json'}", "--out=unused", f"--seed={SEED}"),
+        *(f"--batch.size={batch}", f"--batch.micro={batch}", "--evaluations=1", "--log-every=1"),
+        *(f"--optimizer.learning-rate={learning_rate}", "--optimizer.warmup-steps=0"),
+        *(flag.format(frozen=frozen) for flag in SETTINGS[setting]),
     ]
 
 
@@ -209,7 +199,7 @@ def sweep(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
     passes = []
     for beta in BETAS:
         flags = flags_of(given.folder, given.setting, len(batches[0]), given.frozen, given.learning_rate)
-        config = config_of("dpo", [*flags, "--loss.beta", str(beta)])
+        config = config_of("dpo", [*flags, f"--loss.beta={beta}"])
         run = OneStep(folder / f"beta-{beta}")
         run.path.mkdir()
         try:

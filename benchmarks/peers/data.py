@@ -155,11 +155,12 @@ def typical(draw: Callable[[Random], list[Batch]], whole: Sequence[Batch], seed:
 def orders(pairs: Sequence[Pair], batches: int, size: int, seed: int) -> dict[str, list[Batch]]:
     """The measured batches in both orders, each behind a batch of short pairs to warm up on."""
     by_length = cut(sorted(pairs, key=lambda pair: pair.longest), size)
-    shuffled = cut(Random(seed).sample(list(pairs), len(pairs)), size)
-    warm = by_length[len(by_length) // 20]
+    warm = by_length.pop(len(by_length) // 20)
+    rest = [pair for batch in by_length for pair in batch]
+    shuffled = cut(Random(seed).sample(rest, len(rest)), size)
 
     def at_random(rng: Random) -> list[Batch]:
-        return cut(rng.sample(list(pairs), batches * size), size)
+        return cut(rng.sample(rest, batches * size), size)
 
     return {
         "random": [warm, *typical(at_random, shuffled, seed)],

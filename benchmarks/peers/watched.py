@@ -25,13 +25,13 @@ class Watched:
         self.shapes.clear()
 
     def facts(self) -> dict[str, Any]:
-        """Dtypes of products and weights, how many weights are trained, which rows and columns of tokens the last
+        """Dtypes of products and of the largest trained weight, how many weights are trained, which rows and columns of tokens the last
         block ran on (twice the same: checkpointing ran it again), attention and GELU as they are."""
         self.hook.remove()
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         return {
             "products": self.products,
-            "weights": str(trained[0].dtype).removeprefix("torch."),
+            "weights": str(max(trained, key=torch.numel).dtype).removeprefix("torch."),
             "trained_weights": sum(parameter.numel() for parameter in trained),
             "last_block_ran_on": self.shapes,
             "attention": self.model.config._attn_implementation,
