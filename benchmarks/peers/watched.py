@@ -25,8 +25,8 @@ class Watched:
         self.shapes.clear()
 
     def facts(self) -> dict[str, Any]:
-        """Dtypes of products and of the largest trained weight, how many weights are trained, which rows and columns of tokens the last
-        block ran on (twice the same: checkpointing ran it again), attention and GELU as they are."""
+        """Dtypes of products and of the largest trained weight; how many weights are trained; which rows and columns of
+        tokens the last block ran on (twice the same: checkpointing ran it again); attention and GELU as they are."""
         self.hook.remove()
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         return {
