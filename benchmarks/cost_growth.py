@@ -149,7 +149,8 @@ def points(name: str, steps: int, most: int | None) -> Iterator[Point]:
     for value in AXES[name]:
         if most is None or value <= most:
             point = measured(replace(Case(), **{name: value}), value, steps)
-            print(f"{name} {value}: {point.seconds:.3f} s a prompt, {point.flops / 1e9:.1f} GFLOP, {point.layout}")
+            took = f"{point.seconds:.3f} s a prompt, {point.flops / 1e9:.1f} GFLOP, {point.layout}"
+            print(f"{name} {value}: {took}", flush=True)
             yield point
 
 
