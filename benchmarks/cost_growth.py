@@ -168,7 +168,7 @@ def picture(results: dict[str, Any]) -> Picture:
             axes.set_yscale("log")
             axes.grid(color=INK, alpha=0.12, linewidth=0.6)
             values = [row["value"] for row in rows]
-            axes.set_xticks(values, [_short(value) for value in values])
+            axes.set_xticks(values, [_short(value) for value in values], fontsize=7.5)
             axes.xaxis.set_minor_formatter(NullFormatter())
             axes.yaxis.set_minor_formatter(NullFormatter())
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
