@@ -71,8 +71,8 @@ class Run:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto takes the GPU where there is one."""
     precision: Precision = "fp32"
-    """bf16-autocast: matrix products in bf16; bf16: weights too, and the optimiser trains float32 masters of them. Policy,
-    reference, reward and value model work in it alike. bf16 needs a processor with bf16 instructions."""
+    """bf16-autocast: matrix products in bf16; bf16: weights too, and the optimiser trains float32 masters of them.
+    Policy, reference, reward and value model work in it alike. bf16 needs a processor with bf16 instructions."""
 
 
 @dataclass(frozen=True, kw_only=True)
