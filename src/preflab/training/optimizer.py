@@ -40,12 +40,12 @@ class Stepper:
         self.others = [weight for weight in weights if weight.dtype != torch.bfloat16]
         self.optimizer = _make([*self.masters, *self.others], settings)
         self.groups = list(_groups(self.rounded))
-        device = weights[0].device
-        self.space = torch.empty(max(sum(one.master.numel() for one in g) for g in self.groups), device=device)
+        largest = max((sum(one.master.numel() for one in group) for group in self.groups), default=0)
+        self.space = torch.empty(largest, device=weights[0].device)
         """Where the gradients of a group stand in float32: memory that is asked for anew each step costs more time
         than the step."""
         self.scale = 1.0
-        """What clipping takes the gradients by."""
+        """What clipping takes the gradients in bf16 by, once they are in float32."""
 
     def learning_rate(self, step: int) -> float:
         """The rate of step 0, 1, …: a linear warm-up, then constant or falling linearly to 0 after the last step."""
@@ -89,6 +89,9 @@ class Stepper:
                 "look at the rows named in crash.json"
             )
         self.scale = min(1.0, self.settings.max_gradient_norm / (norm + 1e-6))
+        for weight in self.others:
+            if weight.grad is not None and self.scale < 1:
+                weight.grad *= self.scale
         return norm
 
     def update(self, step: int) -> float:
@@ -96,20 +99,17 @@ class Stepper:
         rate = self.learning_rate(step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        for weight in self.others:
-            if weight.grad is not None and self.scale < 1:
-                weight.grad *= self.scale
         self.optimizer.step()
         for weight in self.others:
             weight.grad = None
-        for group in self.groups:
+        for part in self.groups:
             begin = 0
-            for rounded in group:
+            for rounded in part:
                 end = begin + rounded.master.numel()
                 rounded.lift_gradient(self.scale, self.space[begin:end])
                 begin = end
             self.optimizer.step()
-            for rounded in group:
+            for rounded in part:
                 rounded.round()
         self.scale = 1.0
         return rate
@@ -175,7 +175,8 @@ def _groups(weights: Sequence[Rounded]) -> Iterator[list[Rounded]]:
         if sum(one.master.numel() for one in group) >= STEPPED_AT_ONCE:
             yield group
             group = []
-    yield group
+    if group:
+        yield group
 
 
 def _make(parameters: list[nn.Parameter], settings: Optimizer) -> torch.optim.Optimizer:
