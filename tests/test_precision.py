@@ -101,6 +101,19 @@ def test_many_tokens_do_not_wear_down_the_gradients_of_norms_and_embeddings(prec
 
 
 @needs_bf16
+def test_an_embedding_s_gradient_is_the_sum_over_its_tokens_but_for_padding() -> None:
+    """256 + 40·1: bf16 has no 257."""
+    model = work_in(tiny_policy().model, "bf16")
+    with working(model):
+        table = torch.nn.Embedding(3, 2, padding_idx=0, dtype=torch.bfloat16)
+        rows = table(torch.tensor([[1] * 41, [0] * 41]))
+    scale = torch.tensor([256.0] + [1.0] * 40, dtype=torch.bfloat16)
+    (rows * scale.unsqueeze(-1)).sum().backward()
+    assert table.weight.grad is not None
+    assert table.weight.grad.tolist() == [[0.0, 0.0], [296.0, 296.0], [0.0, 0.0]]
+
+
+@needs_bf16
 @pytest.mark.parametrize("precision", COARSE)
 def test_logits_far_from_0_cost_no_accuracy(precision: Precision) -> None:
     """GPT-2's are near −100, where bf16 knows halves: what all share is gone before they are rounded."""
@@ -227,7 +240,7 @@ def test_gradients_of_micro_batches_are_summed_and_clipped_in_float32() -> None:
     assert rounded.gradient[0] == 266.0
     assert weight.grad is None
     assert stepper.clip("here") == pytest.approx(266.0, rel=1e-6)
-    assert rounded.lift_gradient(stepper.scale)
+    rounded.lift_gradient(stepper.scale, torch.empty(32))
     assert rounded.master.grad is not None
     assert float(rounded.master.grad.norm()) == pytest.approx(0.5, rel=1e-6)
     stepper.clear()

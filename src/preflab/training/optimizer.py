@@ -8,6 +8,7 @@ its master, rounded.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from typing import Any, assert_never
 
 import torch
@@ -18,6 +19,9 @@ from torch.utils.weak import WeakIdKeyDictionary
 from preflab.config.training import Optimizer
 from preflab.errors import ConfigError, NumericError
 from preflab.training.checks import check_model
+
+STEPPED_AT_ONCE = 2**24
+"""How many weights in bf16 are stepped at a time: 64 MiB of gradients in float32."""
 
 
 class Stepper:
@@ -35,8 +39,13 @@ class Stepper:
         """What weights in bf16 are rounded from: part of every checkpoint."""
         self.others = [weight for weight in weights if weight.dtype != torch.bfloat16]
         self.optimizer = _make([*self.masters, *self.others], settings)
+        self.groups = list(_groups(self.rounded))
+        largest = max((sum(one.master.numel() for one in group) for group in self.groups), default=0)
+        self.space = torch.empty(largest, device=weights[0].device)
+        """Where the gradients of a group stand in float32: memory that is asked for anew each step costs more time
+        than the step."""
         self.scale = 1.0
-        """What clipping takes the gradients by."""
+        """What clipping takes the gradients in bf16 by, once they are in float32."""
 
     def learning_rate(self, step: int) -> float:
         """The rate of step 0, 1, …: a linear warm-up, then constant or falling linearly to 0 after the last step."""
@@ -72,12 +81,7 @@ class Stepper:
             NumericError: it is not finite.
         """
         gradients = [rounded.gradient for rounded in self.rounded] + [weight.grad for weight in self.others]
-        # bf16 would round the norm itself.
-        norms = [
-            torch.linalg.vector_norm(g, dtype=torch.promote_types(g.dtype, torch.float32))
-            for g in gradients
-            if g is not None
-        ]
+        norms = [_norm(gradient) for gradient in gradients if gradient is not None]
         norm = float(torch.stack(norms).norm()) if norms else 0.0
         if not math.isfinite(norm):
             raise NumericError(
@@ -85,6 +89,9 @@ class Stepper:
                 "look at the rows named in crash.json"
             )
         self.scale = min(1.0, self.settings.max_gradient_norm / (norm + 1e-6))
+        for weight in self.others:
+            if weight.grad is not None and self.scale < 1:
+                weight.grad *= self.scale
         return norm
 
     def update(self, step: int) -> float:
@@ -92,16 +99,17 @@ class Stepper:
         rate = self.learning_rate(step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        for weight in self.others:
-            if weight.grad is not None and self.scale < 1:
-                weight.grad *= self.scale
         self.optimizer.step()
         for weight in self.others:
             weight.grad = None
-        # One by one, so that their gradients in float32 are never all there at once.
-        for rounded in self.rounded:
-            if rounded.lift_gradient(self.scale):
-                self.optimizer.step()
+        for part in self.groups:
+            begin = 0
+            for rounded in part:
+                end = begin + rounded.master.numel()
+                rounded.lift_gradient(self.scale, self.space[begin:end])
+                begin = end
+            self.optimizer.step()
+            for rounded in part:
                 rounded.round()
         self.scale = 1.0
         return rate
@@ -135,21 +143,40 @@ class Rounded:
         self.gradient = weight.grad if self.gradient is None else self.gradient.float().add_(weight.grad)
         weight.grad = None
 
-    def lift_gradient(self, scale: float) -> bool:
-        """Give the gradient, scaled, to the master; False where there is none."""
+    def lift_gradient(self, scale: float, space: Tensor) -> None:
+        """Give the gradient, scaled, to the master, in the space that is lent; nothing where there is none."""
         if self.gradient is None:
-            return False
-        self.master.grad = self.gradient.float()
+            return
+        self.master.grad = space.view_as(self.master).copy_(self.gradient)
         if scale < 1:
             self.master.grad *= scale
         self.gradient = None
-        return True
 
     @torch.no_grad()
     def round(self) -> None:
         """Make the weight of its master."""
         self.master.grad = None
         self.weight.copy_(self.master)
+
+
+def _norm(gradient: Tensor) -> Tensor:
+    """In float32, a part at a time where the gradient is in bf16: it would be copied whole."""
+    if gradient.dtype != torch.bfloat16:
+        return torch.linalg.vector_norm(gradient)
+    parts = gradient.reshape(-1).split(STEPPED_AT_ONCE // 16)
+    return torch.stack([torch.linalg.vector_norm(part.float()) for part in parts]).norm()
+
+
+def _groups(weights: Sequence[Rounded]) -> Iterator[list[Rounded]]:
+    """Some 2²⁴ weights at a time, so that their gradients in float32 are never all there at once."""
+    group: list[Rounded] = []
+    for weight in weights:
+        group.append(weight)
+        if sum(one.master.numel() for one in group) >= STEPPED_AT_ONCE:
+            yield group
+            group = []
+    if group:
+        yield group
 
 
 def _make(parameters: list[nn.Parameter], settings: Optimizer) -> torch.optim.Optimizer:
