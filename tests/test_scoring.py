@@ -20,6 +20,7 @@ from preflab.models import scoring
 from preflab.models.load import Policy, load_reward_model, new_reward_model, save_model
 from preflab.models.scoring import (
     of_distributions,
+    read,
     response_logits,
     response_logprobs,
     response_scores,
@@ -219,18 +220,22 @@ def test_figures_of_distributions_are_those_of_all_logits_at_once(
         parameter.mul_(1.1)
     batch = pack(trees())
     logits, others = response_logits(model, batch), response_logits(other, batch)
-    expected = (entropy(logits), kl_full(logits, others), token_logprobs(logits, batch.response_ids))
+    expected = (entropy(logits), kl_full(logits, others))
     monkeypatch.setattr(scoring, "LOGITS_AT_ONCE", at_once)
     if not known:
         monkeypatch.setattr(scoring, "head_of", lambda model: None)
-    tokens, sizes = batch.response_ids[batch.mask], list[int]()
+    sizes = list[int]()
 
-    def measure(some: slice, one: torch.Tensor, two: torch.Tensor) -> list[torch.Tensor]:
+    def measure(one: torch.Tensor, two: torch.Tensor) -> list[torch.Tensor]:
         sizes.append(len(one))
-        return [entropy(one), kl_full(one, two), token_logprobs(one, tokens[some])]
+        return [entropy(one), kl_full(one, two)]
 
-    found = of_distributions((model, other), batch, measure)
-    assert max(sizes) == max(1, min(at_once // VOCABULARY, len(tokens)))
+    reads = [read(model, batch), read(other, batch)]
+    found = of_distributions(reads, measure)
+    assert max(sizes) == max(1, min(at_once // VOCABULARY, int(batch.mask.sum())))
+    for temperature in (1.0, 0.7):
+        found.append(reads[1].logprobs(temperature=temperature))
+        expected += (token_logprobs(others, batch.response_ids, temperature=temperature),)
     for mine, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(mine, theirs.masked_fill(~batch.mask, 0.0), atol=2e-5, rtol=1e-4)
 

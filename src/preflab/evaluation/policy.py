@@ -16,7 +16,7 @@ from preflab.data.encode import Encoder, Tree
 from preflab.data.pack import pack
 from preflab.losses import kl_full, masked_sum
 from preflab.models.load import Policy
-from preflab.models.scoring import of_distributions, response_logprobs, trees_at_once
+from preflab.models.scoring import of_distributions, read, response_logprobs, trees_at_once
 from preflab.rewards.protocol import Reward, score
 from preflab.rollouts.sampler import Response, sample
 from preflab.runs import JSON
@@ -114,9 +114,8 @@ class Judge:
         size = trees_at_once(policy.model, trees, self.batch_size)
         for begin in range(0, len(trees), size):
             batch = pack(trees[begin : begin + size]).to(policy.device)
-            (per_token,) = of_distributions(
-                (policy.model, self.reference), batch, lambda some, *logits: [kl_full(*logits)]
-            )
+            reads = [read(model, batch) for model in (policy.model, self.reference)]
+            (per_token,) = of_distributions(reads, lambda *logits: [kl_full(*logits)])
             values += masked_sum(per_token, batch.mask).tolist()
         return values
 

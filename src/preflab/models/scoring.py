@@ -113,35 +113,60 @@ def response_logprobs(model: nn.Module, batch: Packed, *, temperature: float = 1
     return scored(model, batch, temperature=temperature).logprobs
 
 
-Measure = Callable[..., Sequence[Float[Tensor, " token"]]]
-"""(some response tokens, the logits of each model before them) → figures of each of the tokens. Which ones: a slice of
-all tokens in the mask, row by row."""
+@dataclass(frozen=True)
+class Read:
+    """The response tokens of a batch after one pass through a model's body, before its head."""
+
+    model: Any
+    batch: Packed
+    states: Float[Tensor, "token width"] | None
+    """The last state before each response token in the mask, row by row; None where the model's way from states to
+    logits is not known."""
+    held: Float[Tensor, "token vocabulary"] | None = None
+    """Then these logits."""
+
+    def logits(self, some: slice) -> Float[Tensor, "token vocabulary"]:
+        """Those that predict some of the response tokens in the mask."""
+        if self.states is None:
+            assert self.held is not None
+            return self.held[some]
+        head = head_of(self.model)
+        assert head is not None
+        return head.logits(self.model, self.states[some])
+
+    def logprobs(self, *, temperature: float) -> Float[Tensor, "response token"]:
+        """As `response_logprobs` has them."""
+        tokens = self.batch.response_ids[self.batch.mask]
+        head = head_of(self.model)
+        if self.states is None or head is None:
+            return _rows(self.batch, token_logprobs(self.logits(slice(None)), tokens, temperature=temperature))
+        return _rows(self.batch, head.logprobs(self.model, self.states, tokens, temperature=temperature))
 
 
 @torch.no_grad()
-def of_distributions(models: Sequence[Any], batch: Packed, measure: Measure) -> list[Float[Tensor, "response token"]]:
-    """Figures of whole next-token distributions, such as entropy and KL: some tokens at a time, without gradients.
+def read(model: Any, batch: Packed) -> Read:
+    """One pass without gradients, for several readings of it."""
+    if head_of(model) is None:
+        return Read(model, batch, None, _own_logits(model, batch)[batch.mask])
+    states, layout = _states(model, batch)
+    return Read(model, batch, states[layout.before[batch.mask]])
 
-    0 outside the mask.
-    """
-    sources = [_logits_before(model, batch) for model in models]
-    vocabulary = max(model.get_output_embeddings().weight.shape[0] for model in models)
+
+Measure = Callable[..., Sequence[Float[Tensor, " token"]]]
+"""The logits of each model before some response tokens → figures of each of the tokens."""
+
+
+@torch.no_grad()
+def of_distributions(reads: Sequence[Read], measure: Measure) -> list[Float[Tensor, "response token"]]:
+    """Figures of whole next-token distributions, such as entropy and KL, of models that read one batch: some tokens at
+    a time, without gradients. 0 outside the mask."""
+    batch = reads[0].batch
+    vocabulary = max(one.model.get_output_embeddings().weight.shape[0] for one in reads)
     parts = [
-        torch.stack(list(measure(some, *(source(some) for source in sources))))
+        torch.stack(list(measure(*(one.logits(some) for one in reads))))
         for some in chunks(int(batch.mask.sum()), vocabulary, LOGITS_AT_ONCE)
     ]
     return [_rows(batch, figure) for figure in torch.cat(parts, 1)]
-
-
-def _logits_before(model: Any, batch: Packed) -> Callable[[slice], Float[Tensor, "token vocabulary"]]:
-    """Some of the response tokens in the mask → the logits that predict them."""
-    head = head_of(model)
-    if head is None:
-        logits = _own_logits(model, batch)[batch.mask]
-        return lambda some: logits[some]
-    states, layout = _states(model, batch)
-    before = states[layout.before[batch.mask]]
-    return lambda some: head.logits(model, before[some])
 
 
 def _rows(batch: Packed, values: Float[Tensor, " token"]) -> Float[Tensor, "response token"]:

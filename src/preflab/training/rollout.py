@@ -15,11 +15,11 @@ from preflab.data.encode import Encoder, Tree
 from preflab.data.pack import Packed, Reading, pack
 from preflab.data.records import Prompt
 from preflab.errors import NumericError
-from preflab.losses import entropy, kl_full, token_logprobs
+from preflab.losses import entropy, kl_full
 from preflab.models.flops import flops
 from preflab.models.load import Policy
 from preflab.models.precision import in_bf16
-from preflab.models.scoring import of_distributions, reading, rows_at_once
+from preflab.models.scoring import Read, of_distributions, read, reading, rows_at_once
 from preflab.rewards.learned import LearnedReward
 from preflab.rewards.protocol import Answer, Reward
 from preflab.rollouts.sampler import Response
@@ -154,8 +154,6 @@ def roll_out(
         NumericError: the scorer's log-probabilities are not the sampler's, or not finite.
     """
     batch = pack([response.tree for response in responses]).to(policy.device)
-    at = torch.full((len(responses), 1), temperature, device=policy.device)
-    own = at if sampled_at is None else torch.tensor(sampled_at, device=policy.device).unsqueeze(1)
     models = (policy.model, reference)
     size = rows_at_once(policy.model, batch.token_ids.shape[1], len(responses) if tokens else batch_size)
     cut = MicroBatches(size, tokens, models).of([response.tree for response in responses])
@@ -163,16 +161,12 @@ def roll_out(
     parts = []
     for rows in cut:
         micro = batch.rows(torch.tensor(rows, device=policy.device))
-        ids, warmth = micro.response_ids[micro.mask], own[rows].expand_as(micro.mask)[micro.mask].unsqueeze(1)
-
-        def figures(
-            some: slice, logits: Tensor, reference_logits: Tensor, ids: Tensor = ids, warmth: Tensor = warmth
-        ) -> list[Tensor]:
-            found = [token_logprobs(one, ids[some], temperature=temperature) for one in (logits, reference_logits)]
-            found.append(found[0] if sampled_at is None else token_logprobs(logits / warmth[some], ids[some]))
-            return [*found, kl_full(logits, reference_logits), entropy(logits)] if measured else found
-
-        parts.append(of_distributions(models, micro, figures))
+        reads = [read(model, micro) for model in models]
+        found = [one.logprobs(temperature=temperature) for one in reads]
+        found.append(found[0] if sampled_at is None else _at(reads[0], [sampled_at[row] for row in rows]))
+        if measured:
+            found += of_distributions(reads, lambda *logits: [kl_full(*logits), entropy(logits[0])])
+        parts.append(found)
         if cost is not None:
             for model in models:
                 cost.add_scored(model, reading(model, micro))
@@ -190,6 +184,15 @@ def roll_out(
         sampler_gap=_sampler_gap(responses, sampling_logprobs, policy.model),
         distributions=Distributions(*whole) if measured else None,
     )
+
+
+def _at(policy: Read, temperatures: Sequence[float]) -> Float[Tensor, "response token"]:
+    """Log-probabilities of each row at a temperature of its own."""
+    own = torch.tensor(temperatures, device=policy.batch.mask.device).unsqueeze(1)
+    found = torch.zeros(policy.batch.mask.shape, device=own.device)
+    for temperature in set(temperatures):
+        found = torch.where(own == temperature, policy.logprobs(temperature=temperature), found)
+    return found
 
 
 def _sampler_gap(responses: Sequence[Response], logprobs: Float[Tensor, "response token"], model: Any) -> float:
