@@ -241,7 +241,7 @@ SAMPLED = (
     Metric(
         "sampler_gap_nats",
         "largest difference between the sampler's and the scorer's log-probability of a token",
-        "exceeds 1e-4 in float32; above 0.01 the run stops",
+        "exceeds 1e-4 in float32; above 0.01 (in bf16: above 1) the run stops",
     ),
 )
 OBJECTIVE = Metric(
