@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from preflab.models.attention import takes_trees
 from preflab.models.head import head_of
+from preflab.models.tree_check import takes_trees
 
 
 @contextmanager

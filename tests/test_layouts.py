@@ -21,7 +21,7 @@ from preflab.data.encode import Tree
 from preflab.data.pack import Packed, cells, flat, pack
 from preflab.data.pack import tree as laid_as_tree
 from preflab.losses import bradley_terry, kto, less_group_mean, ppo_clip, sft, token_logprobs
-from preflab.models import attention, scoring
+from preflab.models import attention, scoring, tree_check
 from preflab.models import head as heads
 from preflab.models.scoring import response_logits, response_logprobs, response_scores, response_states, response_values
 from preflab.training.preference import ScoredPairs, pair_losses
@@ -236,7 +236,7 @@ def test_the_gradient_of_the_fused_head_is_that_of_finite_differences(
 @pytest.mark.parametrize("name", ["gpt2", "llama", "qwen2", "gemma2", "granite", "cohere", "mistral"])
 def test_these_families_take_the_tree_and_the_fused_head(name: str) -> None:
     """Or the tests above would hold the flat layout against itself."""
-    assert attention.takes_trees(model_of(name).base_model)
+    assert tree_check.takes_trees(model_of(name).base_model)
     assert heads.head_of(model_of(name)) is not None
 
 

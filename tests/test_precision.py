@@ -19,8 +19,8 @@ from preflab.data.encode import Tree
 from preflab.data.pack import pack
 from preflab.errors import ConfigError
 from preflab.losses import masked_sum
-from preflab.models import attention, precision
 from preflab.models import head as heads
+from preflab.models import precision, tree_check
 from preflab.models.load import Policy, copy_of, load_policy, load_reward_model, new_reward_model, save_model
 from preflab.models.precision import has_bf16, precision_of, work_in, working
 from preflab.models.reference import space_of
@@ -154,7 +154,7 @@ def test_full_logits_are_float32_and_not_rounded_to_bf16(precision: Precision) -
 def test_the_tree_layout_and_the_fused_head_are_found_in_bf16_too(name: str, precision: Precision) -> None:
     model = at_work(ordinary(name), precision)
     with working(model):
-        assert attention.takes_trees(model.base_model)
+        assert tree_check.takes_trees(model.base_model)
     assert heads.head_of(model) is not None
 
 

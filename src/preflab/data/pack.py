@@ -126,6 +126,8 @@ class Layout:
     """In the order of cells; empty where every row is a causal sequence of its own."""
     slots: Int[Tensor, " position"] | None = None
     """Where each cell stands among the padded queries of all segments."""
+    asked: Int[Tensor, " cell"] | None = None
+    """The cells whose last state is read: those of `before` and `last`, of a prompt its last one. None: any."""
     longest: int = 0
     """The most tokens that a token of a tree may see, itself counted."""
 
@@ -199,6 +201,7 @@ def tree(batch: Packed, *, ends: bool) -> Layout:
         position_ids=(source % width).unsqueeze(0),
         segments=tuple(segments),
         slots=torch.cat([some.flatten() for some in real]).nonzero().squeeze(1),
+        asked=torch.cat([torch.tensor(begins[1 : len(first) + 1]) - 1, torch.arange(begins[len(first)], begins[-1])]),
         longest=max(map(sum, zip(starts, fed, strict=True))),
     ).to(device)
 
@@ -262,6 +265,8 @@ class Reading:
     """Pairs of a cell and one that it attends to, itself counted."""
     predicted: int = 0
     """Response tokens: where the output head runs."""
+    asked: int = 0
+    """Cells whose last state may be read: in the tree layout a prompt's last one, and those of responses."""
     longest: int = 0
     """The most cells that one cell attends to."""
 
@@ -270,6 +275,7 @@ class Reading:
             self.cells + other.cells,
             self.seen + other.seen,
             self.predicted + other.predicted,
+            self.asked + other.asked,
             max(self.longest, other.longest),
         )
 
@@ -281,7 +287,8 @@ def readings(given: Packed | Sequence[Tree], *, ends: bool = False) -> tuple[Rea
         ends: as for `tree`.
 
     >>> readings([Tree("a:1", (5, 6), ((7, 8), (9, 10, 11)))])
-    (Reading(cells=10, seen=30, predicted=5, longest=5), Reading(cells=5, seen=13, predicted=5, longest=4))
+    (Reading(cells=10, seen=30, predicted=5, asked=10, longest=5), Reading(cells=5, seen=13, predicted=5, asked=4, \
+longest=4))
     """
     if isinstance(given, Packed):
         width = given.token_ids.shape[1]
@@ -293,12 +300,13 @@ def readings(given: Packed | Sequence[Tree], *, ends: bool = False) -> tuple[Rea
     predicted = sum(length for *_, length in rows)
     prompts = {prompt: start for prompt, start, _ in rows}.values()
     fed = [(start, length - (not ends)) for _, start, length in rows]
-    copied = Reading(len(rows) * width, len(rows) * width * (width + 1) // 2, predicted, width)
+    copied = Reading(len(rows) * width, len(rows) * width * (width + 1) // 2, predicted, len(rows) * width, width)
     shared = Reading(
         sum(prompts) + sum(length for _, length in fed),
         sum(start * (start + 1) // 2 for start in prompts)
         + sum(start * length + length * (length + 1) // 2 for start, length in fed),
         predicted,
+        len(prompts) + sum(length for _, length in fed),
         max((start + length for start, length in fed), default=0),
     )
     return copied, shared

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakKeyDictionary
 
 import torch
 import transformers
@@ -19,11 +19,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from preflab.data.encode import Tree
-from preflab.data.pack import Layout, Packed, Segments, flat, pack, tree
-from preflab.models.head import close, without_dropout
+from preflab.data.pack import Layout, Segments
 from preflab.models.precision import wide
-from preflab.progress import say
 
 NAME = "preflab_tree"
 """What transformers calls this attention."""
@@ -105,8 +102,10 @@ def tree_attention(
     this.calls += 1
     layout = this.layout
     assert layout.slots is not None
-    # [cell, head × channel]: rows in one piece are the fastest to pick.
-    q, k, v = (part[0].transpose(0, 1).flatten(1).contiguous() for part in (query, key, value))
+    # On a CPU in float32 at least: torch's kernels in bf16 are up to twice as slow, and what they round depends on the
+    # batch mates. [cell, head × channel]: rows in one piece are the fastest to pick.
+    dtype = query.dtype if query.is_cuda else torch.promote_types(query.dtype, torch.float32)
+    q, k, v = (part[0].transpose(0, 1).flatten(1).to(dtype).contiguous() for part in (query, key, value))
 
     def heads(rows: Tensor, like: Tensor, segments: int) -> Float[Tensor, "segment head token channel"]:
         split = rows.view(segments, -1, *like.shape[1::2]).transpose(1, 2)
@@ -118,19 +117,20 @@ def tree_attention(
         seen = (part.queries if part.keys is None else part.keys).flatten()
         mask = None
         if part.keys is not None or softcap is not None:
-            if (number, query.dtype) not in this.masks:
-                this.masks[number, query.dtype] = _mask(part, query.dtype)
-            mask = this.masks[number, query.dtype]
-        attended = _attend(
-            heads(q.index_select(0, part.queries.flatten()), query, n),
-            heads(k.index_select(0, seen), key, n),
-            heads(v.index_select(0, seen), value, n),
-            mask,
-            scaling=scaling,
-            dropout=dropout,
-            softcap=softcap,
-        )
-        outputs.append(attended.transpose(1, 2).flatten(0, 1))
+            if (number, dtype) not in this.masks:
+                this.masks[number, dtype] = _mask(part, dtype)
+            mask = this.masks[number, dtype]
+        with torch.autocast(query.device.type, enabled=query.is_cuda and torch.is_autocast_enabled("cuda")):
+            attended = _attend(
+                heads(q.index_select(0, part.queries.flatten()), query, n),
+                heads(k.index_select(0, seen), key, n),
+                heads(v.index_select(0, seen), value, n),
+                mask,
+                scaling=scaling,
+                dropout=dropout,
+                softcap=softcap,
+            )
+        outputs.append(attended.transpose(1, 2).flatten(0, 1).to(value.dtype))
     return torch.cat(outputs).index_select(0, layout.slots).unsqueeze(0), None
 
 
@@ -208,17 +208,10 @@ def tree_states(body: Any, layout: Layout, *, layers: int | None = None) -> Floa
     return outputs.last_hidden_state[0]
 
 
-def takes_trees(body: Any, longest: int = 0) -> bool:
-    """Whether the model gives the states of the flat layout in the tree layout too: tried once, on two small trees.
-
-    Args:
-        longest: of a batch's layout; one as long as another that was refused is refused too.
-    """
-    if body not in _takes:
-        with without_dropout(body):
-            _takes[body] = _tried(body)
+def refused(body: Any, longest: int) -> bool:
+    """Whether the model refused a layout of so many tokens, or a shorter one: a window of its attention is shorter."""
     window = getattr(body.config, "sliding_window", None) or longest
-    return _takes[body] and longest <= window and longest < _refused.get(body, longest + 1)
+    return longest > window or longest >= _refused.get(body, longest + 1)
 
 
 @contextmanager
@@ -231,48 +224,5 @@ def _remembered(body: Any, longest: int) -> Iterator[None]:
         raise
 
 
-def say_no_tree(body: Any, reason: str) -> None:
-    """One line a model, for the person watching."""
-    if body not in _told:
-        _told.add(body)
-        say(f"{type(body).__name__} reads each prompt once a response, not once for all: {reason}")
-
-
-def small_batch(body: Any) -> Packed | None:
-    """Two small trees to try a model on; None where it is too small for them, and nothing is to be gained."""
-    positions = getattr(body.config, "max_position_embeddings", None)
-    if len(body.get_input_embeddings().weight) < 6 or (positions or 6) < 6:
-        return None
-    trees = [Tree("check", (1, 2, 3), ((4, 5), (0, 2, 1), (5,))), Tree("check", (4,), ((2, 3, 4, 0),))]
-    return pack(trees).to(body.device)
-
-
-_takes: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
 _refused: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
 """The shortest layout that a model refused."""
-_told: WeakSet[Any] = WeakSet()
-
-
-@torch.no_grad()
-def _tried(body: Any) -> bool:
-    batch = small_batch(body)
-    if batch is None:
-        return False
-    layout, plain = tree(batch, ends=True), flat(batch)
-    expected = body(input_ids=plain.token_ids, use_cache=False).last_hidden_state.flatten(0, 1)
-    try:
-        found = tree_states(body, layout)
-    except NoTree as reason:
-        say_no_tree(body, str(reason))
-        return False
-    except Exception as error:  # whatever a model makes of one row with positions that restart
-        say_no_tree(body, f"{type(error).__name__}: {error}".splitlines()[0])
-        return False
-    cells = [
-        (found[layout.before[batch.mask]], expected[plain.before[batch.mask]]),
-        (found[layout.last], expected[plain.last]),
-    ]
-    if not all(close(*pair) for pair in cells):
-        say_no_tree(body, "its states are others then")
-        return False
-    return True

@@ -10,9 +10,10 @@ from torch import nn
 from preflab.data.encode import Tree
 from preflab.data.pack import Reading, readings
 from preflab.models.freezing import transformer_blocks
+from preflab.models.last_block import spared_mlp
 
 
-def flops(model: Any, read: Reading, *, backward: bool = False) -> float:
+def flops(model: Any, read: Reading, *, backward: bool = False, stored: int = 0) -> float:
     """Operations of the matrix products of a pass, a multiplication and an addition counted as two.
 
         blocks       2 · weights · cells          + 2 · weights · cells, gradient of what they read
@@ -21,7 +22,8 @@ def flops(model: Any, read: Reading, *, backward: bool = False) -> float:
         head         2 · width · vocabulary · predicted, and the same for either gradient
 
     Gradients count where they are made: none below the first block that trains, none of frozen weights. So a block
-    that trains costs three times its forward pass, a frozen one below it once. A causal cell attends to itself and
+    that trains costs three times its forward pass, a frozen one below it once. The last block's MLP runs on the cells
+    whose state is read (`models/last_block.py`). A causal cell attends to itself and
     what is before it, and nothing else counts. Norms, biases and activations are left out, and so is work done twice
     to save memory. All experts of a mixture count.
 
@@ -30,6 +32,7 @@ def flops(model: Any, read: Reading, *, backward: bool = False) -> float:
             `requires_grad` says what trains.
         read: what the pass computes: `models/scoring.py: reading`.
         backward: with the gradients.
+        stored: blocks from the first on whose states are read from a file (`models/trunk.py`), so that they don't run.
 
     >>> from preflab.config.commands import Base
     >>> from preflab.models.base import new_model, new_tokenizer
@@ -43,12 +46,17 @@ def flops(model: Any, read: Reading, *, backward: bool = False) -> float:
     if backward:
         carried = any(table.weight.requires_grad for table in tables)
     channels = _attention_channels(model.config)
-    for weights, attends in _parts(model.base_model, tables):
+    spared = spared_mlp(model.base_model)
+    on_asked = {id(weight) for weight in spared.parameters()} if spared is not None else set()
+    for number, (weights, attends) in enumerate(_parts(model.base_model, tables)):
+        if number < stored:
+            continue
         trains = [backward and weight.requires_grad for weight in weights]
         carried = carried or any(trains)
         for weight, trained in zip(weights, trains, strict=True):
             if weight.dim() > 1:
-                total += 2 * weight.numel() * read.cells * (1 + carried + trained)
+                cells = read.asked if id(weight) in on_asked else read.cells
+                total += 2 * weight.numel() * cells * (1 + carried + trained)
         if attends:
             total += 4 * channels * read.seen * (1 + 2 * carried)
     head = model.get_output_embeddings()
@@ -57,11 +65,11 @@ def flops(model: Any, read: Reading, *, backward: bool = False) -> float:
     return total
 
 
-def step_flops(model: Any, trees: Sequence[Tree]) -> float:
+def step_flops(model: Any, trees: Sequence[Tree], *, stored: int = 0) -> float:
     """Operations of a training step on these trees, forward and backward: every prompt once and without padding, the
     head on response positions, nothing computed twice. Over the seconds of a step it is the speed to hold against the
     machine's fastest matrix product; of a log-probability loss (DPO, SFT, GRPO), the reference's not counted."""
-    return flops(model, readings(trees)[1], backward=True)
+    return flops(model, readings(trees)[1], backward=True, stored=stored)
 
 
 def _parts(body: Any, tables: Sequence[nn.Embedding]) -> Iterator[tuple[list[nn.Parameter], bool]]:

@@ -230,7 +230,7 @@ def _products(states: Tensor, weight: Tensor, shift: Tensor | None) -> Tensor:
     """states·weightᵀ, less the shift before it is rounded."""
     if shift is None:
         return states @ weight.T
-    return torch.addmm(-shift.to(states.dtype).unsqueeze(1).expand(-1, len(weight)), states, weight.T)
+    return torch.addmm((-shift).to(states.dtype).unsqueeze(1).expand(-1, len(weight)), states, weight.T)
 
 
 def _parts(begin: int, end: int, size: int) -> list[slice]:

@@ -14,9 +14,10 @@ from preflab.data.budget import Extent
 from preflab.data.encode import Tree
 from preflab.data.pack import Layout, Packed, Reading, cells, flat, pack, readings, tree
 from preflab.losses.logprobs import masked_sum, token_logprobs
-from preflab.models.attention import NoTree, say_no_tree, takes_trees
+from preflab.models.attention import NoTree
 from preflab.models.head import chunks, head_of
 from preflab.models.precision import at_work, wide
+from preflab.models.tree_check import say_no_tree, takes_trees
 from preflab.models.trunk import body_states
 from preflab.progress import Advance
 

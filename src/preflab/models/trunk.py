@@ -29,10 +29,11 @@ from torch import Tensor, nn
 from preflab.config.training import Trunk
 from preflab.data.encode import Tree
 from preflab.data.pack import Layout, Packed, flat, tree
-from preflab.models.attention import NoTree, small_batch, takes_trees, tree_states
+from preflab.models.attention import NoTree, tree_states
 from preflab.models.freezing import frozen_digest, frozen_names, transformer_blocks
 from preflab.models.head import close, without_dropout
 from preflab.models.state_file import StateFile
+from preflab.models.tree_check import small_batch, takes_trees
 from preflab.progress import say
 
 Cells = Float[Tensor, "cell width"]
