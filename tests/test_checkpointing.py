@@ -14,7 +14,7 @@ from torch import Tensor
 
 from preflab.config.pair_losses import DPOLoss
 from preflab.config.preference import DPO
-from preflab.config.training import Optimizer
+from preflab.config.training import Batch, Optimizer
 from preflab.data.encode import Tree
 from preflab.data.pack import pack
 from preflab.models import scoring
@@ -188,8 +188,7 @@ def test_a_run_ends_with_the_same_weights(tmp_path: Path) -> None:
         policy = tiny_policy()
         settings = DPO(
             activation_checkpointing=on,
-            batch_size=4,
-            micro_batch_size=2,
+            batch=Batch(size=4, micro=2),
             optimizer=Optimizer(learning_rate=1e-2, warmup_steps=0),
         )
         run = RunFolder.open(tmp_path / str(on), "a: 1\n")
