@@ -15,13 +15,14 @@ from preflab.cli.main import COMMANDS, main
 from preflab.config import commands
 from preflab.config.load import to_yaml
 from preflab.config.preference import DPO
-from preflab.config.training import Batch, Fit, Optimizer, Trunk
+from preflab.config.training import Batch, Fit, Optimizer, Precision, Trunk
 from preflab.data.encode import Tree
 from preflab.data.pack import pack
 from preflab.models import scoring, trunk
 from preflab.models.checkpointing import checkpointed
 from preflab.models.freezing import freeze
 from preflab.models.load import new_reward_model, save_model
+from preflab.models.precision import has_bf16, work_in
 from preflab.models.scoring import logprobs_of, reading, response_logprobs
 from preflab.models.trunk import frozen_trunk, stored_bytes
 from preflab.runs import RunFolder, read_json
@@ -78,6 +79,22 @@ def test_the_peak_on_a_large_micro_batch_is_told_by_small_ones(
         told = peak_of(loss, [model], LARGE)
         real = watched(lambda: loss(LARGE), [model], vocabulary=model.get_input_embeddings().weight.shape[0])
     assert shape_of(model, LARGE).tree == (layout == "tree")
+    assert told.total == pytest.approx(peak(real), rel=0.15)
+
+
+@pytest.mark.skipif(not has_bf16(torch.device("cpu")), reason="this processor has no bf16 instructions")
+@pytest.mark.parametrize("on", [False, True])
+@pytest.mark.parametrize("precision", ["bf16-autocast", "bf16"])
+def test_so_is_the_peak_in_bf16_with_frozen_blocks(precision: Precision, on: bool) -> None:
+    model = work_in(copy.deepcopy(model_of("llama")), precision)
+    freeze(model, 1)
+
+    def loss(trees: Sequence[Tree]) -> Tensor:
+        return response_logprobs(model, pack(trees)).sum()
+
+    with checkpointed(model, on=on):
+        told = peak_of(loss, [model], LARGE)
+        real = watched(lambda: loss(LARGE), [model], vocabulary=model.get_input_embeddings().weight.shape[0])
     assert told.total == pytest.approx(peak(real), rel=0.15)
 
 
