@@ -37,8 +37,9 @@ TABLE_ROWS = {"gpt2": 50_257}
 """GPT-2's own vocabulary; elsewhere that of the tokenizer."""
 POSITIONS = 512
 CHECKPOINTED, FROZEN = ("--activation-checkpointing",), ("--freeze-blocks", "{two thirds}")
+BF16, AUTOCAST = ("--precision", "bf16"), ("--precision", "bf16-autocast")
 LENGTHS = ("--lengths.prompt-tokens", "300", "--lengths.response-tokens", "150")
-SAMPLED = ("--updates", "2", "--batch-size", "16", "--mini-batch-size", "8", "--micro-batch-size", "4")
+SAMPLED = ("--updates", "2", "--batch.size", "16", "--batch.mini", "8", "--batch.micro", "4")
 
 
 @dataclass(frozen=True)
@@ -53,18 +54,19 @@ class Case:
 
 
 def cases() -> list[Case]:
-    small = ("--batch-size", "64", "--micro-batch-size", "64")
-    large = ("--batch-size", "32", "--micro-batch-size", "16")
-    gpt2 = ("--batch-size", "4", "--micro-batch-size", "4")
-    found = []
-    for model, flags in (("reviews", small), ("middle", large), ("gpt2", gpt2)):
-        found += [Case(model, method, flags) for method in ("sft", "reward", "dpo")]
-        found += [Case(model, "dpo", (*flags, *extra)) for extra in (CHECKPOINTED, FROZEN, (*FROZEN, *CHECKPOINTED))]
-        found += [Case(model, "ppo", SAMPLED), Case(model, "grpo", (*SAMPLED, *CHECKPOINTED))]
+    gpt2 = ("--batch.size", "4", "--batch.micro", "4")
+    middle = ("--batch.size", "32", "--batch.micro", "16")
+    reviews = ("--batch.size", "64", "--batch.micro", "64")
     return [
-        *found,
-        Case("middle", "dpo", ("--batch-size", "16", "--micro-batch-size", "4")),
-        Case("middle", "kto", large),
+        *(Case("gpt2", "dpo", (*gpt2, *more)) for more in ((), CHECKPOINTED, FROZEN, BF16, AUTOCAST)),
+        *(Case("middle", "dpo", (*middle, *more)) for more in ((), CHECKPOINTED, FROZEN, BF16)),
+        Case("middle", "dpo", ("--batch.size", "16", "--batch.tokens", "4000")),
+        *(Case("middle", method, middle) for method in ("reward", "sft", "kto")),
+        Case("middle", "ppo", SAMPLED),
+        Case("middle", "grpo", SAMPLED),
+        Case("middle", "grpo", (*SAMPLED, "--kl-penalty", "full")),
+        *(Case("reviews", method, reviews) for method in ("dpo", "sft")),
+        Case("reviews", "ppo", SAMPLED),
     ]
 
 
@@ -102,7 +104,9 @@ def run(case: Case, folder: Path, out: Path) -> dict[str, object]:
         *("--data", str(folder / "pairs.jsonl"), "--out", str(out), *lengths, *reward, *flags),
         *("--evaluations", "1"),
     ]
-    environment = os.environ | {"PREFLAB_CACHE": str(out.parent / "cache")}
+    environment = os.environ | {
+        "PREFLAB_CACHE": f"{out}-cache"
+    }  # of its own: the reference's pass is a part of the run
 
     def said(*more: str) -> str:
         done = subprocess.run([*command, *more], capture_output=True, text=True, env=environment, check=False)

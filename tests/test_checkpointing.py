@@ -14,20 +14,23 @@ from torch import Tensor
 
 from preflab.config.pair_losses import DPOLoss
 from preflab.config.preference import DPO
-from preflab.config.training import Optimizer
+from preflab.config.training import Batch, Optimizer, Precision, Trunk
 from preflab.data.encode import Tree
 from preflab.data.pack import pack
 from preflab.models import scoring
 from preflab.models.checkpointing import checkpointed
 from preflab.models.freezing import freeze, transformer_blocks
 from preflab.models.load import Policy, copy_of
+from preflab.models.precision import has_bf16, work_in
 from preflab.models.scoring import response_logprobs, response_states
+from preflab.models.trunk import frozen_trunk, split_of
 from preflab.runs import RunFolder
 from preflab.training.cost import Cost
 from preflab.training.preference import pair_step, train_preference
 from test_layouts import PAIRS, model_of
 from tiny import tiny_policy
 
+needs_bf16 = pytest.mark.skipif(not has_bf16(torch.device("cpu")), reason="this processor has no bf16 instructions")
 FAMILIES = ["gpt2", "llama", "qwen2", "gemma2"]
 
 
@@ -188,8 +191,7 @@ def test_a_run_ends_with_the_same_weights(tmp_path: Path) -> None:
         policy = tiny_policy()
         settings = DPO(
             activation_checkpointing=on,
-            batch_size=4,
-            micro_batch_size=2,
+            batch=Batch(size=4, micro=2),
             optimizer=Optimizer(learning_rate=1e-2, warmup_steps=0),
         )
         run = RunFolder.open(tmp_path / str(on), "a: 1\n")
@@ -197,3 +199,53 @@ def test_a_run_ends_with_the_same_weights(tmp_path: Path) -> None:
         found.append(policy.model.state_dict())
     for key, value in found[0].items():
         torch.testing.assert_close(found[1][key], value, rtol=0, atol=1e-6)
+
+
+@needs_bf16
+@pytest.mark.parametrize("layout", ["tree", "flat"])
+@pytest.mark.parametrize("precision", ["bf16-autocast", "bf16"])
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_gradients_in_bf16_are_those_without_it(name: str, precision: Precision, layout: str) -> None:
+    """Blocks run again in the backward pass, when the forward pass and its precision are over."""
+    model = work_in(copy.deepcopy(model_of(name)), precision)
+    with only(layout):
+        loss, expected = gradients(model, on=False)
+        again, found = gradients(model, on=True)
+    assert again == loss
+    assert found.keys() == expected.keys()
+    for key, value in expected.items():
+        assert torch.equal(found[key], value), key
+
+
+@pytest.mark.parametrize("layout", ["tree", "flat"])
+@pytest.mark.parametrize("outside", [False, True])
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_on_a_frozen_trunk_gradients_are_the_same_and_its_blocks_run_once(
+    name: str, outside: bool, layout: str, tmp_path: Path
+) -> None:
+    """Whichever of the two begins first."""
+    model = in_double(name, frozen=1)
+    with only(layout):
+        loss, expected = gradients(model, on=False)
+    runs = [0, 0]
+    for number, block in enumerate(transformer_blocks(model)):
+        attention = next(part for part in block.children() if "Attention" in type(part).__name__)
+
+        def count(*args: Any, number: int = number) -> None:
+            runs[number] += 1
+
+        attention.register_forward_hook(count)
+
+    with only(layout), checkpointed(model, on=outside):
+        split_of(model.base_model, 1, trained=True)  # runs all blocks to try them
+        with frozen_trunk(model, 1, PAIRS, Trunk(), tmp_path, again=True):
+            runs[:] = [0, 0]
+            again, found = gradients(model, on=not outside)
+            assert runs == [2, 4]  # two micro-batches: states of each, then the block above, twice
+            gradients(model, on=not outside)
+            assert runs == [2, 8]
+    assert again == pytest.approx(loss, rel=1e-12)
+    assert found.keys() == expected.keys()
+    for key, value in expected.items():
+        torch.testing.assert_close(found[key], value, rtol=1e-9, atol=1e-12)
+    assert not any("forward" in vars(block) for block in transformer_blocks(model))

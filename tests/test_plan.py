@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,23 +15,26 @@ from preflab.cli.main import COMMANDS, main
 from preflab.config import commands
 from preflab.config.load import to_yaml
 from preflab.config.preference import DPO
-from preflab.config.training import Fit, Optimizer
+from preflab.config.training import Batch, Fit, Optimizer, Precision, Trunk
 from preflab.data.encode import Tree
 from preflab.data.pack import pack
-from preflab.models import scoring
+from preflab.models import scoring, trunk
 from preflab.models.checkpointing import checkpointed
+from preflab.models.freezing import freeze
 from preflab.models.load import new_reward_model, save_model
-from preflab.models.scoring import response_logprobs
-from preflab.runs import read_json
-from preflab.seeds import derive
+from preflab.models.precision import has_bf16, work_in
+from preflab.models.scoring import logprobs_of, reading, response_logprobs
+from preflab.models.trunk import frozen_trunk, stored_bytes
+from preflab.runs import RunFolder, read_json
 from preflab.training.memory import Alive, kept_by_optimizer, peak_of, shape_of, watched
-from preflab.training.order import batch_at
-from preflab.training.plan import largest_micro_batch
+from preflab.training.offline import Loss, fit, total_steps
+from preflab.training.plan import cut_offline
+from preflab.training.session import Session
 from test_layouts import drawn, model_of
-from tiny import save_tiny, tiny_pairs, write_jsonl
+from tiny import save_tiny, tiny_pairs, tiny_policy, write_jsonl
 
 METHODS = ("sft", "reward", "dpo", "aot", "simpo", "kto", "ppo", "grpo", "online-dpo", "iterative-dpo")
-PARTS = ("weights", "gradients", "optimiser", "activations", "logits", "the process")
+PARTS = ("weights", "gradients", "optimiser", "activations", "logits", "frozen states", "the process")
 LARGE = drawn(seed=5, shapes=[(20, (30, 25)), (31, (12, 33)), (25, (38, 38)), (14, (20, 26))])
 
 
@@ -74,7 +78,23 @@ def test_the_peak_on_a_large_micro_batch_is_told_by_small_ones(
     with checkpointed(model, on=on):
         told = peak_of(loss, [model], LARGE)
         real = watched(lambda: loss(LARGE), [model], vocabulary=model.get_input_embeddings().weight.shape[0])
-    assert shape_of(model, pack(LARGE)).tree == (layout == "tree")
+    assert shape_of(model, LARGE).tree == (layout == "tree")
+    assert told.total == pytest.approx(peak(real), rel=0.15)
+
+
+@pytest.mark.skipif(not has_bf16(torch.device("cpu")), reason="this processor has no bf16 instructions")
+@pytest.mark.parametrize("on", [False, True])
+@pytest.mark.parametrize("precision", ["bf16-autocast", "bf16"])
+def test_so_is_the_peak_in_bf16_with_frozen_blocks(precision: Precision, on: bool) -> None:
+    model = work_in(copy.deepcopy(model_of("llama")), precision)
+    freeze(model, 1)
+
+    def loss(trees: Sequence[Tree]) -> Tensor:
+        return response_logprobs(model, pack(trees)).sum()
+
+    with checkpointed(model, on=on):
+        told = peak_of(loss, [model], LARGE)
+        real = watched(lambda: loss(LARGE), [model], vocabulary=model.get_input_embeddings().weight.shape[0])
     assert told.total == pytest.approx(peak(real), rel=0.15)
 
 
@@ -95,19 +115,54 @@ def test_the_optimiser_keeps_its_moments_of_the_trained_weights(name: str, bytes
     model[0].requires_grad_(False)
     kept = kept_by_optimizer(model, Optimizer(name=name))  # type: ignore[arg-type]
     assert kept.gradients == 4 * 2000
-    assert kept.state == pytest.approx(bytes_a_weight * 2000, rel=1e-3)  # and a step count a tensor
+    assert kept.masters == 0
+    assert kept.moments == pytest.approx(bytes_a_weight * 2000, rel=1e-3)  # and a step count a tensor
 
 
-def test_the_largest_micro_batch_is_one_that_the_run_takes() -> None:
-    trees = [Tree(f"t:{i}", (1,) * (i + 1), ((2,),)) for i in range(10)]
-    settings = DPO(batch_size=4, micro_batch_size=2, epochs=1)
-    found = largest_micro_batch(trees, settings, 3, seed=0)
-    taken = []
-    for step in range(3):
-        rows = batch_at(step, examples=10, batch_size=4, seed=derive(0, "data"))
-        taken += [[trees[i] for i in rows[:2]], [trees[i] for i in rows[2:]]]
-    assert found in taken
-    assert sum(len(tree.prompt) for tree in found) == max(sum(len(t.prompt) for t in some) for some in taken)
+def test_weights_in_bf16_have_masters_and_sums_of_their_gradients_are_float32() -> None:
+    model = nn.Linear(30, 40, bias=False, dtype=torch.bfloat16)
+    one, several = (kept_by_optimizer(model, Optimizer(), accumulates=more) for more in (False, True))
+    assert (one.gradients, several.gradients) == (2 * 1200, 4 * 1200)
+    assert one.masters == several.masters == 4 * 1200
+    assert one.moments == pytest.approx(8 * 1200, rel=1e-3)
+    assert one.temporaries == pytest.approx(4 * 1200, rel=1e-3)  # the gradient, lifted
+
+
+@pytest.mark.parametrize("batch", [Batch(size=4, micro=2), Batch(size=4, tokens=20), Batch(size=5, order="length")])
+def test_the_largest_micro_batch_is_one_that_the_run_takes(batch: Batch, tmp_path: Path) -> None:
+    policy = tiny_policy()
+    trees = [Tree(f"t:{i}", tuple(range(1, i + 2)), ((2, 3),)) for i in range(12)]
+    taken: list[list[Tree]] = []
+
+    def step(indices: Sequence[int], session: Session) -> Loss:
+        def loss(positions: Sequence[int]) -> tuple[Tensor, dict[str, Tensor]]:
+            taken.append([trees[indices[i]] for i in positions])
+            return response_logprobs(policy.model, pack(taken[-1])).sum(), {}
+
+        return loss
+
+    settings = DPO(batch=batch, epochs=2)
+    run = RunFolder.open(tmp_path / "run", "a: 1\n")
+    fit(policy, trees, settings, run, step=step, seed=3, title="looked at", log_every=1)
+    cut = cut_offline(policy, trees, settings, total_steps(12, settings), seed=3)
+    assert cut.largest in taken
+    assert reading(policy.model, cut.largest).cells == max(reading(policy.model, some).cells for some in taken)
+    assert cut.accumulates == (len(taken) > total_steps(12, settings))
+
+
+def test_states_of_frozen_blocks_count_as_the_file_holds_them(tmp_path: Path) -> None:
+    model = copy.deepcopy(model_of("gpt2"))
+    freeze(model, 1)
+    trees = drawn(seed=6, shapes=[(20, (30, 25)), (31, (12, 33))])
+    cells = 20 + 31 + 29 + 24 + 11 + 32  # a response's last token is not read
+    assert stored_bytes(model, 1, trees, Trunk(), tmp_path) == cells * 16 * 4
+    assert stored_bytes(model, 1, trees, Trunk(dtype="bf16"), tmp_path, ends=True) == (cells + 4) * 16 * 2
+    assert stored_bytes(model, 1, trees, Trunk(disk_gib=0), tmp_path) == 0
+    with frozen_trunk(model, 1, trees, Trunk(), tmp_path, again=True):
+        logprobs_of(model, trees)
+        kept = trunk._open[model.base_model][1]
+        assert kept.file is not None
+        assert kept.file.used == cells
 
 
 @pytest.fixture(scope="module")
@@ -124,8 +179,8 @@ def command(name: str, shelf: Path, out: Path, *more: object) -> list[str]:
     cls = getattr(commands, COMMANDS[name].config)
     given: list[object] = [*name.split(), "--model", shelf / "base", "--data", shelf / "pairs.jsonl", "--out", out]
     if issubclass(cls, commands.RunOnline):
-        given += ["--reward", shelf / "reward", "--lengths.response-tokens", 6, "--batch-size", 8]
-        given += ["--rounds", 1] if issubclass(cls, Fit) else ["--mini-batch-size", 8]
+        given += ["--reward", shelf / "reward", "--lengths.response-tokens", 6, "--batch.size", 8]
+        given += ["--rounds", 1] if issubclass(cls, Fit) else ["--batch.mini", 8]
     return [str(argument) for argument in (*given, *more)]
 
 
@@ -153,7 +208,7 @@ def test_a_dry_run_prints_its_plan_and_leaves_no_folder(
 def test_the_estimate_is_near_what_the_run_takes_and_the_run_folder_is_as_without_a_dry_run(
     shelf: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    given = command("train dpo", shelf, tmp_path / "out", "--batch-size", 64, "--micro-batch-size", 64)
+    given = command("train dpo", shelf, tmp_path / "out", "--batch.size", 64, "--batch.micro", 64)
     main([*given, "--dry-run"])
     said = capfd.readouterr().out
     assert "to compute" in said

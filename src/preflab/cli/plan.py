@@ -44,7 +44,7 @@ def show_plan(
         *([("dropped or cut", ", ".join(cut))] if cut else []),
         (
             "steps",
-            f"{plan.steps:,}, each on {plan.examples:,} examples, {plan.micro_batch:,} in memory at once",
+            f"{plan.steps:,}, each on {plan.examples:,} examples, up to {plan.micro_batch:,} in memory at once",
         ),
         (
             "layout",
@@ -75,6 +75,7 @@ def _parts(memory: Memory) -> list[tuple[str, int]]:
         ("optimiser", memory.optimizer),
         ("activations", memory.activations),
         ("logits", memory.logits),
+        ("frozen states", memory.states),
         ("the process", memory.process),
     ]
 

@@ -67,7 +67,7 @@ def sft(config: TrainSFT) -> None:
     train, held_out = encoder.demonstrations(train_rows), encoder.demonstrations(held_out_rows)
     run = _open(config, config.freeze_blocks, rows, encoder, policy, train, held_out)
     if config.dry_run:
-        plan = plan_offline(policy, train, config, held=[policy.model], seed=config.seed)
+        plan = plan_offline(policy, train, config, held=[policy.model], folder=config.out, seed=config.seed)
         return _show_plan(config, policy, train, held_out, rows, encoder, plan, unit="demonstrations")
     cost = train_sft(policy, train, config, run, seed=config.seed, log_every=config.log_every)
     judge = Judge(policy.model, encoder, None, None, held_out, config.lengths.response_tokens, config.seed)
@@ -94,7 +94,7 @@ def reward(config: TrainReward) -> None:
     train, held_out = encoder.pairs(train_rows), encoder.pairs(held_out_rows)
     run = _open(config, config.freeze_blocks, rows, encoder, model, train, held_out)
     if config.dry_run:
-        plan = plan_offline(model, train, config, held=[model.model], seed=config.seed)
+        plan = plan_offline(model, train, config, held=[model.model], folder=config.out, seed=config.seed)
         return _show_plan(config, model, train, held_out, rows, encoder, plan, unit="pairs")
     cost = train_reward(model, train, config, run, seed=config.seed, log_every=config.log_every)
     centre(model, train)
@@ -116,7 +116,7 @@ def preference(config: Run) -> None:
     run = _open(config, config.freeze_blocks, rows, encoder, policy, train, held_out)
     if config.dry_run:
         reference = of_cache(policy, train) if knows_reference(config.loss) else NO_REFERENCE
-        plan = plan_offline(policy, train, config, held=[policy.model], seed=config.seed)
+        plan = plan_offline(policy, train, config, held=[policy.model], folder=config.out, seed=config.seed)
         return _show_plan(config, policy, train, held_out, rows, encoder, plan, unit="pairs", reference=reference)
     cache, of_reference = user_cache(), None
     if knows_reference(config.loss):
@@ -152,7 +152,9 @@ def unpaired(config: Run) -> None:
     cache, reference = user_cache(), copy_of(policy.model)
     if config.dry_run:
         known = of_cache(policy, trees[0])
-        plan = plan_offline(policy, trees[0], config, held=[policy.model, reference], seed=config.seed)
+        plan = plan_offline(
+            policy, trees[0], config, held=[policy.model, reference], folder=config.out, seed=config.seed
+        )
         return _show_plan(config, policy, *trees, rows, encoder, plan, unit="marked responses", reference=known)
     cost = train_unpaired(
         policy, train, config, run, seed=config.seed, cache=cache, log_every=config.log_every, title=_name(config)
@@ -185,6 +187,7 @@ def online(config: RunOnline) -> None:
             prompts,
             config,
             held=held,
+            folder=config.out,
             max_new_tokens=config.lengths.response_tokens,
             seed=config.seed,
         )

@@ -7,6 +7,7 @@ defaults < `--config a.yaml` < `--config b.yaml` < flags. Ranges are written in 
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -255,8 +256,8 @@ def _check_fit(config: Any, prefix: str) -> None:
 def to_values(config: Any, *, idle: bool = False) -> dict[str, Any]:
     """Nested plain values, as YAML and JSON have them: paths become strings, tuples lists.
 
-    Settings without effect beside the others (the class's `idle_fields`, say of methods that are no arm) are left out,
-    unless `idle`.
+    Settings without effect beside the others (the `idle_fields` of the class and of each of its bases, say methods that
+    are no arm) are left out, unless `idle`.
 
     >>> from preflab.config.pair_losses import DPOLoss
     >>> to_values(DPOLoss())
@@ -265,7 +266,8 @@ def to_values(config: Any, *, idle: bool = False) -> dict[str, Any]:
 
     def plain(value: Any) -> Any:
         if dataclasses.is_dataclass(value):
-            left_out = value.idle_fields() if hasattr(value, "idle_fields") and not idle else ()
+            found = [vars(cls).get("idle_fields") for cls in inspect.getmro(type(value)) if not idle]
+            left_out = {name for one in found if one is not None for name in one(value)}
             names = [field.name for field in dataclasses.fields(value) if field.name not in left_out]
             return {name: plain(getattr(value, name)) for name in names}
         if isinstance(value, tuple | list):

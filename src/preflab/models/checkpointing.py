@@ -7,7 +7,7 @@ the trained blocks. A frozen block keeps nothing that could be saved, and is lef
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from preflab.models.attention import attending, under_way
 from preflab.models.freezing import transformer_blocks
+from preflab.models.precision import working
 
 
 @contextmanager
@@ -28,22 +29,22 @@ def checkpointed(*models: Any, on: bool = True) -> Iterator[None]:
     Raises:
         ConfigError: a model has no stack of blocks.
     """
-    blocks = [block for model in models for block in transformer_blocks(model)] if on else []
-    before = [vars(block).get("forward") for block in blocks]
+    blocks = [(model, block) for model in models for block in transformer_blocks(model)] if on else []
+    before = [vars(block).get("forward") for _, block in blocks]
     try:
-        for block in blocks:
+        for model, block in blocks:
             # Of a partial, unlike of a closure, a deep copy of the model has one of its own.
-            block.forward = partial(_run, block, block.forward)
+            block.forward = partial(_run, model, block, block.forward)
         yield
     finally:
-        for block, forward in zip(blocks, before, strict=True):
+        for (_, block), forward in zip(blocks, before, strict=True):
             if forward is not None:
                 block.forward = forward
             elif "forward" in vars(block):
                 del block.forward
 
 
-def _run(block: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def _run(model: Any, block: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     if not torch.is_grad_enabled() or not any(parameter.requires_grad for parameter in block.parameters()):
         return forward(*args, **kwargs)
     this = under_way()
@@ -52,4 +53,7 @@ def _run(block: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: An
         with attending(this):
             return forward(*args, **kwargs)
 
-    return checkpoint(in_its_layout, *args, use_reentrant=False, **kwargs)
+    def precisions() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        return nullcontext(), working(model)  # the forward pass is at work already
+
+    return checkpoint(in_its_layout, *args, use_reentrant=False, context_fn=precisions, **kwargs)

@@ -224,10 +224,14 @@ def _own_logits(model: nn.Module, batch: Packed) -> Float[Tensor, "response toke
     return wide(logits).gather(1, index.unsqueeze(-1).expand(-1, -1, logits.shape[-1]))
 
 
-def reads_tree(model: Any, batch: Extent, *, ends: bool) -> bool:
-    """Whether a batch of this extent is read in the tree layout; `ends`: last tokens are read too."""
+def reads_tree(model: Any, batch: Extent | Packed | Sequence[Tree], *, ends: bool) -> bool:
+    """Whether a batch, or one of this extent, is read in the tree layout; `ends`: last tokens are read too."""
     if not hasattr(model, "score") and head_of(model) is None:
         return False
+    if not isinstance(batch, Extent):
+        copied, shared = readings(batch)
+        rows = copied.cells // max(1, copied.longest)
+        batch = Extent(rows, copied.longest, shared.cells + rows)
     return _tree_pays(model.base_model, batch.flat, batch.tree, batch.longest - (not ends))
 
 
@@ -255,9 +259,8 @@ def reading(model: Any, given: Packed | Sequence[Tree], *, ends: bool = False) -
     Args:
         ends: with the last token of each response, as `response_scores` reads it.
     """
-    copied, shared = readings(given)
-    laid_out = readings(given, ends=True)[1] if ends else shared
-    return laid_out if _tree_pays(model.base_model, copied.cells, shared.cells, laid_out.longest) else copied
+    copied, shared = readings(given, ends=ends)
+    return shared if reads_tree(model, given, ends=ends) else copied
 
 
 def reading_of(model: Any, trees: Sequence[Tree], *, batch_size: int = TREES_AT_ONCE) -> Reading:

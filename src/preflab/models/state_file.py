@@ -18,6 +18,11 @@ SHARE_OF_FREE = 0.5
 """Of the disk's free space, at most so much is taken: checkpoints need room too."""
 
 
+def budget_bytes(folder: Path, most_bytes: int) -> int:
+    """What a file in this folder may take."""
+    return min(most_bytes, int(SHARE_OF_FREE * shutil.disk_usage(folder).free))
+
+
 class StateFile:
     """A memory-mapped file without a name: no other process finds it, and it is gone with this one, however that ends.
 
@@ -41,7 +46,7 @@ class StateFile:
             OSError: no file can be made in the folder.
         """
         self.row_bytes = width * dtype.itemsize
-        self.budget_bytes = min(most_bytes, int(SHARE_OF_FREE * shutil.disk_usage(folder).free))
+        self.budget_bytes = budget_bytes(folder, most_bytes)
         self.file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  (open as long as this object lives)
         self.rows = torch.empty(0, width, dtype=dtype)
         self.used = 0

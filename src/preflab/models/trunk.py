@@ -32,7 +32,7 @@ from preflab.data.pack import Layout, Packed, flat, tree
 from preflab.models.attention import NoTree, tree_states
 from preflab.models.freezing import frozen_digest, frozen_names, transformer_blocks
 from preflab.models.head import close, without_dropout
-from preflab.models.state_file import StateFile
+from preflab.models.state_file import StateFile, budget_bytes
 from preflab.models.tree_check import small_batch, takes_trees
 from preflab.progress import say
 
@@ -139,6 +139,21 @@ def frozen_trunk(
             del _open[one]
 
 
+def stored_bytes(
+    model: Any, blocks: int, trees: Sequence[Tree], settings: Trunk, folder: Path, *, ends: bool = False
+) -> int:
+    """How large the file of states grows where `frozen_trunk` keeps those of all `trees`.
+
+    Args:
+        ends: whether last tokens are read too.
+    """
+    if not blocks or not settings.disk_gib or split_of(model.base_model, blocks, trained=True) is None:
+        return 0
+    cells = States(trees, settings, folder, again=True).cells(ends=ends)
+    size = 2 if settings.dtype == "bf16" else model.dtype.itemsize
+    return min(cells * model.config.hidden_size * size, budget_bytes(folder, int(settings.disk_gib * GIB)))
+
+
 def rounds_states(model: Any) -> bool:
     """Whether the model's numbers are those of states rounded to bfloat16, at the moment."""
     body = model.base_model
@@ -228,10 +243,15 @@ class States:
             else:
                 self.found[_autocast(), piece.key] = (first, piece.tokens)
 
+    def cells(self, *, ends: bool) -> int:
+        """Of all that may be kept."""
+        return sum(self.prompts.values()) + sum(self.responses.values()) - (not ends) * len(self.responses)
+
     def _say_full(self, problem: str, states: Cells, *, ends: bool) -> None:
         self.full = True
-        cells = sum(self.prompts.values()) + sum(self.responses.values()) - (not ends) * len(self.responses)
-        needed = math.ceil(10 * cells * states.shape[1] * (self.dtype or states.dtype).itemsize / GIB) / 10
+        needed = (
+            math.ceil(10 * self.cells(ends=ends) * states.shape[1] * (self.dtype or states.dtype).itemsize / GIB) / 10
+        )
         left = len(self.responses) - sum((_autocast(), key) in self.found for key in self.responses)
         if self.file is not None and self.file.budget_bytes < int(self.settings.disk_gib * GIB):
             problem = f"half of the free space of {self.folder} is used up"

@@ -2,7 +2,7 @@
 
 A pass forward and backward is a row of tensor operations. A small one is run for real while every storage that it makes
 is watched: how many bytes are alive after each operation. The same pass on more tokens makes the same operations on
-larger tensors, so the bytes alive after operation i are a_i + b_i × cells + c_i × attended, of logits a_i + b_i ×
+larger tensors, so the bytes alive after operation i are a_i + b_i × cells + c_i × pairs seen, of logits a_i + b_i ×
 response tokens: three sizes give the three, and these the bytes on the run's largest micro-batch. The peak is the
 largest of them. It may lie where the backward pass begins (long texts), or where it ends (large tables), and need not
 lie there in the small passes.
@@ -28,9 +28,9 @@ from torch.utils._pytree import tree_leaves
 
 from preflab.config.training import Optimizer
 from preflab.data.encode import Tree
-from preflab.data.pack import Packed, cells, pack
+from preflab.data.pack import Reading
 from preflab.models import head, scoring
-from preflab.models.scoring import shares_prompts
+from preflab.models.scoring import reading, reads_tree
 from preflab.rollouts.sampler import sample
 from preflab.training.cost import resident_bytes
 from preflab.training.optimizer import Stepper
@@ -62,11 +62,8 @@ class Alive:
 class Shape:
     """A micro-batch, as memory sees it."""
 
-    cells: int
-    """Places that the model's body reads, in the layout taken."""
-    attended: int
-    """Queries × keys."""
-    response_tokens: int
+    reading: Reading
+    """In the layout taken."""
     tree: bool
     """Whether prompts are shared."""
 
@@ -89,7 +86,10 @@ class Kept:
     """What the optimisers of a run hold, in bytes."""
 
     gradients: int
-    state: int
+    masters: int
+    """Of weights in bf16, from the start."""
+    moments: int
+    """From the first step on."""
     temporaries: int
     """While they step."""
 
@@ -159,18 +159,10 @@ def watched(run: Callable[[], Tensor | None], models: Sequence[nn.Module], *, vo
     return watch.found
 
 
-def shape_of(model: Any, batch: Packed) -> Shape:
+def shape_of(model: Any, trees: Sequence[Tree]) -> Shape:
     """A micro-batch in the layout that scoring takes for it."""
-    copied, shared = cells(batch)
-    tree = shares_prompts(model.base_model, batch)
-    lengths = batch.starts + batch.mask.sum(1)
-    width = batch.token_ids.shape[1]
-    return Shape(
-        cells=shared if tree else copied,
-        attended=int((lengths**2).sum()) if tree else len(lengths) * width**2,
-        response_tokens=int(batch.mask.sum()),
-        tree=tree,
-    )
+    ends = hasattr(model, "score")  # which is read at last tokens
+    return Shape(reading(model, trees, ends=ends), reads_tree(model, trees, ends=ends))
 
 
 def peak_of(
@@ -189,20 +181,21 @@ def peak_of(
     """
     model: Any = models[0]
     vocabulary = model.get_input_embeddings().weight.shape[0]
-    target = shape_of(model, pack(trees))
+    target = shape_of(model, trees)
     shapes: list[Shape] = []
     seen: list[Alive] = []
     loss(_small(trees, LENGTHS[0], vocabulary))  # what is tried once a model is tried here
     for length in LENGTHS:
         few = _small(trees, length, vocabulary)
         with _in_layout(target, few):
-            shapes.append(shape_of(model, pack(few)))
+            shapes.append(shape_of(model, few))
             seen.append(watched(lambda few=few: loss(few), models, vocabulary=vocabulary))  # type: ignore[misc]
-    read = [(shape.cells, shape.attended) for shape in (*shapes, target)]
+    sizes = [shape.reading for shape in (*shapes, target)]
+    read = [(size.cells, size.seen) for size in sizes]
     others, gradients = (_at(read, [getattr(alive, name) for alive in seen]) for name in ("others", "gradients"))
-    logits = _at([(shape.response_tokens,) for shape in (*shapes, target)], [alive.logits for alive in seen])
+    logits = _at([(size.predicted,) for size in sizes], [alive.logits for alive in seen])
     if accumulates:
-        gradients[:] = gradients.max()
+        gradients[:] = summed_gradients(models)
     top = int((logits + others + gradients).argmax())
     return Peak(int(logits[top]), int(others[top]), int(gradients[top]))
 
@@ -236,9 +229,19 @@ def sampling_peak(model: Any, prompt_tokens: Sequence[int], rows: int, max_new_t
     return max(found, key=lambda peak: peak.total)
 
 
-def kept_by_optimizer(model: nn.Module, settings: Optimizer) -> Kept:
-    """What the optimiser of a model keeps, as seen on one small layer of each dtype that is trained."""
-    gradients = state = temporaries = 0.0
+def summed_gradients(models: Sequence[nn.Module]) -> int:
+    """Of several micro-batches: sums of gradients in bf16 are float32."""
+    trained = [weight for model in models for weight in model.parameters() if weight.requires_grad]
+    return sum(weight.numel() * max(4, weight.dtype.itemsize) for weight in trained)
+
+
+def kept_by_optimizer(model: nn.Module, settings: Optimizer, *, accumulates: bool = False) -> Kept:
+    """What the optimiser of a model keeps, as seen on one small layer of each dtype that is trained.
+
+    Args:
+        accumulates: whether gradients are sums of several micro-batches.
+    """
+    gradients = masters = moments = temporaries = 0.0
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for dtype in sorted({parameter.dtype for parameter in trained}, key=str):
         of_dtype = [parameter.numel() for parameter in trained if parameter.dtype == dtype]
@@ -247,17 +250,21 @@ def kept_by_optimizer(model: nn.Module, settings: Optimizer) -> Kept:
         weights = layer.weight.numel()
         watch = Watch(layer.parameters(), vocabulary=0)
         with watch:
-            stepper = Stepper(layer, settings, 1)
-            (layer.weight * layer.weight.detach()).sum().backward()
-            of_gradients = sum(p.grad.nbytes for p in stepper.parameters if p.grad is not None)
-            before = len(watch.found.others)
-            stepper.step(0, "a look at the optimiser")
-            held = watch.found.others[-1]
+            stepper = Stepper(layer, settings, 2)
+            of_masters = held = watch.sums[False]
+            for step in range(2):  # the first one makes the moments
+                for _ in range(1 + accumulates):
+                    (layer.weight * layer.weight.detach()).sum().backward()
+                of_gradients = watch.sums[False] - held
+                before = len(watch.found.others)
+                stepper.step(step, "a look at the optimiser")
+                held = watch.sums[False]
         gradients += sum(of_dtype) * of_gradients / weights
-        state += sum(of_dtype) * held / weights
+        masters += sum(of_dtype) * of_masters / weights
+        moments += sum(of_dtype) * (held - of_masters) / weights
         temporaries += max(of_dtype) * max(0, max(watch.found.others[before:]) - held - of_gradients) / weights
         del stepper
-    return Kept(int(gradients), int(state), int(temporaries))
+    return Kept(int(gradients), int(masters), int(moments), int(temporaries))
 
 
 def held_bytes(models: Sequence[nn.Module]) -> int:
@@ -293,7 +300,7 @@ def _small(trees: Sequence[Tree], length: int, vocabulary: int) -> list[Tree]:
 @contextmanager
 def _in_layout(target: Shape, few: Sequence[Tree]) -> Iterator[None]:
     """Small trees are laid out as the target is, and their logits made in as many chunks."""
-    share = sum(len(response) for tree in few for response in tree.responses) / target.response_tokens
+    share = sum(len(response) for tree in few for response in tree.responses) / target.reading.predicted
     with ExitStack() as stack:
         stack.enter_context(_set(scoring, "TREE_SHARE", 2.0 if target.tree else 0.0))
         for module, name in ((head, "CHUNK_LOGITS"), (head, "KEPT_LOGITS"), (scoring, "LOGITS_AT_ONCE")):

@@ -41,6 +41,24 @@ def total_steps(examples: int, settings: Fit) -> int:
     return max(1, math.ceil(settings.epochs * examples / settings.batch.size))
 
 
+def micro_batches_of(policy: Policy, settings: Fit) -> MicroBatches:
+    """How a step is cut; a reward model is read at the last token."""
+    scores = policy.model.get_output_embeddings() is None
+    return MicroBatches(settings.batch.micro, settings.batch.tokens, (policy.model,), ends=scores)
+
+
+def indices_of(trees: Sequence[Tree], settings: Fit, *, seed: int) -> Callable[[int], list[int]]:
+    """Step 0, 1, … → the places of its examples in `trees`."""
+    lengths = [extent(tree).longest for tree in trees] if settings.batch.order == "length" else None
+    size, data = settings.batch.size, derive(seed, "data")
+    return lambda step: batch_at(step, examples=len(trees), batch_size=size, seed=data, lengths=lengths)
+
+
+def reads_again(examples: int, steps: int, settings: Fit) -> bool:
+    """Whether so many steps are more than an epoch."""
+    return (steps - 1) * settings.batch.size >= examples
+
+
 def fit(
     policy: Policy,
     trees: Sequence[Tree],
@@ -71,13 +89,12 @@ def fit(
     stepper = Stepper(policy.model, settings.optimizer, total)
     marks = evaluation_steps(total, settings.evaluations)
     session = Session(run, {"policy": policy.model}, {"policy": stepper}, marks=marks, evaluate=evaluate)
-    scores = policy.model.get_output_embeddings() is None  # a reward model, read at the last token
-    micro_batches = MicroBatches(settings.batch.micro, settings.batch.tokens, (policy.model,), ends=scores)
+    micro_batches = micro_batches_of(policy, settings)
     micro_batches.warn_alone(trees, "examples")
-    lengths = [extent(tree).longest for tree in trees] if settings.batch.order == "length" else None
+    examples_of = indices_of(trees, settings, seed=seed)
     if frozen and session.start:
         check_frozen(policy.model, frozen)
-    again = (total - session.start - 1) * settings.batch.size >= len(trees)  # more than an epoch is left
+    again = reads_again(len(trees), total - session.start, settings)
     with (
         frozen_trunk(policy.model, settings.freeze_blocks, trees, settings.trunk, run.path, again=again),
         checkpointed(policy.model, on=settings.activation_checkpointing),
@@ -85,9 +102,7 @@ def fit(
         stage(title, total, session.start) as advance,
     ):
         for number in range(session.start, total):
-            indices = batch_at(
-                number, examples=len(trees), batch_size=settings.batch.size, seed=derive(seed, "data"), lengths=lengths
-            )
+            indices = examples_of(number)
             with session.step(number, lambda rows=indices: [trees[i].origin for i in rows]):  # type: ignore[misc]
                 loss = step(indices, session)
                 means: dict[str, Tensor] = {}
@@ -95,7 +110,7 @@ def fit(
                     share, others = loss(positions)
                     share.backward()
                     rows = [trees[indices[i]] for i in positions]
-                    session.cost.add_trained(policy.model, reading(policy.model, rows, ends=scores))
+                    session.cost.add_trained(policy.model, reading(policy.model, rows, ends=micro_batches.ends))
                     for name, value in ({"loss": share} | others).items():
                         means[name] = means.get(name, torch.zeros_like(value)) + value.detach()
                 if not math.isfinite(float(means["loss"])):

@@ -134,7 +134,7 @@ def run_online(
     def draw(count: int, place: int, update: int) -> Drawn:
         """Responses to the next `count` prompts, and what they cost."""
         cursor = int(session.memory.get("prompts", 0))
-        chosen = _from(prompts, cursor, count, seed=derive(seed, "prompts"))
+        chosen = prompts_from(prompts, cursor, count, seed=derive(seed, "prompts"))
         session.memory["prompts"] = cursor + count
         origins.extend(prompt.key for prompt in chosen)
         responses = _sample(
@@ -236,7 +236,7 @@ def means(steps: Sequence[Figures]) -> dict[str, float]:
     return {name: value / len(steps) for name, value in sums.items()} | {"optimizer_steps": len(steps)}
 
 
-def _from(prompts: Sequence[PromptIds], cursor: int, count: int, *, seed: int) -> list[PromptIds]:
+def prompts_from(prompts: Sequence[PromptIds], cursor: int, count: int, *, seed: int) -> list[PromptIds]:
     """The next `count` prompts after `cursor` were taken: epoch after epoch, each a permutation of its own."""
     # The window begins anywhere: two batches of its size, of which the first holds the cursor, cover it.
     step, begin = divmod(cursor, count)

@@ -3,45 +3,55 @@ them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from preflab.config.online import PPO, Online
+from preflab.config.online import PPO, Online, PolicyGradient, RolloutBatch
 from preflab.config.online_preference import IterativeDPO, OnlineDPO
-from preflab.config.preference import Preference
+from preflab.config.pair_losses import KTOLoss
+from preflab.config.preference import Preference, Unpaired
 from preflab.config.training import Fit
 from preflab.data.encode import Tree
-from preflab.data.pack import cells, pack
-from preflab.losses import token_logprobs
+from preflab.data.pack import Packed, pack, readings
+from preflab.losses import kl_in_loss
 from preflab.models.checkpointing import checkpointed
 from preflab.models.freezing import freeze
 from preflab.models.load import Policy
 from preflab.models.scoring import (
+    TREES_AT_ONCE,
+    Scored,
     logprobs_of,
+    reading,
+    reads_tree,
     response_logits,
-    response_logits_and_states,
     response_logprobs,
     response_scores,
-    response_values,
-    shares_prompts,
+    rows_at_once,
+    scored,
+    trees_at_once,
 )
+from preflab.models.trunk import stored_bytes
 from preflab.rewards.learned import LearnedReward
 from preflab.rollouts.sampler import Response
 from preflab.seeds import derive
+from preflab.training.cost import Cost
 from preflab.training.memory import Kept, Peak, held_bytes, kept_by_optimizer, peak_of, process_bytes, sampling_peak
-from preflab.training.offline import total_steps
+from preflab.training.micro_batches import MicroBatches
+from preflab.training.offline import indices_of, micro_batches_of, reads_again, total_steps
+from preflab.training.online import mini_batches, prompts_from
 from preflab.training.order import batch_at
-from preflab.training.preference import knows_reference
+from preflab.training.ppo import Critic
+from preflab.training.preference import knows_reference, ranks_batch
 from preflab.training.rollout import PromptIds, roll_out
+from preflab.training.unpaired import mismatched
 
 SAMPLED_AT_ONCE = 256
 """`rollouts/sampler.py: sample` answers so many rows at once."""
-SCORED_AT_ONCE = 16
-"""`models/scoring.py: logprobs_of` scores so many trees at once."""
 
 Pass = Callable[[Sequence[Tree]], Tensor | None]
 
@@ -61,13 +71,16 @@ class Memory:
     """Tensors over the vocabulary."""
     activations: int
     """What the passes keep for the backward pass and what that makes; the cache of keys and values while sampling."""
+    states: int
+    """What frozen blocks gave, in a file whose pages are resident once they are read."""
     process: int
     """Python, libraries, the data."""
 
     @property
     def total(self) -> int:
         """Their sum."""
-        return self.weights + self.gradients + self.optimizer + self.logits + self.activations + self.process
+        parts = (self.weights, self.gradients, self.optimizer, self.logits, self.activations, self.states, self.process)
+        return sum(parts)
 
 
 @dataclass(frozen=True)
@@ -79,35 +92,55 @@ class Plan:
     examples: int
     """In one of them."""
     micro_batch: int
-    """At once."""
+    """Of these in the largest micro-batch."""
     tree: bool
-    """Whether the largest micro-batch is laid out with each prompt once."""
+    """Whether that is laid out with each prompt once."""
     cells: tuple[int, int]
-    """Of that micro-batch: a copy of the prompt before each response and padding; each prompt once."""
+    """Of it: a copy of the prompt before each response and padding; each prompt once."""
     memory: Memory
 
 
-def plan_offline(policy: Policy, trees: Sequence[Tree], settings: Fit, *, held: Sequence[Any], seed: int) -> Plan:
+@dataclass(frozen=True)
+class Cut:
+    """How the steps of a run are cut into micro-batches."""
+
+    largest: list[Tree]
+    """The one with most cells."""
+    accumulates: bool
+    """Whether a step has several."""
+
+
+def plan_offline(
+    policy: Policy, trees: Sequence[Tree], settings: Fit, *, held: Sequence[Any], folder: Path, seed: int
+) -> Plan:
     """Of a method on a fixed data set.
 
     Args:
         policy: what is trained; its weights stay as they are, those that the settings freeze are frozen.
         held: the models that lie in memory during the run, the trained one too.
+        folder: of the run; it need not be there.
     """
     freeze(policy.model, settings.freeze_blocks)
     steps = total_steps(len(trees), settings)
-    largest = largest_micro_batch(trees, settings, steps, seed=seed)
+    cut = cut_offline(policy, trees, settings, steps, seed=seed)
+    alone, in_steps = _scored_alone(trees, settings, seed=seed)
     first: dict[str, Peak] = {}
-    if isinstance(settings, Preference) and knows_reference(settings.loss):
-        some = sorted(trees, key=_tokens)[-SCORED_AT_ONCE:]
-        first["the reference's pass"] = peak_of(_reference(policy), [policy.model], some)
-    run = _scores(policy) if policy.model.get_output_embeddings() is None else _logprobs(policy)
-    accumulates = settings.micro_batch_size < settings.batch_size
+    later: dict[str, Peak] = {}
+    if alone:
+        size = trees_at_once(policy.model, alone, TREES_AT_ONCE)
+        first["the reference's pass"] = peak_of(
+            _reference(policy), [policy.model], largest(policy, _parts(alone, size))
+        )
+        if in_steps:
+            later["the policy's pass before a step"] = first["the reference's pass"]
+    run = _scores(policy) if _is_scorer(policy) else _logprobs(policy)
     with checkpointed(policy.model, on=settings.activation_checkpointing):
-        later = {"training": peak_of(run, [policy.model], largest, accumulates=accumulates)}
-    optimizers = [kept_by_optimizer(policy.model, settings.optimizer)]
-    memory = _memory(first, later, optimizers, held, steps=steps)
-    return _plan(policy, largest, steps, settings.batch_size, settings.micro_batch_size, memory)
+        later["training"] = peak_of(run, [policy.model], cut.largest, accumulates=cut.accumulates)
+    again = bool(alone) or reads_again(len(trees), steps, settings)
+    states = _stored(policy, [*trees, *alone], settings, folder) if again else 0
+    optimizers = [kept_by_optimizer(policy.model, settings.optimizer, accumulates=cut.accumulates)]
+    memory = _memory(first, later, optimizers, held, steps=steps, states=states)
+    return _plan(policy, cut, steps, settings.batch.size, memory)
 
 
 def plan_online(
@@ -116,74 +149,157 @@ def plan_online(
     reference: Any,
     reward: LearnedReward,
     prompts: Sequence[PromptIds],
-    settings: Online | OnlineDPO | IterativeDPO,
+    settings: PPO | PolicyGradient | OnlineDPO | IterativeDPO,
     *,
     held: Sequence[Any],
+    folder: Path,
     max_new_tokens: int,
     seed: int,
 ) -> Plan:
     """Of a method that samples; every response is taken to be as long as it may be."""
     freeze(policy.model, settings.freeze_blocks)
-    longest = sorted(prompts, key=lambda prompt: -len(prompt.ids))
+    models = [policy.model, reference] if value is None else [policy.model, reference, value.model]
+    critic = Critic(policy, value) if isinstance(settings, PPO) else None
+    updates = prompts_of_updates(prompts, settings, seed=seed)
+    states = 0
     match settings:
         case IterativeDPO():
-            pairs = len(prompts) // settings.rounds
-            steps, of_a_step = settings.rounds * total_steps(pairs, settings), settings.batch_size
-            sampled, responses, rolls = pairs, 2, False
+            pairs = [_answered(chosen, max_new_tokens, 2, together=True) for chosen in updates]
+            steps, of_a_step = total_steps(len(updates[0]), settings), settings.batch.size
+            cuts = [
+                cut_offline(policy, some, settings, steps, seed=derive(seed, "training", number))
+                for number, some in enumerate(pairs)
+            ]
+            cut = Cut(largest(policy, [one.largest for one in cuts]), cuts[0].accumulates)
+            steps *= settings.rounds
+            states = max(_stored(policy, some, settings, folder) for some in pairs)
+            responses, at_once = len(settings.ranking.temperatures), len(updates[0])
         case OnlineDPO():
-            steps = settings.updates * settings.epochs * (settings.batch_size // settings.mini_batch_size)
-            of_a_step, sampled, responses, rolls = settings.mini_batch_size, settings.batch_size, 2, True
-        case Online():
-            steps, of_a_step = settings.updates * settings.steps_per_update, settings.mini_batch_size
-            sampled, responses, rolls = settings.batch_size, settings.responses, True
-    micro = min(settings.micro_batch_size, of_a_step)
-    trees = _rollout(longest, sampled, responses, max_new_tokens, seed=seed)
-    # Rows of a mini-batch are shuffled: a micro-batch holds some of the responses to each prompt. Pairs stay together.
-    largest = trees[:micro] if isinstance(settings, Online) else _pairs(longest, micro, max_new_tokens)
-    trained = [policy.model, value.model] if value else [policy.model]
-    optimizers = [kept_by_optimizer(policy.model, settings.optimizer)]
-    if value is not None and isinstance(settings, PPO):
-        optimizers.append(kept_by_optimizer(value.model, settings.value_optimizer))
-    lengths = [len(prompt.ids) for prompt in prompts]
+            batch = settings.batch
+            dealt = Online(batch=RolloutBatch(size=batch.size, mini=batch.mini), epochs=settings.epochs)
+            steps, of_a_step = settings.updates * dealt.steps_per_update, batch.mini
+            pairs = [_answered(chosen, max_new_tokens, 2, together=True) for chosen in updates]
+            cut = cut_online(policy, pairs, dealt, MicroBatches(batch.micro, batch.tokens, (policy.model,)), seed=seed)
+            responses, at_once = len(settings.ranking.temperatures), batch.size
+        case PPO() | PolicyGradient():
+            steps, of_a_step = settings.updates * settings.steps_per_update, settings.batch.mini
+            single = [_answered(chosen, max_new_tokens, settings.responses) for chosen in updates]
+            micro_batches = MicroBatches(settings.batch.micro, settings.batch.tokens, tuple(models))
+            cut = cut_online(policy, single, settings, micro_batches, seed=seed)
+            responses, at_once = settings.responses, settings.batch.size
+    rollouts = [_answered(chosen, max_new_tokens, responses) for chosen in updates]
+    judged = largest(reward.model, [some for trees in rollouts for some in _parts(trees, reward.batch_size)])
     later = {
-        "sampling": sampling_peak(policy.model, lengths, min(sampled, SAMPLED_AT_ONCE), max_new_tokens),
-        "the reward model's pass": peak_of(
-            _scores(reward.model, gradients=False), [reward.model.model], trees[: reward.batch_size]
+        "sampling": sampling_peak(
+            policy.model, [len(prompt.ids) for prompt in prompts], min(at_once, SAMPLED_AT_ONCE), max_new_tokens
         ),
+        "the reward model's pass": peak_of(_scores(reward.model, gradients=False), [reward.model.model], judged),
     }
-    if rolls:
-        later["scoring a rollout"] = peak_of(_rolled(policy, reference), [policy.model], trees[:micro])
-    run = _surrogate(policy, value, settings) if isinstance(settings, Online) else _logprobs(policy)
-    with checkpointed(*trained, on=settings.activation_checkpointing):
-        later["training"] = peak_of(run, trained, largest, accumulates=micro < of_a_step)
-    memory = _memory({}, later, optimizers, held, steps=steps)
-    return _plan(policy, largest, steps, of_a_step, micro, memory)
+    if not isinstance(settings, IterativeDPO):
+        rolled = largest(policy, [part for trees in rollouts for part in _rolled_together(models, trees, settings)])
+        later["scoring a rollout"] = peak_of(_rolled(policy, reference), [policy.model, reference], rolled)
+    trained = [policy.model] if critic is None else [policy.model, critic.model]
+    match settings:
+        case PPO() | PolicyGradient():
+            run = _surrogate(policy, critic, reference, settings)
+        case OnlineDPO() | IterativeDPO():
+            run = _logprobs(policy)
+    with checkpointed(*(part.model for part in (policy, value) if part), on=settings.activation_checkpointing):
+        later["training"] = peak_of(run, [*trained, reference], cut.largest, accumulates=cut.accumulates)
+    optimizers = [kept_by_optimizer(policy.model, settings.optimizer, accumulates=cut.accumulates)]
+    if critic is not None and isinstance(settings, PPO):
+        optimizers.append(kept_by_optimizer(critic.model, settings.value_optimizer, accumulates=cut.accumulates))
+    memory = _memory({}, later, optimizers, held, steps=steps, states=states)
+    return _plan(policy, cut, steps, of_a_step, memory)
 
 
-def largest_micro_batch(trees: Sequence[Tree], settings: Fit, steps: int, *, seed: int) -> list[Tree]:
-    """The one with most tokens, padding included, of those that the run will take."""
-    data = derive(seed, "data")
-    found: list[Tree] = []
-    for step in range(steps):
-        indices = batch_at(step, examples=len(trees), batch_size=settings.batch_size, seed=data)
-        for begin in range(0, len(indices), settings.micro_batch_size):
-            some = [trees[i] for i in indices[begin : begin + settings.micro_batch_size]]
-            found = max(found, some, key=lambda some: sum(map(_tokens, some)))
-    return found
+def cut_offline(policy: Policy, trees: Sequence[Tree], settings: Fit, steps: int, *, seed: int) -> Cut:
+    """As `training/offline.py: fit` cuts them."""
+    micro_batches, examples_of = micro_batches_of(policy, settings), indices_of(trees, settings, seed=seed)
+    return _cut(policy, micro_batches, ([trees[i] for i in examples_of(step)] for step in range(steps)))
 
 
-def _tokens(tree: Tree) -> int:
-    return len(tree.prompt) + sum(map(len, tree.responses))
+def cut_online(
+    policy: Policy, rollouts: Sequence[Sequence[Tree]], dealt: Online, micro_batches: MicroBatches, *, seed: int
+) -> Cut:
+    """As the methods on rollouts cut them; `dealt` says into which mini-batches."""
+    return _cut(
+        policy,
+        micro_batches,
+        (
+            [trees[i] for i in rows.tolist()]
+            for update, trees in enumerate(rollouts)
+            for _, rows in mini_batches(len(trees), dealt, update, seed=seed)
+        ),
+    )
 
 
-def _plan(policy: Policy, largest: Sequence[Tree], steps: int, examples: int, micro: int, memory: Memory) -> Plan:
-    batch = pack(largest)
+def prompts_of_updates(
+    prompts: Sequence[PromptIds], settings: PPO | PolicyGradient | OnlineDPO | IterativeDPO, *, seed: int
+) -> list[list[PromptIds]]:
+    """Which prompts are answered together: in each update, or in each round."""
+    match settings:
+        case IterativeDPO():
+            size = len(prompts) // settings.rounds
+            rounds = [batch_at(n, examples=len(prompts), batch_size=size, seed=seed) for n in range(settings.rounds)]
+            return [[prompts[i] for i in chosen] for chosen in rounds]
+        case OnlineDPO():
+            groups = settings.batch.size
+        case PPO() | PolicyGradient():
+            groups = settings.batch.size // settings.responses
+    own = derive(seed, "prompts")
+    return [prompts_from(prompts, update * groups, groups, seed=own) for update in range(settings.updates)]
+
+
+def largest(policy: Policy, batches: Iterable[list[Tree]]) -> list[Tree]:
+    """The batch with most cells, in the layout that each takes."""
+    ends = _is_scorer(policy)
+    return max(batches, key=lambda trees: reading(policy.model, trees, ends=ends).cells)
+
+
+def _cut(policy: Policy, micro_batches: MicroBatches, steps: Iterable[Sequence[Tree]]) -> Cut:
+    parts = [[[trees[i] for i in positions] for positions in micro_batches.of(trees)] for trees in steps]
+    return Cut(largest(policy, [part for step in parts for part in step]), any(len(step) > 1 for step in parts))
+
+
+def _parts(trees: Sequence[Tree], size: int) -> list[list[Tree]]:
+    return [list(trees[begin : begin + size]) for begin in range(0, len(trees), size)]
+
+
+def _is_scorer(policy: Policy) -> bool:
+    return policy.model.get_output_embeddings() is None
+
+
+def _scored_alone(trees: Sequence[Tree], settings: Fit, *, seed: int) -> tuple[list[Tree], bool]:
+    """What is scored without gradients before the first step, and whether some of it is again in each step."""
+    match settings:
+        case Preference() if knows_reference(settings.loss):
+            return list(trees), ranks_batch(settings.loss)
+        case Unpaired() if isinstance(settings.loss, KTOLoss):
+            return [*trees, *mismatched(trees, seed=derive(seed, "mismatch"))], True
+        case Unpaired():
+            return list(trees), False
+        case _:
+            return [], False
+
+
+def _stored(policy: Policy, trees: Sequence[Tree], settings: Fit, folder: Path) -> int:
+    """Bytes of the file of frozen blocks' states; on a GPU they take none of its memory."""
+    if policy.device.type != "cpu":
+        return 0
+    there = next(one for one in (folder, *folder.absolute().parents) if one.is_dir())
+    return stored_bytes(policy.model, settings.freeze_blocks, trees, settings.trunk, there, ends=_is_scorer(policy))
+
+
+def _plan(policy: Policy, cut: Cut, steps: int, examples: int, memory: Memory) -> Plan:
+    ends = _is_scorer(policy)
+    copied, shared = readings(cut.largest, ends=ends)
     return Plan(
         steps=steps,
         examples=examples,
-        micro_batch=min(micro, examples),
-        tree=shares_prompts(policy.model.base_model, batch),
-        cells=cells(batch),
+        micro_batch=len(cut.largest),
+        tree=reads_tree(policy.model, cut.largest, ends=ends),
+        cells=(copied.cells, shared.cells),
         memory=memory,
     )
 
@@ -195,9 +311,10 @@ def _memory(
     held: Sequence[nn.Module],
     *,
     steps: int,
+    states: int,
 ) -> Memory:
     """The largest of what comes before the first step, of what comes also after it, when the optimisers hold their
-    state, and of the optimisers' own step."""
+    moments, and of the optimisers' own step."""
     weights = held_bytes(held)
     process = process_bytes(held, max(peak.total for peak in (*first.values(), *later.values())))
     step = Peak(
@@ -205,9 +322,10 @@ def _memory(
         others=max(kept.temporaries for kept in optimizers),
         gradients=sum(kept.gradients for kept in optimizers),
     )
-    state = sum(kept.state for kept in optimizers)
+    masters = sum(kept.masters for kept in optimizers)
+    both = masters + sum(kept.moments for kept in optimizers)
     before = [(place, peak, 0) for place, peak in first.items()]
-    after = [(place, peak, state if steps > 1 else 0) for place, peak in later.items()]
+    after = [(place, peak, both if steps > 1 else masters) for place, peak in later.items()]
     found = [
         Memory(
             place=place,
@@ -216,9 +334,10 @@ def _memory(
             optimizer=kept,
             logits=peak.logits,
             activations=peak.others,
+            states=states,
             process=process,
         )
-        for place, peak, kept in (*before, *after, ("the optimiser's step", step, state))
+        for place, peak, kept in (*before, *after, ("the optimiser's step", step, both))
     ]
     return max(found, key=lambda one: one.total)
 
@@ -243,27 +362,43 @@ def _reference(policy: Policy) -> Pass:
     return run
 
 
-def _surrogate(policy: Policy, value: Policy | None, settings: Online) -> Pass:
-    """Log-probabilities by the logits of all response tokens; values by a model of their own, or from the states."""
-    shared = isinstance(settings, PPO) and value is None
+def _surrogate(policy: Policy, critic: Critic | None, reference: Any, settings: PPO | PolicyGradient) -> Pass:
+    """What the surrogate and its penalty are made of, and values where there are any."""
+
+    def of_policy(batch: Packed) -> tuple[Scored, Tensor | float]:
+        if critic is not None and isinstance(settings, PPO):
+            found, values = critic.scored_and_values(batch, settings, Cost())
+            return found, values.sum()
+        return scored(policy.model, batch, temperature=settings.temperature, logits=settings.needs_logits), 0.0
 
     def run(trees: Sequence[Tree]) -> Tensor:
         batch = pack(trees).to(policy.device)
-        if shared:
-            logits, states = response_logits_and_states(policy.model, batch)
-            return token_logprobs(logits, batch.response_ids).sum() + states.sum()
-        logprobs = token_logprobs(response_logits(policy.model, batch), batch.response_ids).sum()
-        return logprobs if value is None else logprobs + response_values(value.model, batch).sum()
+        found, values = of_policy(batch)
+        loss = found.logprobs.sum() + values
+        if found.logits is not None and settings.kl_coefficient > 0:
+            with torch.no_grad():
+                of_reference = response_logits(reference, batch) / settings.temperature
+            logits = found.logits / settings.temperature
+            loss = loss + kl_in_loss("full", found.logprobs, found.logprobs.detach(), logits, of_reference).sum()
+        return loss
 
     return run
+
+
+def _rolled_together(models: Sequence[Any], trees: list[Tree], settings: Any) -> list[list[Tree]]:
+    """As `training/rollout.py: roll_out` cuts a rollout."""
+    tokens = settings.batch.tokens
+    width = max(len(tree.prompt) + len(tree.responses[0]) for tree in trees)
+    size = rows_at_once(models[0], width, len(trees) if tokens else settings.batch.micro)
+    parts = MicroBatches(size, tokens, tuple(models[:2])).of(trees)
+    return [part for rows in parts for part in _parts([trees[i] for i in rows], size)]
 
 
 def _rolled(policy: Policy, reference: Any) -> Pass:
     @torch.no_grad()
     def run(trees: Sequence[Tree]) -> None:
-        batch = pack(trees).to(policy.device)
         rows = [(tree, response) for tree in trees for response in tree.responses]
-        logprobs = response_logprobs(policy.model, batch).cpu()
+        logprobs = response_logprobs(policy.model, pack(trees).to(policy.device)).cpu()
         responses = [
             Response(tree.origin, tree.prompt, tokens, tuple(row[: len(tokens)].tolist()), ended=True)
             for (tree, tokens), row in zip(rows, logprobs, strict=True)
@@ -273,17 +408,9 @@ def _rolled(policy: Policy, reference: Any) -> Pass:
     return run
 
 
-def _rollout(prompts: Sequence[PromptIds], rows: int, responses: int, length: int, *, seed: int) -> list[Tree]:
-    """A rollout on the longest prompts, a tree a response, shuffled as mini-batches are."""
-    groups = [prompts[i % len(prompts)] for i in range(max(1, rows // responses))]
-    trees = [Tree(prompt.key, prompt.ids, (_answer(length, k),)) for prompt in groups for k in range(responses)]
-    generator = torch.Generator().manual_seed(derive(seed, "plan"))
-    return [trees[i] for i in torch.randperm(len(trees), generator=generator).tolist()]
-
-
-def _pairs(prompts: Sequence[PromptIds], count: int, length: int) -> list[Tree]:
-    return [Tree(prompt.key, prompt.ids, (_answer(length, 0), _answer(length, 1))) for prompt in prompts[:count]]
-
-
-def _answer(length: int, first: int) -> tuple[int, ...]:
-    return (first,) * length
+def _answered(prompts: Sequence[PromptIds], length: int, responses: int, *, together: bool = False) -> list[Tree]:
+    """A rollout with responses as long as may be: a tree each, or one tree for all those to a prompt."""
+    answers = [(number,) * length for number in range(responses)]
+    if together:
+        return [Tree(prompt.key, prompt.ids, tuple(answers)) for prompt in prompts]
+    return [Tree(prompt.key, prompt.ids, (answer,)) for prompt in prompts for answer in answers]
