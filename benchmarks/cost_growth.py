@@ -6,7 +6,7 @@
 Each point is a step of a small GPT-2 (4 blocks of width 256) on synthetic trees: forward, backward, clipping, AdamW.
 Its loss is the mean of the responses' log-probabilities, in turn with the sign of a chosen and of a rejected response;
 with two responses this is the work of a DPO step whose reference is cached. CPU seconds of the process, median of the
-steps after a warm-up, with the optimiser apart. Operations are those of `flops.py`: divided by
+steps after a warm-up, with the optimiser apart. Operations are those of `src/preflab/models/flops.py`: divided by
 what large products of matrices reach in the same run, they are the time that no program could go below. One quantity
 varies at a time, the others stay at their base.
 """
@@ -30,19 +30,19 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from dpo_speed import commit, machine
-from flops import Shape, step_flops
 from gemm import rates
 from preflab.config.training import Optimizer
 from preflab.data.encode import Tree
-from preflab.data.pack import cells, pack
+from preflab.data.pack import pack, readings
 from preflab.losses import masked_sum
-from preflab.models.scoring import TREE_SHARE, response_logprobs
+from preflab.models.flops import flops
+from preflab.models.scoring import reading, response_logprobs
 from preflab.report.figures import COLOURS, INK, STYLE, Picture, to_svg
 from preflab.training.optimizer import Stepper
 
 OUT = Path(__file__).parent / "results" / "cost_growth.json"
 PICTURE = Path(__file__).parent.parent / "docs" / "measured" / "cost-growth.svg"
-SHAPE = Shape(layers=4, width=256, vocabulary=8192)
+SHAPE = {"layers": 4, "width": 256, "vocabulary": 8192}
 PRODUCT = "fp32 large"
 
 
@@ -56,7 +56,7 @@ class Case:
     """Tokens, end token included."""
     responses: int = 2
     """To each prompt."""
-    vocabulary: int = SHAPE.vocabulary
+    vocabulary: int = SHAPE["vocabulary"]
     batch: int = 8
     """Prompts."""
 
@@ -107,7 +107,7 @@ def trees_of(case: Case) -> list[Tree]:
 
 def model_of(case: Case) -> Any:
     config = transformers.GPT2Config(
-        vocab_size=case.vocabulary, n_positions=2560, n_embd=SHAPE.width, n_layer=SHAPE.layers, n_head=4,
+        vocab_size=case.vocabulary, n_positions=2560, n_embd=SHAPE["width"], n_layer=SHAPE["layers"], n_head=4,
         activation_function="gelu_pytorch_tanh", bos_token_id=None, eos_token_id=0,
     )  # fmt: skip
     with torch.random.fork_rng():
@@ -132,15 +132,14 @@ def measured(case: Case, value: int, steps: int) -> Point:
         if step:
             whole.append((end - begin) / case.batch)
             last.append((end - middle) / case.batch)
-    copied, shared = cells(pack(trees))
     return Point(
         value=value,
         seconds=statistics.median(whole),
         low=min(whole),
         high=max(whole),
         optimizer_seconds=statistics.median(last),
-        flops=step_flops(replace(SHAPE, vocabulary=case.vocabulary), trees) / case.batch,
-        layout="tree" if shared <= TREE_SHARE * copied else "flat",
+        flops=flops(model, reading(model, trees), backward=True) / case.batch,
+        layout="tree" if reading(model, trees) == readings(trees)[1] else "flat",
     )
 
 
@@ -212,7 +211,7 @@ def main() -> None:
             "commit": commit(),
             "machine": machine(),
             "versions": {module.__name__: module.__version__ for module in (torch, transformers)},
-            "model": asdict(SHAPE),
+            "model": SHAPE,
             "base": asdict(Case()),
             "ceiling_flops_per_second": ceiling,
             "axes": axes,

@@ -29,7 +29,6 @@ import torch
 import transformers
 
 import preflab
-from flops import Shape, step_flops, trunk_flops
 from peers.data import read
 from peers.gate import Gate
 from peers.watched import Watched
@@ -37,8 +36,11 @@ from preflab.cli.flags import parse
 from preflab.cli.main import COMMANDS
 from preflab.data.encode import Tree
 from preflab.models import reference
+from preflab.models.flops import flops
+from preflab.models.freezing import freeze
 from preflab.models.load import Policy, load_policy, new_reward_model
 from preflab.models.reference import ReferenceCache, Referenced
+from preflab.models.scoring import reading
 from preflab.runs import RunFolder
 from preflab.seeds import derive
 from preflab.training import cost, preference, session
@@ -162,14 +164,14 @@ def work(method: str, setting: str, order: str, given: argparse.Namespace, folde
     size = len(batches[0]) * (2 if method == "kto" else 1)
     config = config_of(method, flags_of(given.folder, setting, size, given.frozen, given.learning_rate))
     policy = model_of(method, config)
-    shape, frozen = Shape.of(policy.model), config.freeze_blocks
-    kept = frozen if config.trunk.disk_gib else 0  # their states are read from a file
+    freeze(policy.model, config.freeze_blocks)
+    kept = config.freeze_blocks if config.trunk.disk_gib else 0  # their states are read from a file
     facts: dict[str, Any] = {
         "versions": {module.__name__: module.__version__ for module in (preflab, torch, transformers)},
         "pairs_a_step": len(batches[0]),
         "flags": flags_of(Path("FOLDER"), setting, size, given.frozen, given.learning_rate),
         "flops": [
-            step_flops(shape, batch, frozen=frozen, head=method != "reward") - trunk_flops(shape, batch, kept)
+            flops(policy.model, reading(policy.model, batch, ends=method == "reward"), backward=True, stored=kept)
             for batch in batches[1:]
         ],
     }

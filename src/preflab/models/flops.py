@@ -7,8 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from preflab.data.encode import Tree
-from preflab.data.pack import Reading, readings
+from preflab.data.pack import Reading
 from preflab.models.freezing import transformer_blocks
 from preflab.models.last_block import spared_mlp
 
@@ -63,13 +62,6 @@ def flops(model: Any, read: Reading, *, backward: bool = False, stored: int = 0)
     if head is not None:
         total += 2 * head.weight.numel() * read.predicted * (1 + carried + (backward and head.weight.requires_grad))
     return total
-
-
-def step_flops(model: Any, trees: Sequence[Tree], *, stored: int = 0) -> float:
-    """Operations of a training step on these trees, forward and backward: every prompt once and without padding, the
-    head on response positions, nothing computed twice. Over the seconds of a step it is the speed to hold against the
-    machine's fastest matrix product; of a log-probability loss (DPO, SFT, GRPO), the reference's not counted."""
-    return flops(model, readings(trees)[1], backward=True, stored=stored)
 
 
 def _parts(body: Any, tables: Sequence[nn.Embedding]) -> Iterator[tuple[list[nn.Parameter], bool]]:
