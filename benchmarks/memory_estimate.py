@@ -80,7 +80,7 @@ def make(folder: Path, name: str) -> None:
             policy.model.resize_token_embeddings(rows, mean_resizing=False)
     save_model(policy, folder / "model")
     save_model(new_reward_model(folder / "model", seed=0), folder / "reward")
-    short, pairs = name == "reviews", {"reviews": 320, "middle": 96, "gpt2": 8}[name]
+    short, pairs = name == "reviews", {"reviews": 320, "middle": 48, "gpt2": 8}[name]
     texts, rng = generate_reviews(3000, seed=1), Random(0)
 
     def text(most: int) -> str:

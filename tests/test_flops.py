@@ -117,7 +117,7 @@ def test_readings_are_those_of_a_mask_written_out() -> None:
     assert readings(batch) == (copied, shared)
     assert readings(TREES, ends=True)[1].cells == shared.cells + 5
     some = readings(batch.rows(torch.tensor([3, 0])))
-    assert some[0].cells == 2 * batch.token_ids.shape[1]  # rows keep the width of the batch they were taken from
+    assert some[0].cells == 2 * 12  # padded to the longer of the two
     assert some[1] == readings([Tree("a", TREES[0].prompt, TREES[0].responses[:1]), Tree("b", (5, 1), ((2, 3),))])[1]
     assert readings([]) == (type(copied)(), type(copied)())
 

@@ -36,12 +36,18 @@ from preflab.training.cost import resident_bytes
 from preflab.training.optimizer import Stepper
 
 LENGTHS = (16, 32, 48)
-"""Tokens of a sequence in the small passes."""
+"""Tokens of a sequence in the small passes: multiples of the first, so that all of them fall into as many parts."""
 STRETCHES = 512
 """Into so many a row of operations is cut where two sizes make different ones."""
 KEPT_FREE_BYTES = 2**26
 """glibc hands freed memory back to the system above twice its largest block on the heap, which is 64 MiB once tensors
 of 32 MiB have been freed."""
+PARTS_OF_LOGITS = (
+    (head, "CHUNK_LOGITS"),
+    (head, "CACHED_LOGITS"),
+    (scoring, "LOGITS_AT_ONCE"),
+)
+"""How many logits are worked on together, here and there."""
 STATE_ROWS = 256
 """Rows and columns of the layer on which the optimiser is looked at."""
 
@@ -187,7 +193,7 @@ def peak_of(
     loss(_small(trees, LENGTHS[0], vocabulary))  # what is tried once a model is tried here
     for length in LENGTHS:
         few = _small(trees, length, vocabulary)
-        with _in_layout(target, few):
+        with _in_layout(target, few, length // LENGTHS[0], vocabulary):
             shapes.append(shape_of(model, few))
             seen.append(watched(lambda few=few: loss(few), models, vocabulary=vocabulary))  # type: ignore[misc]
     sizes = [shape.reading for shape in (*shapes, target)]
@@ -286,7 +292,8 @@ def _small(trees: Sequence[Tree], length: int, vocabulary: int) -> list[Tree]:
     responses = max(1, round(sum(len(tree.responses) for tree in trees) / len(trees)))
     of_responses = sum(len(response) for tree in trees for response in tree.responses)
     of_prompts = sum(len(tree.prompt) * len(tree.responses) for tree in trees)
-    answer = min(length - 1, max(1, round(length * of_responses / (of_responses + of_prompts))))
+    unit = LENGTHS[0]
+    answer = min(unit - 1, max(1, round(unit * of_responses / (of_responses + of_prompts)))) * length // unit
 
     def ids(count: int, first: int) -> tuple[int, ...]:
         return tuple((first + place) % vocabulary for place in range(count))
@@ -298,13 +305,20 @@ def _small(trees: Sequence[Tree], length: int, vocabulary: int) -> list[Tree]:
 
 
 @contextmanager
-def _in_layout(target: Shape, few: Sequence[Tree]) -> Iterator[None]:
-    """Small trees are laid out as the target is, and their logits made in as many chunks."""
-    share = sum(len(response) for tree in few for response in tree.responses) / target.reading.predicted
+def _in_layout(target: Shape, few: Sequence[Tree], times: int, vocabulary: int) -> Iterator[None]:
+    """Small trees are laid out as the target is, and their logits made in as many parts, if there are enough of them.
+
+    Args:
+        times: how often the smallest ones' tokens.
+    """
+    tokens = sum(len(response) for tree in few for response in tree.responses)
+    kept = target.reading.predicted * vocabulary <= head.KEPT_LOGITS
     with ExitStack() as stack:
         stack.enter_context(_set(scoring, "TREE_SHARE", 2.0 if target.tree else 0.0))
-        for module, name in ((head, "CHUNK_LOGITS"), (head, "KEPT_LOGITS"), (scoring, "LOGITS_AT_ONCE")):
-            stack.enter_context(_set(module, name, int(np.ceil(getattr(module, name) * share))))
+        for module, name in PARTS_OF_LOGITS:
+            parts = -(-target.reading.predicted // max(1, getattr(module, name) // vocabulary))
+            stack.enter_context(_set(module, name, -(-tokens // (times * parts)) * times * vocabulary))
+        stack.enter_context(_set(head, "KEPT_LOGITS", tokens * vocabulary if kept else 0))
         yield
 
 
