@@ -42,6 +42,9 @@ STRETCHES = 512
 KEPT_FREE_BYTES = 2**26
 """glibc hands freed memory back to the system above twice its largest block on the heap, which is 64 MiB once tensors
 of 32 MiB have been freed."""
+SHARE_OF_HOLES = 0.25
+"""Freed memory between tensors in use, which glibc can't hand back, beside what a pass takes: measured from none to all
+of it (`benchmarks/memory_estimate.py`), more where tensors of many sizes come and go."""
 PARTS_OF_LOGITS = (
     (head, "CHUNK_LOGITS"),
     (head, "CACHED_LOGITS"),
@@ -93,7 +96,7 @@ class Kept:
 
     gradients: int
     masters: int
-    """Of weights in bf16, from the start."""
+    """Of weights in bf16, from the start, with the space that a step works in where that is held."""
     moments: int
     """From the first step on."""
     temporaries: int
@@ -247,7 +250,7 @@ def kept_by_optimizer(model: nn.Module, settings: Optimizer, *, accumulates: boo
     Args:
         accumulates: whether gradients are sums of several micro-batches.
     """
-    gradients = masters = moments = temporaries = 0.0
+    gradients = masters = space = moments = temporaries = 0.0
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for dtype in sorted({parameter.dtype for parameter in trained}, key=str):
         of_dtype = [parameter.numel() for parameter in trained if parameter.dtype == dtype]
@@ -257,7 +260,8 @@ def kept_by_optimizer(model: nn.Module, settings: Optimizer, *, accumulates: boo
         watch = Watch(layer.parameters(), vocabulary=0)
         with watch:
             stepper = Stepper(layer, settings, 2)
-            of_masters = held = watch.sums[False]
+            begun = held = watch.sums[False]
+            of_masters = sum(master.nbytes for master in stepper.masters)
             for step in range(2):  # the first one makes the moments
                 for _ in range(1 + accumulates):
                     (layer.weight * layer.weight.detach()).sum().backward()
@@ -267,10 +271,11 @@ def kept_by_optimizer(model: nn.Module, settings: Optimizer, *, accumulates: boo
                 held = watch.sums[False]
         gradients += sum(of_dtype) * of_gradients / weights
         masters += sum(of_dtype) * of_masters / weights
-        moments += sum(of_dtype) * (held - of_masters) / weights
+        space += max(of_dtype) * (begun - of_masters) / weights
+        moments += sum(of_dtype) * (held - begun) / weights
         temporaries += max(of_dtype) * max(0, max(watch.found.others[before:]) - held - of_gradients) / weights
         del stepper
-    return Kept(int(gradients), int(masters), int(moments), int(temporaries))
+    return Kept(int(gradients), int(masters + space), int(moments), int(temporaries))
 
 
 def held_bytes(models: Sequence[nn.Module]) -> int:
@@ -284,7 +289,7 @@ def process_bytes(models: Sequence[nn.Module], passing: int) -> int:
     keeps where passes have taken `passing` bytes. On a GPU, where the peak is that of the GPU's memory, 0."""
     if any(parameter.device.type == "cuda" for model in models for parameter in model.parameters()):
         return 0
-    return max(0, resident_bytes() - held_bytes(models)) + min(passing, KEPT_FREE_BYTES)
+    return max(0, resident_bytes() - held_bytes(models)) + min(passing, KEPT_FREE_BYTES) + int(SHARE_OF_HOLES * passing)
 
 
 def _small(trees: Sequence[Tree], length: int, vocabulary: int) -> list[Tree]:
