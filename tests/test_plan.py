@@ -124,7 +124,7 @@ def test_weights_in_bf16_have_masters_and_sums_of_their_gradients_are_float32() 
     one, several = (kept_by_optimizer(model, Optimizer(), accumulates=more) for more in (False, True))
     assert (one.gradients, several.gradients) == (2 * 1200, 4 * 1200)
     assert one.moments == pytest.approx(8 * 1200, rel=1e-3)
-    assert one.masters + one.temporaries == pytest.approx((4 + 4) * 1200, rel=1e-3)  # and the gradient, lifted
+    assert 8 * 1200 <= one.masters + one.temporaries <= 1.01 * 12 * 1200  # and gradients in float32, for a moment
 
 
 @pytest.mark.parametrize("batch", [Batch(size=4, micro=2), Batch(size=4, tokens=20), Batch(size=5, order="length")])
