@@ -43,8 +43,8 @@ KEPT_FREE_BYTES = 2**26
 """glibc hands freed memory back to the system above twice its largest block on the heap, which is 64 MiB once tensors
 of 32 MiB have been freed."""
 SHARE_OF_HOLES = 0.25
-"""Freed memory between tensors in use, which glibc can't hand back, beside what a pass takes: measured from none to all
-of it (`benchmarks/memory_estimate.py`), more where tensors of many sizes come and go."""
+"""Freed memory between tensors in use, which glibc can't hand back, beside what a pass takes: chosen on the runs of
+`benchmarks/memory_estimate.py`, where it was from none of it to more than all."""
 PARTS_OF_LOGITS = (
     (head, "CHUNK_LOGITS"),
     (head, "CACHED_LOGITS"),
