@@ -1,6 +1,6 @@
 """How near `--dry-run`'s estimate of the peak memory comes to the peak of the run itself.
 
-    python benchmarks/memory_estimate.py [--only gpt2] [--out benchmarks/results/memory_estimate.json]
+    python benchmarks/memory_estimate.py [--only gpt2] [--measured FILE] [--out benchmarks/results/memory_estimate.json]
 
 Each case runs `preflab train METHOD … --dry-run` and then the same command without it, both in processes of their own,
 on models of random weights and texts of the review grammar. Measured is the run's own `peak_memory_bytes`.
@@ -80,7 +80,7 @@ def make(folder: Path, name: str) -> None:
             policy.model.resize_token_embeddings(rows, mean_resizing=False)
     save_model(policy, folder / "model")
     save_model(new_reward_model(folder / "model", seed=0), folder / "reward")
-    short, pairs = name == "reviews", {"reviews": 320, "middle": 96, "gpt2": 8}[name]
+    short, pairs = name == "reviews", {"reviews": 320, "middle": 48, "gpt2": 8}[name]
     texts, rng = generate_reviews(3000, seed=1), Random(0)
 
     def text(most: int) -> str:
@@ -93,7 +93,7 @@ def make(folder: Path, name: str) -> None:
             file.write(json.dumps(row) + "\n")
 
 
-def run(case: Case, folder: Path, out: Path) -> dict[str, object]:
+def run(case: Case, folder: Path, out: Path, measured: float | None) -> dict[str, object]:
     flags = [f.replace("{two thirds}", str(MODELS[case.model].layers * 2 // 3)) for f in case.flags]
     lengths = (
         ("--lengths.prompt-tokens", "16", "--lengths.response-tokens", "40") if case.model == "reviews" else LENGTHS
@@ -120,8 +120,9 @@ def run(case: Case, folder: Path, out: Path) -> dict[str, object]:
     }
     estimate = re.search(r"^peak memory +([\d,]+) MiB estimated, in (.*):$", plan, re.M)
     assert estimate is not None, plan
-    said()
-    measured = json.loads((out / "evaluation.json").read_text())["cost"]["peak_memory_bytes"] / 2**20
+    if measured is None:
+        said()
+        measured = json.loads((out / "evaluation.json").read_text())["cost"]["peak_memory_bytes"] / 2**20
     estimated = int(estimate[1].replace(",", ""))
     return {
         "case": case.name,
@@ -136,8 +137,11 @@ def run(case: Case, folder: Path, out: Path) -> dict[str, object]:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--only", default="")
+    parser.add_argument("--measured", type=Path, help="an earlier result: its runs aren't run again")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "memory_estimate.json")
     arguments = parser.parse_args()
+    earlier = json.loads(arguments.measured.read_text())["rows"] if arguments.measured else []
+    measured = {row["case"]: row["measured_mib"] for row in earlier}
     rows = []
     with tempfile.TemporaryDirectory() as temporary:
         for number, case in enumerate(case for case in cases() if arguments.only in case.name):
@@ -145,7 +149,7 @@ def main() -> None:
             if not folder.exists():
                 folder.mkdir()
                 make(folder, case.model)
-            rows.append(run(case, folder, Path(temporary) / f"run-{number}"))
+            rows.append(run(case, folder, Path(temporary) / f"run-{number}", measured.get(case.name)))
             print(
                 f"{rows[-1]['ratio']:>6}  {rows[-1]['estimated_mib']:>6}  {rows[-1]['measured_mib']:>6}  {case.name}",
                 flush=True,

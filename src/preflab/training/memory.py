@@ -36,12 +36,21 @@ from preflab.training.cost import resident_bytes
 from preflab.training.optimizer import Stepper
 
 LENGTHS = (16, 32, 48)
-"""Tokens of a sequence in the small passes."""
+"""Tokens of a sequence in the small passes: multiples of the first, so that all of them fall into as many parts."""
 STRETCHES = 512
 """Into so many a row of operations is cut where two sizes make different ones."""
 KEPT_FREE_BYTES = 2**26
 """glibc hands freed memory back to the system above twice its largest block on the heap, which is 64 MiB once tensors
 of 32 MiB have been freed."""
+SHARE_OF_HOLES = 0.25
+"""Freed memory between tensors in use, which glibc can't hand back, beside what a pass takes: chosen on the runs of
+`benchmarks/memory_estimate.py`, where it was from none of it to more than all."""
+PARTS_OF_LOGITS = (
+    (head, "CHUNK_LOGITS"),
+    (head, "CACHED_LOGITS"),
+    (scoring, "LOGITS_AT_ONCE"),
+)
+"""How many logits are worked on together, here and there."""
 STATE_ROWS = 256
 """Rows and columns of the layer on which the optimiser is looked at."""
 
@@ -87,7 +96,7 @@ class Kept:
 
     gradients: int
     masters: int
-    """Of weights in bf16, from the start."""
+    """Of weights in bf16, from the start, with the space that a step works in where that is held."""
     moments: int
     """From the first step on."""
     temporaries: int
@@ -187,7 +196,7 @@ def peak_of(
     loss(_small(trees, LENGTHS[0], vocabulary))  # what is tried once a model is tried here
     for length in LENGTHS:
         few = _small(trees, length, vocabulary)
-        with _in_layout(target, few):
+        with _in_layout(target, few, length // LENGTHS[0], vocabulary):
             shapes.append(shape_of(model, few))
             seen.append(watched(lambda few=few: loss(few), models, vocabulary=vocabulary))  # type: ignore[misc]
     sizes = [shape.reading for shape in (*shapes, target)]
@@ -241,7 +250,7 @@ def kept_by_optimizer(model: nn.Module, settings: Optimizer, *, accumulates: boo
     Args:
         accumulates: whether gradients are sums of several micro-batches.
     """
-    gradients = masters = moments = temporaries = 0.0
+    gradients = masters = space = moments = temporaries = 0.0
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for dtype in sorted({parameter.dtype for parameter in trained}, key=str):
         of_dtype = [parameter.numel() for parameter in trained if parameter.dtype == dtype]
@@ -251,7 +260,8 @@ def kept_by_optimizer(model: nn.Module, settings: Optimizer, *, accumulates: boo
         watch = Watch(layer.parameters(), vocabulary=0)
         with watch:
             stepper = Stepper(layer, settings, 2)
-            of_masters = held = watch.sums[False]
+            begun = held = watch.sums[False]
+            of_masters = sum(master.nbytes for master in stepper.masters)
             for step in range(2):  # the first one makes the moments
                 for _ in range(1 + accumulates):
                     (layer.weight * layer.weight.detach()).sum().backward()
@@ -261,10 +271,11 @@ def kept_by_optimizer(model: nn.Module, settings: Optimizer, *, accumulates: boo
                 held = watch.sums[False]
         gradients += sum(of_dtype) * of_gradients / weights
         masters += sum(of_dtype) * of_masters / weights
-        moments += sum(of_dtype) * (held - of_masters) / weights
+        space += max(of_dtype) * (begun - of_masters) / weights
+        moments += sum(of_dtype) * (held - begun) / weights
         temporaries += max(of_dtype) * max(0, max(watch.found.others[before:]) - held - of_gradients) / weights
         del stepper
-    return Kept(int(gradients), int(masters), int(moments), int(temporaries))
+    return Kept(int(gradients), int(masters + space), int(moments), int(temporaries))
 
 
 def held_bytes(models: Sequence[nn.Module]) -> int:
@@ -278,7 +289,7 @@ def process_bytes(models: Sequence[nn.Module], passing: int) -> int:
     keeps where passes have taken `passing` bytes. On a GPU, where the peak is that of the GPU's memory, 0."""
     if any(parameter.device.type == "cuda" for model in models for parameter in model.parameters()):
         return 0
-    return max(0, resident_bytes() - held_bytes(models)) + min(passing, KEPT_FREE_BYTES)
+    return max(0, resident_bytes() - held_bytes(models)) + min(passing, KEPT_FREE_BYTES) + int(SHARE_OF_HOLES * passing)
 
 
 def _small(trees: Sequence[Tree], length: int, vocabulary: int) -> list[Tree]:
@@ -286,7 +297,8 @@ def _small(trees: Sequence[Tree], length: int, vocabulary: int) -> list[Tree]:
     responses = max(1, round(sum(len(tree.responses) for tree in trees) / len(trees)))
     of_responses = sum(len(response) for tree in trees for response in tree.responses)
     of_prompts = sum(len(tree.prompt) * len(tree.responses) for tree in trees)
-    answer = min(length - 1, max(1, round(length * of_responses / (of_responses + of_prompts))))
+    unit = LENGTHS[0]
+    answer = min(unit - 1, max(1, round(unit * of_responses / (of_responses + of_prompts)))) * length // unit
 
     def ids(count: int, first: int) -> tuple[int, ...]:
         return tuple((first + place) % vocabulary for place in range(count))
@@ -298,13 +310,20 @@ def _small(trees: Sequence[Tree], length: int, vocabulary: int) -> list[Tree]:
 
 
 @contextmanager
-def _in_layout(target: Shape, few: Sequence[Tree]) -> Iterator[None]:
-    """Small trees are laid out as the target is, and their logits made in as many chunks."""
-    share = sum(len(response) for tree in few for response in tree.responses) / target.reading.predicted
+def _in_layout(target: Shape, few: Sequence[Tree], times: int, vocabulary: int) -> Iterator[None]:
+    """Small trees are laid out as the target is, and their logits made in as many parts, if there are enough of them.
+
+    Args:
+        times: how often the smallest ones' tokens.
+    """
+    tokens = sum(len(response) for tree in few for response in tree.responses)
+    kept = target.reading.predicted * vocabulary <= head.KEPT_LOGITS
     with ExitStack() as stack:
         stack.enter_context(_set(scoring, "TREE_SHARE", 2.0 if target.tree else 0.0))
-        for module, name in ((head, "CHUNK_LOGITS"), (head, "KEPT_LOGITS"), (scoring, "LOGITS_AT_ONCE")):
-            stack.enter_context(_set(module, name, int(np.ceil(getattr(module, name) * share))))
+        for module, name in PARTS_OF_LOGITS:
+            parts = -(-target.reading.predicted // max(1, getattr(module, name) // vocabulary))
+            stack.enter_context(_set(module, name, -(-tokens // (times * parts)) * times * vocabulary))
+        stack.enter_context(_set(head, "KEPT_LOGITS", tokens * vocabulary if kept else 0))
         yield
 
 
