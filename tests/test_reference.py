@@ -178,7 +178,8 @@ def test_another_model_or_precision_is_a_miss(change: str, tmp_path: Path) -> No
     CHANGES[change](model)
     values, computed = ask(model, PAIRS, tmp_path)
     assert computed == 16
-    assert values == logprobs_of(model, PAIRS).tolist()
+    # In bf16 batch mates show in the third digit, and equal pairs are computed once.
+    assert values == pytest.approx(logprobs_of(model, PAIRS).tolist(), rel=1e-3 if change == "bfloat16" else 0)
     assert ask(model, PAIRS, tmp_path) == (values, 0)
 
 

@@ -265,8 +265,8 @@ class Reading:
     """Pairs of a cell and one that it attends to, itself counted."""
     predicted: int = 0
     """Response tokens: where the output head runs."""
-    asked: int = 0
-    """Cells whose last state may be read: in the tree layout a prompt's last one, and those of responses."""
+    spared: int = 0
+    """Cells whose last state nobody reads: in the tree layout those of a prompt but its last one."""
     longest: int = 0
     """The most cells that one cell attends to."""
 
@@ -275,7 +275,7 @@ class Reading:
             self.cells + other.cells,
             self.seen + other.seen,
             self.predicted + other.predicted,
-            self.asked + other.asked,
+            self.spared + other.spared,
             max(self.longest, other.longest),
         )
 
@@ -287,7 +287,7 @@ def readings(given: Packed | Sequence[Tree], *, ends: bool = False) -> tuple[Rea
         ends: as for `tree`.
 
     >>> readings([Tree("a:1", (5, 6), ((7, 8), (9, 10, 11)))])
-    (Reading(cells=10, seen=30, predicted=5, asked=10, longest=5), Reading(cells=5, seen=13, predicted=5, asked=4, \
+    (Reading(cells=10, seen=30, predicted=5, spared=0, longest=5), Reading(cells=5, seen=13, predicted=5, spared=1, \
 longest=4))
     """
     if isinstance(given, Packed):
@@ -300,13 +300,13 @@ longest=4))
     predicted = sum(length for *_, length in rows)
     prompts = {prompt: start for prompt, start, _ in rows}.values()
     fed = [(start, length - (not ends)) for _, start, length in rows]
-    copied = Reading(len(rows) * width, len(rows) * width * (width + 1) // 2, predicted, len(rows) * width, width)
+    copied = Reading(len(rows) * width, len(rows) * width * (width + 1) // 2, predicted, 0, width)
     shared = Reading(
         sum(prompts) + sum(length for _, length in fed),
         sum(start * (start + 1) // 2 for start in prompts)
         + sum(start * length + length * (length + 1) // 2 for start, length in fed),
         predicted,
-        len(prompts) + sum(length for _, length in fed),
+        sum(prompts) - len(prompts),
         max((start + length for start, length in fed), default=0),
     )
     return copied, shared

@@ -46,7 +46,7 @@ def flops(model: Any, read: Reading, *, backward: bool = False, stored: int = 0)
         carried = any(table.weight.requires_grad for table in tables)
     channels = _attention_channels(model.config)
     spared = spared_mlp(model.base_model)
-    on_asked = {id(weight) for weight in spared.parameters()} if spared is not None else set()
+    spares = {id(weight) for weight in spared.parameters()} if spared is not None else set()
     for number, (weights, attends) in enumerate(_parts(model.base_model, tables)):
         if number < stored:
             continue
@@ -54,7 +54,7 @@ def flops(model: Any, read: Reading, *, backward: bool = False, stored: int = 0)
         carried = carried or any(trains)
         for weight, trained in zip(weights, trains, strict=True):
             if weight.dim() > 1:
-                cells = read.asked if id(weight) in on_asked else read.cells
+                cells = read.cells - (read.spared if id(weight) in spares else 0)
                 total += 2 * weight.numel() * cells * (1 + carried + trained)
         if attends:
             total += 4 * channels * read.seen * (1 + 2 * carried)

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from preflab.config.training import Trunk
 from preflab.data.encode import Tree
-from preflab.data.pack import Layout, Packed, flat, tree
+from preflab.data.pack import Layout, Packed, Reading, flat, readings, tree
 from preflab.models.attention import NoTree, tree_states
 from preflab.models.freezing import frozen_digest, frozen_names, transformer_blocks
 from preflab.models.head import close, without_dropout
@@ -154,6 +154,16 @@ def stored_bytes(
     return min(cells * model.config.hidden_size * size, budget_bytes(folder, int(settings.disk_gib * GIB)))
 
 
+def ran_below(model: Any) -> tuple[int, Reading]:
+    """How many blocks run apart from the others, and what they computed since this was last asked: nothing where their
+    states were read. (0, nothing) where no trunk is kept."""
+    if model.base_model not in _open:
+        return 0, Reading()
+    split, kept = _open[model.base_model]
+    ran, kept.ran = kept.ran, Reading()
+    return split.blocks, ran
+
+
 def rounds_states(model: Any) -> bool:
     """Whether the model's numbers are those of states rounded to bfloat16, at the moment."""
     body = model.base_model
@@ -178,6 +188,8 @@ class States:
         self.file: StateFile | None = None
         self.full = False
         self.working: torch.dtype | None = None
+        self.ran = Reading()
+        """What the trunk computed since `ran_below` asked."""
 
     def states(
         self, body: Any, split: Split, batch: Packed, layout: Layout, rows: list[list[Piece]], *, ends: bool
@@ -188,14 +200,14 @@ class States:
         """
         missing = [number for number, row in enumerate(rows) if not all(self._has(piece) for piece in row)]
         if len(missing) == len(rows):
-            states = self._run(body, split, layout)
+            states = self._run(body, split, batch, layout, ends=ends)
             self._keep(states, rows, ends=ends)
             return states
         fresh: dict[bytes, Cells] = {}
         if missing:
             part = batch.rows(torch.tensor(missing, device=batch.starts.device))
             laid = tree(part, ends=ends) if layout.segments else flat(part)
-            states, parts = self._run(body, split, laid), _pieces(part, laid, ends=ends)
+            states, parts = self._run(body, split, part, laid, ends=ends), _pieces(part, laid, ends=ends)
             self._keep(states, parts, ends=ends)
             fresh = {piece.key: states[piece.cells] for row in parts for piece in row}
         assert self.file is not None
@@ -205,9 +217,10 @@ class States:
         return given
 
     @torch.no_grad()
-    def _run(self, body: Any, split: Split, layout: Layout) -> Cells:
+    def _run(self, body: Any, split: Split, batch: Packed, layout: Layout, *, ends: bool) -> Cells:
         """The states of all cells as they would be read from the file, so that no number depends on what is kept."""
         states, _ = split.trunk(body, layout)
+        self.ran += readings(batch, ends=ends)[bool(layout.segments)]
         self.working = states.dtype
         return states if self.dtype is None else states.to(self.dtype).to(states.dtype)
 

@@ -21,6 +21,7 @@ import torch
 
 from preflab.data.pack import Reading
 from preflab.models.flops import flops
+from preflab.models.trunk import ran_below
 
 
 @dataclass
@@ -47,12 +48,18 @@ class Cost:
     def add_trained(self, model: Any, read: Reading) -> None:
         """Count a pass with gradients."""
         self.trained_tokens += read.cells
-        self.flops += flops(model, read, backward=True)
+        self._add_flops(model, read, backward=True)
 
     def add_scored(self, model: Any, read: Reading) -> None:
         """Count a pass without gradients."""
         self.scored_tokens += read.cells
-        self.flops += flops(model, read)
+        self._add_flops(model, read)
+
+    def _add_flops(self, model: Any, read: Reading, *, backward: bool = False) -> None:
+        """Frozen blocks whose states are kept count for what they computed, not for what was read."""
+        below, ran = ran_below(model)
+        self.flops += flops(model, read, backward=backward, stored=below)
+        self.flops += flops(model, ran) - flops(model, ran, stored=below)
 
     def add(self, other: Cost) -> None:
         """Count what another cost counted."""

@@ -170,6 +170,8 @@ def roll_out(
         if cost is not None:
             for model in models:
                 cost.add_scored(model, reading(model, micro))
+                if measured:  # the head once more
+                    cost.add_scored(model, Reading(predicted=int(micro.mask.sum())))
     order = back_in_order(cut)
     logprobs, reference_logprobs, sampling_logprobs, *whole = (
         torch.cat(part)[order] for part in zip(*parts, strict=True)
