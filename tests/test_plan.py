@@ -234,3 +234,33 @@ def test_a_dry_run_refuses_what_the_run_would_refuse(
         main(command("train dpo", shelf, tmp_path / "out", "--freeze-blocks", 9, "--dry-run"))
     assert stop.value.code == 2
     assert "the model has 2 blocks" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("before", "method", "more", "found"),
+    [("dpo", "dpo", ("--freeze-blocks", 1, "--trunk.dtype", "bf16"), 0), ("bco", "kto", (), 1)],
+)
+def test_a_dry_run_asks_the_cache_for_what_the_run_asks(
+    before: str,
+    method: str,
+    more: tuple[object, ...],
+    found: int,
+    shelf: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Rounded states have log-probabilities of their own; KTO asks for each response after another prompt too."""
+    monkeypatch.setenv("PREFLAB_CACHE", str(tmp_path / "cache"))
+    main(command(f"train {before}", shelf, tmp_path / "before"))
+    given = command(f"train {method}", shelf, tmp_path / "out", *more)
+    capfd.readouterr()
+    main([*given, "--dry-run"])
+    said = re.search(r"^reference +(\d+) to compute, (\d+) from the cache", capfd.readouterr().out, re.M)
+    assert said is not None
+    missing = int(said[1])
+    assert int(said[2]) == found * missing
+    main(given)
+    capfd.readouterr()
+    main([*given, "--dry-run"])
+    assert f"all {(1 + found) * missing} from the cache" in capfd.readouterr().out

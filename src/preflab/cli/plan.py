@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from preflab.config.preference import Preference, Unpaired
 from preflab.data.encode import Tree
+from preflab.models.freezing import freeze
 from preflab.models.load import Policy
 from preflab.models.reference import found_in, user_cache
-from preflab.training.plan import Memory, Plan
+from preflab.models.trunk import frozen_trunk
+from preflab.training.plan import Memory, Plan, scored_alone
 from preflab.training.rollout import PromptIds
 
 MIB = 2**20
+NO_REFERENCE = "plays no part"
 
 
 def show_plan(
@@ -32,7 +36,7 @@ def show_plan(
     trained = sum(parameter.numel() for parameter in weights if parameter.requires_grad)
     dtypes = ", ".join(sorted({str(parameter.dtype).removeprefix("torch.") for parameter in weights}))
     lengths = [_tokens(row) for row in train]
-    cut = [f"{name}: {count:,}" for name, count in counts.items() if name != "read" and count]
+    noted = [f"{name}: {count:,}" for name, count in counts.items() if name != "read" and count]
     flat, tree = plan.cells
     rows = [
         (
@@ -41,7 +45,7 @@ def show_plan(
         ),
         ("data", f"{data}: {len(train):,} {unit} to train on, {held_out:,} held out"),
         ("tokens", f"mean {sum(lengths) / len(lengths):.0f}, longest {max(lengths)}{_sampled(train, response_tokens)}"),
-        *([("dropped or cut", ", ".join(cut))] if cut else []),
+        *([("as read", ", ".join(noted))] if noted else []),
         (
             "steps",
             f"{plan.steps:,}, each on {plan.examples:,} examples, up to {plan.micro_batch:,} in memory at once",
@@ -50,7 +54,8 @@ def show_plan(
             "layout",
             f"tree: each prompt once, {tree:,} tokens of the largest micro-batch instead of {flat:,}"
             if plan.tree
-            else f"flat: a row a response, {flat:,} tokens; each prompt once would read {tree:,}, where the model can",
+            else f"flat: a row a response, {flat:,} tokens of the largest micro-batch; each prompt once would take "
+            f"{tree:,}: hardly fewer, or this model can't",
         ),
         ("reference", reference),
         ("peak memory", f"{_mib(plan.memory.total)} estimated, in {plan.memory.place}:"),
@@ -60,12 +65,17 @@ def show_plan(
         print(f"{title:<16}{said}")
 
 
-def of_cache(policy: Policy, trees: Sequence[Tree]) -> str:
-    """Whether the reference's log-probabilities are there already."""
-    found = found_in(user_cache(), policy.model, trees)
-    if found == len(trees):
-        return f"all {found:,} from the cache"
-    return f"{len(trees) - found:,} to compute, {found:,} from the cache"
+def of_cache(policy: Policy, trees: Sequence[Tree], settings: Preference | Unpaired, folder: Path, *, seed: int) -> str:
+    """Whether the reference's log-probabilities are there already, as the run will ask for them."""
+    asked, _ = scored_alone(trees, settings, seed=seed)
+    if not asked:
+        return NO_REFERENCE
+    freeze(policy.model, settings.freeze_blocks)
+    with frozen_trunk(policy.model, settings.freeze_blocks, asked, settings.trunk, folder, again=True):
+        found = found_in(user_cache(), policy.model, asked)
+    missing = len(asked) - found
+    said = f"{missing:,} to compute, {found:,} from the cache" if missing else f"all {found:,} from the cache"
+    return said + (", each response with another prompt included" if len(asked) > len(trees) else "")
 
 
 def _parts(memory: Memory) -> list[tuple[str, int]]:

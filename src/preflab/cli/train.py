@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, TypeVar, assert_never
 
-from preflab.cli.plan import of_cache, show_plan
+from preflab.cli.plan import NO_REFERENCE, of_cache, show_plan
 from preflab.config.arms import LABELS
 from preflab.config.commands import Lengths, Methods, Run, RunOnline, TrainPPO, TrainReward, TrainSFT
 from preflab.config.load import to_yaml
@@ -52,7 +52,6 @@ from preflab.training.unpaired import Judged, train_unpaired, unpaired_figures
 Row = TypeVar("Row")
 Figures = dict[str, dict[str, float]]
 """name → {mean, low, high}, over held-out prompts."""
-NO_REFERENCE = "plays no part"
 SHARES = ("accuracy", "wins against the reference")
 
 
@@ -115,9 +114,9 @@ def preference(config: Run) -> None:
     train, held_out = encoder.pairs(train_rows), encoder.pairs(held_out_rows)
     run = _open(config, config.freeze_blocks, rows, encoder, policy, train, held_out)
     if config.dry_run:
-        reference = of_cache(policy, train) if knows_reference(config.loss) else NO_REFERENCE
+        known = of_cache(policy, train, config, config.out, seed=config.seed)
         plan = plan_offline(policy, train, config, held=[policy.model], folder=config.out, seed=config.seed)
-        return _show_plan(config, policy, train, held_out, rows, encoder, plan, unit="pairs", reference=reference)
+        return _show_plan(config, policy, train, held_out, rows, encoder, plan, unit="pairs", reference=known)
     cache, of_reference = user_cache(), None
     if knows_reference(config.loss):
         found = reference_logprobs(policy.model, held_out, cache, title="held-out pairs: reference log-probabilities")
@@ -151,7 +150,7 @@ def unpaired(config: Run) -> None:
     run = _open(config, config.freeze_blocks, rows, encoder, policy, *trees)
     cache, reference = user_cache(), copy_of(policy.model)
     if config.dry_run:
-        known = of_cache(policy, trees[0])
+        known = of_cache(policy, trees[0], config, config.out, seed=config.seed)
         plan = plan_offline(
             policy, trees[0], config, held=[policy.model, reference], folder=config.out, seed=config.seed
         )

@@ -187,9 +187,11 @@ def setting_names(cls: type[Any]) -> list[str]:
 
 def nearest_setting(name: str, known: Iterable[str]) -> str | None:
     """The setting made of the same words as the name, in whatever order; of two as near, the one with its first words.
+    None where none is near, or several alike.
 
     >>> nearest_setting("micro_batch_size", ["batch.size", "batch.micro", "epochs"])
     'batch.micro'
+    >>> nearest_setting("batch_size", ["dpo.batch.size", "ppo.batch.size"])  # which one, nobody knows
     """
     words = _words(name)
 
@@ -197,8 +199,10 @@ def nearest_setting(name: str, known: Iterable[str]) -> str | None:
         others = _words(other)
         return len({*words} & {*others}) / len({*words} | {*others}), [word in others for word in words]
 
-    near = max(known, key=likeness, default="")
-    return near if likeness(near)[0] >= HALF else None
+    names = list(known)
+    best = max(map(likeness, names), default=(0.0, []))
+    near = [name for name in names if likeness(name) == best]
+    return near[0] if best[0] >= HALF and len(near) == 1 else None
 
 
 def _words(name: str) -> list[str]:

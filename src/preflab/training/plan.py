@@ -123,7 +123,7 @@ def plan_offline(
     freeze(policy.model, settings.freeze_blocks)
     steps = total_steps(len(trees), settings)
     cut = cut_offline(policy, trees, settings, steps, seed=seed)
-    alone, in_steps = _scored_alone(trees, settings, seed=seed)
+    alone, in_steps = scored_alone(trees, settings, seed=seed)
     first: dict[str, Peak] = {}
     later: dict[str, Peak] = {}
     if alone:
@@ -257,6 +257,19 @@ def largest(policy: Policy, batches: Iterable[list[Tree]]) -> list[Tree]:
     return max(batches, key=lambda trees: reading(policy.model, trees, ends=ends).cells)
 
 
+def scored_alone(trees: Sequence[Tree], settings: Fit, *, seed: int) -> tuple[list[Tree], bool]:
+    """What is scored without gradients before the first step, and whether some of it is again in each step."""
+    match settings:
+        case Preference() if knows_reference(settings.loss):
+            return list(trees), ranks_batch(settings.loss)
+        case Unpaired() if isinstance(settings.loss, KTOLoss):
+            return [*trees, *mismatched(trees, seed=derive(seed, "mismatch"))], True
+        case Unpaired():
+            return list(trees), False
+        case _:
+            return [], False
+
+
 def _cut(policy: Policy, micro_batches: MicroBatches, steps: Iterable[Sequence[Tree]]) -> Cut:
     parts = [[[trees[i] for i in positions] for positions in micro_batches.of(trees)] for trees in steps]
     return Cut(largest(policy, [part for step in parts for part in step]), any(len(step) > 1 for step in parts))
@@ -268,19 +281,6 @@ def _parts(trees: Sequence[Tree], size: int) -> list[list[Tree]]:
 
 def _is_scorer(policy: Policy) -> bool:
     return policy.model.get_output_embeddings() is None
-
-
-def _scored_alone(trees: Sequence[Tree], settings: Fit, *, seed: int) -> tuple[list[Tree], bool]:
-    """What is scored without gradients before the first step, and whether some of it is again in each step."""
-    match settings:
-        case Preference() if knows_reference(settings.loss):
-            return list(trees), ranks_batch(settings.loss)
-        case Unpaired() if isinstance(settings.loss, KTOLoss):
-            return [*trees, *mismatched(trees, seed=derive(seed, "mismatch"))], True
-        case Unpaired():
-            return list(trees), False
-        case _:
-            return [], False
 
 
 def _stored(policy: Policy, trees: Sequence[Tree], settings: Fit, folder: Path) -> int:
