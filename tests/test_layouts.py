@@ -233,11 +233,13 @@ def test_the_gradient_of_the_fused_head_is_that_of_finite_differences(
     )
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", ["gpt2", "llama", "qwen2", "gemma2", "granite", "cohere", "mistral"])
-def test_these_families_take_the_tree_and_the_fused_head(name: str) -> None:
-    """Or the tests above would hold the flat layout against itself."""
-    assert tree_check.takes_trees(model_of(name).base_model)
-    assert heads.head_of(model_of(name)) is not None
+def test_these_families_take_the_tree_and_the_fused_head(name: str, dtype: torch.dtype) -> None:
+    """Or the tests above, and those of other files in float64, would hold the flat layout against itself."""
+    model = copy.deepcopy(model_of(name)).to(dtype)
+    assert tree_check.takes_trees(model.base_model)
+    assert heads.head_of(model) is not None
 
 
 @torch.no_grad()

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from preflab.config.training import Fit
 from preflab.data.encode import Tree
+from preflab.models.freezing import freeze
 from preflab.models.load import Policy
 from preflab.models.reference import found_in, user_cache
+from preflab.models.trunk import frozen_trunk
 from preflab.training.plan import Memory, Plan
 from preflab.training.rollout import PromptIds
 
@@ -60,9 +63,11 @@ def show_plan(
         print(f"{title:<16}{said}")
 
 
-def of_cache(policy: Policy, trees: Sequence[Tree]) -> str:
+def of_cache(policy: Policy, trees: Sequence[Tree], settings: Fit) -> str:
     """Whether the reference's log-probabilities are there already."""
-    found = found_in(user_cache(), policy.model, trees)
+    freeze(policy.model, settings.freeze_blocks)
+    with frozen_trunk(policy.model, settings.freeze_blocks, trees, settings.trunk, Path(), again=True):
+        found = found_in(user_cache(), policy.model, trees)
     if found == len(trees):
         return f"all {found:,} from the cache"
     return f"{len(trees) - found:,} to compute, {found:,} from the cache"

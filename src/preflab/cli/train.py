@@ -115,7 +115,7 @@ def preference(config: Run) -> None:
     train, held_out = encoder.pairs(train_rows), encoder.pairs(held_out_rows)
     run = _open(config, config.freeze_blocks, rows, encoder, policy, train, held_out)
     if config.dry_run:
-        reference = of_cache(policy, train) if knows_reference(config.loss) else NO_REFERENCE
+        reference = of_cache(policy, train, config) if knows_reference(config.loss) else NO_REFERENCE
         plan = plan_offline(policy, train, config, held=[policy.model], folder=config.out, seed=config.seed)
         return _show_plan(config, policy, train, held_out, rows, encoder, plan, unit="pairs", reference=reference)
     cache, of_reference = user_cache(), None
@@ -151,7 +151,7 @@ def unpaired(config: Run) -> None:
     run = _open(config, config.freeze_blocks, rows, encoder, policy, *trees)
     cache, reference = user_cache(), copy_of(policy.model)
     if config.dry_run:
-        known = of_cache(policy, trees[0])
+        known = of_cache(policy, trees[0], config)
         plan = plan_offline(
             policy, trees[0], config, held=[policy.model, reference], folder=config.out, seed=config.seed
         )

@@ -154,10 +154,16 @@ def stored_bytes(
     return min(cells * model.config.hidden_size * size, budget_bytes(folder, int(settings.disk_gib * GIB)))
 
 
-def rounds_states(model: Any) -> bool:
-    """Whether the model's numbers are those of states rounded to bfloat16, at the moment."""
+def rounded_after(model: Any, trees: Iterable[Tree]) -> int:
+    """After how many blocks the states of these trees are rounded to bfloat16, at the moment; 0: nowhere."""
     body = model.base_model
-    return body in _open and _open[body][1].dtype is torch.bfloat16
+    if body not in _open:
+        return 0
+    split, kept = _open[body]
+    rounded = kept.dtype is torch.bfloat16 and all(
+        _key(tree.prompt, response) in kept.responses for tree in trees for response in tree.responses
+    )
+    return split.blocks if rounded else 0
 
 
 class States:
