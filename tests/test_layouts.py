@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from preflab.config import pair_losses as of
 from preflab.config.pair_losses import PairLoss
 from preflab.data.encode import Tree
-from preflab.data.pack import Packed, cells, flat, pack
+from preflab.data.pack import Packed, flat, pack, readings
 from preflab.data.pack import tree as laid_as_tree
 from preflab.losses import bradley_terry, kto, less_group_mean, ppo_clip, sft, token_logprobs
 from preflab.models import attention, scoring, tree_check
@@ -373,7 +373,7 @@ def test_the_tree_holds_each_prompt_and_response_once() -> None:
     for ends in (True, False):
         layout = laid_as_tree(batch, ends=ends)
         assert layout.token_ids.numel() == 60 + 3 + 4 + 5 + 40 + 6 + 1 + 2 - 7 * (not ends)
-    assert cells(batch) == (batch.token_ids.numel(), layout.token_ids.numel())
+    assert [one.cells for one in readings(batch)] == [batch.token_ids.numel(), layout.token_ids.numel()]
     assert batch.tree.tolist() == [0, 0, 1, 1, 1, 2, 0]
 
 
@@ -404,5 +404,5 @@ def test_responses_share_the_prompt_of_those_that_are_with_them() -> None:
     """Also where a group was packed response by response, and where some of it was picked."""
     (group,) = drawn(seed=7, shapes=[(12, (3, 4, 5, 6))])
     batch = pack([Tree("sample", group.prompt, (response,)) for response in group.responses])
-    assert cells(batch)[1] == 12 + 18 - 4
-    assert cells(batch.rows(torch.tensor([3, 1])))[1] == 12 + 6 + 4 - 2
+    assert readings(batch)[1].cells == 12 + 18 - 4
+    assert readings(batch.rows(torch.tensor([3, 1])))[1].cells == 12 + 6 + 4 - 2
