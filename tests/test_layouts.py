@@ -314,6 +314,19 @@ def test_models_that_cannot_share_a_prompt_say_so_once_and_score_row_by_row(
 
 
 @torch.no_grad()
+def test_a_batch_that_a_window_refuses_takes_one_pass() -> None:
+    model, batch = copy.deepcopy(model_of("mistral")), pack(PAIRS)
+    response_logprobs(model, pack(drawn(seed=5, shapes=[(3, (1, 1))])))  # what the model can do is found out once
+    seen: list[int] = []
+    model.base_model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    with laid_out("tree"):
+        response_states(model, batch)
+    assert seen == [2 * len(PAIRS)]
+
+
+@torch.no_grad()
 def test_a_window_that_no_sequence_reaches_is_no_obstacle(capsys: pytest.CaptureFixture[str]) -> None:
     model = copy.deepcopy(model_of("mistral"))
     short = drawn(seed=5, shapes=[(3, (1, 3, 4)), (2, (4, 2))])  # 7 tokens, the last of which is not read

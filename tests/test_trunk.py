@@ -170,8 +170,16 @@ def dpo_loss(logprob: Tensor) -> Tensor:
     return dpo(chosen + 9.0, rejected + 8.0, beta=0.3).mean()
 
 
-def kept_in(folder: Path, model: Any, trees: Sequence[Tree] = PAIRS, *, again: bool = True, **settings: Any) -> Any:
-    return frozen_trunk(model, FROZEN, trees, Trunk(**settings), folder, again=again)
+def kept_in(
+    folder: Path,
+    model: Any,
+    trees: Sequence[Tree] = PAIRS,
+    *,
+    again: bool = True,
+    reference: Any = None,
+    **settings: Any,
+) -> Any:
+    return frozen_trunk(model, FROZEN, trees, Trunk(**settings), folder, again=again, reference=reference)
 
 
 GRID = [(torch.float64, "working", 0.0), (torch.float32, "working", 1e-5), (torch.float32, "bf16", 2e-2)]
@@ -278,6 +286,17 @@ def test_the_trunk_runs_once_for_reference_and_policy_in_all_epochs(tmp_path: Pa
     with cells_of(model, block=FROZEN) as cells:
         train("dpo", model, tmp_path / "top")
         assert sum(cells) > 3 * TOKENS
+
+
+def test_a_reference_with_equal_weights_but_another_config_shares_no_states(tmp_path: Path) -> None:
+    model = model_of("gpt2")
+    config = transformers.AutoConfig.for_model("gpt2", **OPTIONS["gpt2"], layer_norm_epsilon=0.1)
+    reference = transformers.AutoModelForCausalLM.from_config(config).double().eval()
+    reference.load_state_dict(model.state_dict())
+    expected = pair_logprobs(reference, PAIRS)
+    with kept_in(tmp_path, model, reference=reference):
+        assert float((pair_logprobs(model, PAIRS) - expected).abs().max()) > 1e-3
+        torch.testing.assert_close(pair_logprobs(reference, PAIRS), expected)
 
 
 def test_one_epoch_runs_the_trunk_once_too(tmp_path: Path) -> None:

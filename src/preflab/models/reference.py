@@ -40,6 +40,7 @@ from preflab import __version__
 from preflab.data.encode import Tree
 from preflab.data.pack import Reading, read_tokens
 from preflab.errors import StorageError
+from preflab.models.load import heard
 from preflab.models.precision import precision_of
 from preflab.models.scoring import logprobs_of, reading_of
 from preflab.models.trunk import rounded_after
@@ -47,8 +48,6 @@ from preflab.progress import say, stage, warn
 from preflab.runs import digest, write_bytes
 
 RULE = "each response's sum over its tokens, end token included, at temperature 1; kernels 2; file format 1"
-UNHEARD = {"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version"}
-"""What a model's config says that no number depends on; the weights' own dtype counts."""
 
 
 @dataclass(frozen=True)
@@ -174,14 +173,13 @@ def space_of(model: Any, trees: Sequence[Tree]) -> str:
     for name, tensor in chain(model.named_parameters(), model.named_buffers()):  # of tied weights one
         weights.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         weights.update(tensor.detach().reshape(-1).view(torch.uint8).cpu().numpy())
-    config = json.loads(model.config.to_json_string(use_diff=False))
     kind, rounded = model.device.type, rounded_after(model, trees)
     return digest(
         {
             "rule": RULE,
             "versions": [__version__, torch.__version__, transformers.__version__],
             "model": type(model).__name__,
-            "config": {name: value for name, value in config.items() if name not in UNHEARD},
+            "config": heard(model.config),
             "attention": getattr(model.config, "_attn_implementation", None),
             "weights": weights.hexdigest(),
             "device": kind,

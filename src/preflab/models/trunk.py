@@ -32,6 +32,7 @@ from preflab.data.pack import Layout, Packed, flat, tree
 from preflab.models.attention import NoTree, tree_states
 from preflab.models.freezing import frozen_digest, frozen_names, transformer_blocks
 from preflab.models.head import close, without_dropout
+from preflab.models.load import heard
 from preflab.models.state_file import StateFile, budget_bytes
 from preflab.models.tree_check import small_batch, takes_trees
 from preflab.progress import say
@@ -364,8 +365,10 @@ def _tried(body: Any, blocks: int, *, trained: bool) -> Split | str:
 
 
 def _same_trunk(model: Any, reference: Any, blocks: int) -> Split | None:
-    """How to split a reference whose frozen weights are the model's; None where they are others."""
+    """How to split a reference whose configuration and frozen weights are the model's; None where they are others."""
     names = frozen_names(model)
+    if heard(model.config) != heard(reference.config):
+        return None
     if not set(names) <= {name for name, _ in reference.named_parameters()}:
         return None
     if model.device != reference.device or frozen_digest(model, names) != frozen_digest(reference, names):
