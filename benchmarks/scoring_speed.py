@@ -23,7 +23,7 @@ import torch
 import transformers
 
 from preflab.data.encode import Tree
-from preflab.data.pack import Packed, cells, pack
+from preflab.data.pack import Packed, pack, readings
 from preflab.losses import dpo, masked_sum, token_logprobs
 from preflab.models import scoring
 
@@ -96,8 +96,8 @@ def measured(case: Case, steps: int) -> dict[str, Any]:
     shares = []
     for step in range(steps + 1):
         batch = pack(pairs_of(case, rng))
-        copied, shared = cells(batch)
-        shares.append(shared / copied)
+        copied, shared = readings(batch)
+        shares.append(shared.cells / copied.cells)
         for name, (share, logprobs) in ways.items():
             scoring.TREE_SHARE = share
             taken = seconds(model, batch, logprobs)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from preflab.data.budget import Extent, extent, first_fit
 from preflab.data.encode import Tree
-from preflab.data.pack import cells, pack
+from preflab.data.pack import pack, readings
 
 RULES: dict[str, Callable[[Extent], int]] = {
     "flat": lambda batch: batch.flat,
@@ -27,7 +27,7 @@ batches = st.lists(trees, min_size=1, max_size=14)
 
 def taken(rule: str, some: Sequence[Tree]) -> int:
     """The cells of a batch, from the batch itself."""
-    copied, shared = cells(pack(some))
+    copied, shared = (one.cells for one in readings(pack(some)))
     return RULES[rule](Extent(rows=1, longest=copied, tokens=shared + 1))
 
 

@@ -124,7 +124,7 @@ def test_a_block_keeps_its_input_alone(layout: str) -> None:
     with only(layout):
         whole, less = kept_bytes(model, on=False), kept_bytes(model, on=True)
         batch = pack(PAIRS)
-        cells = batch.token_ids.numel() if layout == "flat" else scoring.cells(batch)[1]
+        cells = batch.token_ids.numel() if layout == "flat" else scoring.readings(batch)[1].cells
     state = cells * 16 * 8
     assert 3 * state <= less < 8 * state
     assert whole > 3 * less

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from preflab.config import pair_losses as of
 from preflab.config.pair_losses import PairLoss
 from preflab.data.encode import Tree
-from preflab.data.pack import Packed, cells, flat, pack
+from preflab.data.pack import Packed, flat, pack, readings
 from preflab.data.pack import tree as laid_as_tree
 from preflab.losses import bradley_terry, kto, less_group_mean, ppo_clip, sft, token_logprobs
 from preflab.models import attention, scoring, tree_check
@@ -233,11 +233,13 @@ def test_the_gradient_of_the_fused_head_is_that_of_finite_differences(
     )
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", ["gpt2", "llama", "qwen2", "gemma2", "granite", "cohere", "mistral"])
-def test_these_families_take_the_tree_and_the_fused_head(name: str) -> None:
-    """Or the tests above would hold the flat layout against itself."""
-    assert tree_check.takes_trees(model_of(name).base_model)
-    assert heads.head_of(model_of(name)) is not None
+def test_these_families_take_the_tree_and_the_fused_head(name: str, dtype: torch.dtype) -> None:
+    """Or the tests above, and those of other files in float64, would hold the flat layout against itself."""
+    model = copy.deepcopy(model_of(name)).to(dtype)
+    assert tree_check.takes_trees(model.base_model)
+    assert heads.head_of(model) is not None
 
 
 @torch.no_grad()
@@ -312,6 +314,19 @@ def test_models_that_cannot_share_a_prompt_say_so_once_and_score_row_by_row(
 
 
 @torch.no_grad()
+def test_a_batch_that_a_window_refuses_takes_one_pass() -> None:
+    model, batch = copy.deepcopy(model_of("mistral")), pack(PAIRS)
+    response_logprobs(model, pack(drawn(seed=5, shapes=[(3, (1, 1))])))  # what the model can do is found out once
+    seen: list[int] = []
+    model.base_model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    with laid_out("tree"):
+        response_states(model, batch)
+    assert seen == [2 * len(PAIRS)]
+
+
+@torch.no_grad()
 def test_a_window_that_no_sequence_reaches_is_no_obstacle(capsys: pytest.CaptureFixture[str]) -> None:
     model = copy.deepcopy(model_of("mistral"))
     short = drawn(seed=5, shapes=[(3, (1, 3, 4)), (2, (4, 2))])  # 7 tokens, the last of which is not read
@@ -371,7 +386,7 @@ def test_the_tree_holds_each_prompt_and_response_once() -> None:
     for ends in (True, False):
         layout = laid_as_tree(batch, ends=ends)
         assert layout.token_ids.numel() == 60 + 3 + 4 + 5 + 40 + 6 + 1 + 2 - 7 * (not ends)
-    assert cells(batch) == (batch.token_ids.numel(), layout.token_ids.numel())
+    assert [one.cells for one in readings(batch)] == [batch.token_ids.numel(), layout.token_ids.numel()]
     assert batch.tree.tolist() == [0, 0, 1, 1, 1, 2, 0]
 
 
@@ -402,5 +417,5 @@ def test_responses_share_the_prompt_of_those_that_are_with_them() -> None:
     """Also where a group was packed response by response, and where some of it was picked."""
     (group,) = drawn(seed=7, shapes=[(12, (3, 4, 5, 6))])
     batch = pack([Tree("sample", group.prompt, (response,)) for response in group.responses])
-    assert cells(batch)[1] == 12 + 18 - 4
-    assert cells(batch.rows(torch.tensor([3, 1])))[1] == 12 + 6 + 4 - 2
+    assert readings(batch)[1].cells == 12 + 18 - 4
+    assert readings(batch.rows(torch.tensor([3, 1])))[1].cells == 12 + 6 + 4 - 2

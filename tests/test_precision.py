@@ -341,8 +341,8 @@ def test_each_precision_has_its_own_place_in_the_reference_cache() -> None:
     with torch.no_grad():
         for parameter in model.parameters():  # no rounding tells them apart
             parameter.copy_(parameter.to(torch.bfloat16))
-    assert len({space_of(at_work(model, name)) for name in EVERY}) == 3
-    assert space_of(at_work(model, "fp32")) == space_of(model)
+    assert len({space_of(at_work(model, name), ()) for name in EVERY}) == 3
+    assert space_of(at_work(model, "fp32"), ()) == space_of(model, ())
 
 
 @needs_bf16

@@ -30,7 +30,7 @@ from preflab.losses import bradley_terry, dpo, masked_sum
 from preflab.models import scoring
 from preflab.models.freezing import freeze
 from preflab.models.load import Policy, copy_of
-from preflab.models.reference import ReferenceCache
+from preflab.models.reference import ReferenceCache, space_of
 from preflab.models.scoring import response_logprobs, response_scores
 from preflab.models.state_file import StateFile
 from preflab.models.trunk import GIB, frozen_trunk, split_of
@@ -170,8 +170,16 @@ def dpo_loss(logprob: Tensor) -> Tensor:
     return dpo(chosen + 9.0, rejected + 8.0, beta=0.3).mean()
 
 
-def kept_in(folder: Path, model: Any, trees: Sequence[Tree] = PAIRS, *, again: bool = True, **settings: Any) -> Any:
-    return frozen_trunk(model, FROZEN, trees, Trunk(**settings), folder, again=again)
+def kept_in(
+    folder: Path,
+    model: Any,
+    trees: Sequence[Tree] = PAIRS,
+    *,
+    again: bool = True,
+    reference: Any = None,
+    **settings: Any,
+) -> Any:
+    return frozen_trunk(model, FROZEN, trees, Trunk(**settings), folder, again=again, reference=reference)
 
 
 GRID = [(torch.float64, "working", 0.0), (torch.float32, "working", 1e-5), (torch.float32, "bf16", 2e-2)]
@@ -280,6 +288,17 @@ def test_the_trunk_runs_once_for_reference_and_policy_in_all_epochs(tmp_path: Pa
         assert sum(cells) > 3 * TOKENS
 
 
+def test_a_reference_with_equal_weights_but_another_config_shares_no_states(tmp_path: Path) -> None:
+    model = model_of("gpt2")
+    config = transformers.AutoConfig.for_model("gpt2", **OPTIONS["gpt2"], layer_norm_epsilon=0.1)
+    reference = transformers.AutoModelForCausalLM.from_config(config).double().eval()
+    reference.load_state_dict(model.state_dict())
+    expected = pair_logprobs(reference, PAIRS)
+    with kept_in(tmp_path, model, reference=reference):
+        assert float((pair_logprobs(model, PAIRS) - expected).abs().max()) > 1e-3
+        torch.testing.assert_close(pair_logprobs(reference, PAIRS), expected)
+
+
 def test_one_epoch_runs_the_trunk_once_too(tmp_path: Path) -> None:
     model = model_of("gpt2")
     with cells_of(model) as cells:
@@ -365,6 +384,21 @@ def test_states_rounded_to_bfloat16_are_those_of_policy_and_reference_alike(tmp_
         assert lines[0]["loss"] == pytest.approx(0.693147, abs=1e-5)
         assert read_json(tmp_path / str(number) / "start.json")["largest_logratio_nats"] < 1e-5
     assert len(list(cache.folder.iterdir())) == 2
+
+
+def test_the_cache_tells_where_states_are_rounded_and_whether_those_of_a_tree_are(tmp_path: Path) -> None:
+    others = drawn([(4, 3, 5)], seed=9)
+    model = copy.deepcopy(made("gpt2", False))
+    plain, found, spaces = space_of(model, PAIRS), [], []
+    for blocks in (1, 2):
+        freeze(model, blocks)
+        with frozen_trunk(model, blocks, PAIRS, Trunk(dtype="bf16"), tmp_path, again=True):
+            found.append(pair_logprobs(model, PAIRS))
+            spaces.append(space_of(model, PAIRS))
+            assert space_of(model, others) == plain
+        model.requires_grad_(True)
+    assert float((found[0] - found[1]).abs().max()) > 1e-4
+    assert len({plain, *spaces}) == 3
 
 
 def test_states_of_one_precision_are_not_read_in_another(tmp_path: Path) -> None:
@@ -534,7 +568,9 @@ def test_only_a_run_that_freezes_records_what_is_kept() -> None:
     assert to_values(SFT(freeze_blocks=1))["trunk"] == {"disk_gib": 4.0, "dtype": "working"}
 
 
-def test_the_command_trains_with_kept_states(tmp_path: Path) -> None:
+def test_the_command_trains_with_kept_states_and_a_dry_run_finds_its_reference(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     model, data = save_tiny(tmp_path / "model"), write_jsonl(tmp_path / "pairs.jsonl", tiny_pairs(12))
     command = f"train dpo --model {model} --data {data} --out {tmp_path / 'run'} --freeze-blocks 1 --trunk.dtype bf16"
     main(f"{command} --epochs 2 --batch.size 4 --log-every 1 --evaluations 1".split())
@@ -542,3 +578,8 @@ def test_the_command_trains_with_kept_states(tmp_path: Path) -> None:
     assert lines[0]["loss"] == pytest.approx(0.693147, abs=1e-5)
     assert lines[-1]["loss"] < 0.6931
     assert "dtype: bf16" in (tmp_path / "run" / "config.yaml").read_text()
+    capsys.readouterr()
+    main([*command.split(), "--dry-run"])
+    assert "from the cache" in capsys.readouterr().out
+    main([*command.replace("bf16", "working").split(), "--dry-run"])
+    assert "to compute, 0 from the cache" in capsys.readouterr().out

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from preflab.data.encode import Tree
+from preflab.data.pack import Reading
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,13 @@ class Extent:
     def tree(self) -> int:
         """Cells of the tree layout, without last tokens."""
         return self.tokens - self.rows
+
+    def readings(self, *, ends: bool) -> tuple[Reading, Reading]:
+        """As `data/pack.py: readings` has them: the cells, and the longest."""
+        return (
+            Reading(cells=self.flat, longest=self.longest),
+            Reading(cells=self.tree + ends * self.rows, longest=self.longest - (not ends)),
+        )
 
     def plus(self, other: Extent, *, shared_tokens: int = 0) -> Extent:
         """Both in one batch, where they share a prompt of so many tokens."""

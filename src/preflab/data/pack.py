@@ -206,16 +206,6 @@ def tree(batch: Packed, *, ends: bool) -> Layout:
     ).to(device)
 
 
-def cells(batch: Packed) -> tuple[int, int]:
-    """How many cells `flat` and `tree` have; the tree without last tokens.
-
-    >>> cells(pack([Tree("a:1", (5, 6), ((7, 8), (9, 10, 11)))]))
-    (10, 5)
-    """
-    prompts = dict(zip(batch.tree.tolist(), batch.starts.tolist(), strict=True))
-    return batch.token_ids.numel(), sum(prompts.values()) + int(batch.mask.sum()) - len(batch.mask)
-
-
 def _alike(rows: list[int], lengths: list[int]) -> list[list[int]]:
     """Rows of similar length together, longest first."""
     groups: list[list[int]] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 
 PAD = "<|pad|>"
+UNHEARD = {"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version"}
+"""What a model's config says that no number depends on; the weights' own dtype counts."""
 
 
 @dataclass(frozen=True)
@@ -137,6 +140,12 @@ def check_length(model: Any, tokens: int, remedy: str) -> None:
     positions = getattr(model.config, "max_position_embeddings", None)
     if positions is not None and tokens > positions:
         raise ConfigError(f"sequences of {tokens} tokens, but the model has {positions} positions; {remedy}")
+
+
+def heard(config: Any) -> dict[str, Any]:
+    """What a model's config says that its numbers may depend on."""
+    said = json.loads(config.to_json_string(use_diff=False))
+    return {name: value for name, value in said.items() if name not in UNHEARD}
 
 
 def copy_of(model: Any) -> Any:

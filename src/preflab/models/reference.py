@@ -40,15 +40,14 @@ from preflab import __version__
 from preflab.data.encode import Tree
 from preflab.data.pack import Reading, read_tokens
 from preflab.errors import StorageError
+from preflab.models.load import heard
 from preflab.models.precision import precision_of
 from preflab.models.scoring import logprobs_of, reading_of
-from preflab.models.trunk import rounds_states
+from preflab.models.trunk import rounded_after
 from preflab.progress import say, stage, warn
 from preflab.runs import digest, write_bytes
 
 RULE = "each response's sum over its tokens, end token included, at temperature 1; kernels 2; file format 1"
-UNHEARD = {"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version"}
-"""What a model's config says that no number depends on; the weights' own dtype counts."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +137,7 @@ def reference_logprobs(model: Any, trees: Sequence[Tree], cache: ReferenceCache 
     """
     if model.training or not trees:
         cache = None
-    space = "" if cache is None else space_of(model)
+    space = "" if cache is None else space_of(model, trees)
     keys = [_key(space, tree) for tree in trees]
     known = {} if cache is None else cache.read(space)
     wanted = dict(zip(keys, trees, strict=True))
@@ -159,13 +158,13 @@ def reference_logprobs(model: Any, trees: Sequence[Tree], cache: ReferenceCache 
 
 def found_in(cache: ReferenceCache, model: Any, trees: Sequence[Tree]) -> int:
     """Of how many of these trees the cache holds the log-probabilities."""
-    space = space_of(model)
+    space = space_of(model, trees)
     known = cache.read(space)
     return sum(_key(space, tree) in known for tree in trees)
 
 
-def space_of(model: Any) -> str:
-    """A digest of all that a log-probability depends on besides the token ids.
+def space_of(model: Any, trees: Sequence[Tree]) -> str:
+    """A digest of all that the log-probabilities of these trees depend on besides their token ids.
 
     The weights are read anew each time (a GPT-2's in 0.3 s): what is remembered about a model could be
     out of date.
@@ -174,14 +173,13 @@ def space_of(model: Any) -> str:
     for name, tensor in chain(model.named_parameters(), model.named_buffers()):  # of tied weights one
         weights.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         weights.update(tensor.detach().reshape(-1).view(torch.uint8).cpu().numpy())
-    config = json.loads(model.config.to_json_string(use_diff=False))
-    kind = model.device.type
+    kind, rounded = model.device.type, rounded_after(model, trees)
     return digest(
         {
             "rule": RULE,
             "versions": [__version__, torch.__version__, transformers.__version__],
             "model": type(model).__name__,
-            "config": {name: value for name, value in config.items() if name not in UNHEARD},
+            "config": heard(model.config),
             "attention": getattr(model.config, "_attn_implementation", None),
             "weights": weights.hexdigest(),
             "device": kind,
@@ -189,7 +187,7 @@ def space_of(model: Any) -> str:
             "autocast": str(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else None,
             "matmul": torch.get_float32_matmul_precision(),
         }
-        | ({"trunk": "its states rounded to bfloat16"} if rounds_states(model) else {})
+        | ({"states rounded to bfloat16 after block": rounded} if rounded else {})
     )
 
 

@@ -10,9 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from preflab.data.budget import Extent
 from preflab.data.encode import Tree
-from preflab.data.pack import Layout, Packed, Reading, cells, flat, pack, readings, tree
+from preflab.data.pack import Layout, Packed, Reading, flat, pack, readings, tree
 from preflab.losses.logprobs import masked_sum, token_logprobs
 from preflab.models.attention import NoTree
 from preflab.models.head import chunks, head_of
@@ -224,22 +223,18 @@ def _own_logits(model: nn.Module, batch: Packed) -> Float[Tensor, "response toke
     return wide(logits).gather(1, index.unsqueeze(-1).expand(-1, -1, logits.shape[-1]))
 
 
-def reads_tree(model: Any, batch: Extent | Packed | Sequence[Tree], *, ends: bool) -> bool:
-    """Whether a batch, or one of this extent, is read in the tree layout; `ends`: last tokens are read too."""
+def reads_tree(model: Any, copied: Reading, shared: Reading) -> bool:
+    """Whether a batch is read in the tree layout; of what either layout takes, cells and the longest count."""
     if not hasattr(model, "score") and head_of(model) is None:
         return False
-    if not isinstance(batch, Extent):
-        copied, shared = readings(batch)
-        rows = copied.cells // max(1, copied.longest)
-        batch = Extent(rows, copied.longest, shared.cells + rows)
-    return _tree_pays(model.base_model, batch.flat, batch.tree, batch.longest - (not ends))
+    return shared.cells <= TREE_SHARE * copied.cells and takes_trees(model.base_model, shared.longest)
 
 
 @at_work
 def _states(model: Any, batch: Packed, *, ends: bool = False) -> tuple[Float[Tensor, "cell width"], Layout]:
     """The last hidden state of every cell of the layout that costs less."""
     body = model.base_model
-    if _tree_pays(body, *cells(batch)):
+    if reads_tree(model, *readings(batch, ends=ends)):
         layout = tree(batch, ends=ends)
         try:
             return body_states(body, batch, layout, ends=ends), layout
@@ -249,10 +244,6 @@ def _states(model: Any, batch: Packed, *, ends: bool = False) -> tuple[Float[Ten
     return body_states(body, batch, layout, ends=ends), layout
 
 
-def _tree_pays(body: Any, copied: int, shared: int, longest: int = 0) -> bool:
-    return shared <= TREE_SHARE * copied and takes_trees(body, longest)
-
-
 def reading(model: Any, given: Packed | Sequence[Tree], *, ends: bool = False) -> Reading:
     """What a pass over a batch computes, in the layout that it takes.
 
@@ -260,7 +251,7 @@ def reading(model: Any, given: Packed | Sequence[Tree], *, ends: bool = False) -
         ends: with the last token of each response, as `response_scores` reads it.
     """
     copied, shared = readings(given, ends=ends)
-    return shared if reads_tree(model, given, ends=ends) else copied
+    return shared if reads_tree(model, copied, shared) else copied
 
 
 def reading_of(model: Any, trees: Sequence[Tree], *, batch_size: int = TREES_AT_ONCE) -> Reading:

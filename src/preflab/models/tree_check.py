@@ -21,12 +21,16 @@ def takes_trees(body: Any, longest: int = 0) -> bool:
     """Whether the model gives the states of the flat layout in the tree layout too: tried once, on two small trees.
 
     Args:
-        longest: of a batch's layout; one as long as another that was refused is refused too.
+        longest: of a batch's layout; one longer than a window of its attention, or as long as another that was refused,
+            is refused too.
     """
     if body not in _takes:
         with without_dropout(body):
             _takes[body] = _tried(body)
-    return _takes[body] and not refused(body, longest)
+    if _takes[body] and refused(body, longest):
+        say_no_tree(body, f"a window of its attention is shorter than {longest} tokens")
+        return False
+    return _takes[body]
 
 
 def say_no_tree(body: Any, reason: str) -> None:

@@ -32,6 +32,7 @@ from preflab.data.pack import Layout, Packed, Reading, flat, readings, tree
 from preflab.models.attention import NoTree, tree_states
 from preflab.models.freezing import frozen_digest, frozen_names, transformer_blocks
 from preflab.models.head import close, without_dropout
+from preflab.models.load import heard
 from preflab.models.state_file import StateFile, budget_bytes
 from preflab.models.tree_check import small_batch, takes_trees
 from preflab.progress import say
@@ -164,10 +165,16 @@ def ran_below(model: Any) -> tuple[int, Reading]:
     return split.blocks, ran
 
 
-def rounds_states(model: Any) -> bool:
-    """Whether the model's numbers are those of states rounded to bfloat16, at the moment."""
+def rounded_after(model: Any, trees: Iterable[Tree]) -> int:
+    """After how many blocks the states of these trees are rounded to bfloat16, at the moment; 0: nowhere."""
     body = model.base_model
-    return body in _open and _open[body][1].dtype is torch.bfloat16
+    if body not in _open:
+        return 0
+    split, kept = _open[body]
+    rounded = kept.dtype is torch.bfloat16 and all(
+        _key(tree.prompt, response) in kept.responses for tree in trees for response in tree.responses
+    )
+    return split.blocks if rounded else 0
 
 
 class States:
@@ -371,8 +378,10 @@ def _tried(body: Any, blocks: int, *, trained: bool) -> Split | str:
 
 
 def _same_trunk(model: Any, reference: Any, blocks: int) -> Split | None:
-    """How to split a reference whose frozen weights are the model's; None where they are others."""
+    """How to split a reference whose configuration and frozen weights are the model's; None where they are others."""
     names = frozen_names(model)
+    if heard(model.config) != heard(reference.config):
+        return None
     if not set(names) <= {name for name, _ in reference.named_parameters()}:
         return None
     if model.device != reference.device or frozen_digest(model, names) != frozen_digest(reference, names):

@@ -28,9 +28,9 @@ from torch.utils._pytree import tree_leaves
 
 from preflab.config.training import Optimizer
 from preflab.data.encode import Tree
-from preflab.data.pack import Reading
+from preflab.data.pack import Reading, readings
 from preflab.models import head, scoring
-from preflab.models.scoring import reading, reads_tree
+from preflab.models.scoring import reads_tree
 from preflab.rollouts.sampler import sample
 from preflab.training.cost import resident_bytes
 from preflab.training.optimizer import Stepper
@@ -171,7 +171,9 @@ def watched(run: Callable[[], Tensor | None], models: Sequence[nn.Module], *, vo
 def shape_of(model: Any, trees: Sequence[Tree]) -> Shape:
     """A micro-batch in the layout that scoring takes for it."""
     ends = hasattr(model, "score")  # which is read at last tokens
-    return Shape(reading(model, trees, ends=ends), reads_tree(model, trees, ends=ends))
+    copied, shared = readings(trees, ends=ends)
+    tree = reads_tree(model, copied, shared)
+    return Shape(shared if tree else copied, tree)
 
 
 def peak_of(

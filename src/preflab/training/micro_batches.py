@@ -41,8 +41,8 @@ class MicroBatches:
     def cells(self, batch: Extent) -> int:
         """How many cells the models compute of a batch: in the tree layout a prompt counts once, in the flat one all
         rows are as long as the longest."""
-        tree = batch.tree + (batch.rows if self.ends else 0)
-        return max(tree if reads_tree(model, batch, ends=self.ends) else batch.flat for model in self.models)
+        copied, shared = batch.readings(ends=self.ends)
+        return max((shared if reads_tree(model, copied, shared) else copied).cells for model in self.models)
 
     def warn_alone(self, trees: Sequence[Tree], what: str) -> None:
         """One line where examples are larger than the budget: how many, and what the largest takes."""

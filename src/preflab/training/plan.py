@@ -298,7 +298,7 @@ def _plan(policy: Policy, cut: Cut, steps: int, examples: int, memory: Memory) -
         steps=steps,
         examples=examples,
         micro_batch=len(cut.largest),
-        tree=reads_tree(policy.model, cut.largest, ends=ends),
+        tree=reads_tree(policy.model, copied, shared),
         cells=(copied.cells, shared.cells),
         memory=memory,
     )
