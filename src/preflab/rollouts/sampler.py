@@ -20,6 +20,9 @@ from preflab.data.encode import Tree
 from preflab.models.precision import at_work
 from preflab.seeds import derive
 
+SAMPLED_AT_ONCE = 256
+"""How many responses are sampled at once, where no one says otherwise."""
+
 
 @dataclass(frozen=True)
 class Response:
@@ -53,7 +56,7 @@ def sample(
     temperature: float = 1.0,
     greedy: bool = False,
     samples: int = 1,
-    batch_size: int = 256,
+    batch_size: int = SAMPLED_AT_ONCE,
 ) -> list[Response]:
     """`samples` responses to each prompt, prompt by prompt.
 

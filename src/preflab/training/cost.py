@@ -59,7 +59,8 @@ class Cost:
         """Frozen blocks whose states are kept count for what they computed, not for what was read."""
         below, ran = ran_below(model)
         self.flops += flops(model, read, backward=backward, stored=below)
-        self.flops += flops(model, ran) - flops(model, ran, stored=below)
+        if ran.cells:
+            self.flops += flops(model, ran) - flops(model, ran, stored=below)
 
     def add(self, other: Cost) -> None:
         """Count what another cost counted."""

@@ -41,10 +41,14 @@ def total_steps(examples: int, settings: Fit) -> int:
     return max(1, math.ceil(settings.epochs * examples / settings.batch.size))
 
 
+def is_scorer(policy: Policy) -> bool:
+    """Whether it is a reward model, which is read at the last token of each response."""
+    return policy.model.get_output_embeddings() is None
+
+
 def micro_batches_of(policy: Policy, settings: Fit) -> MicroBatches:
-    """How a step is cut; a reward model is read at the last token."""
-    scores = policy.model.get_output_embeddings() is None
-    return MicroBatches(settings.batch.micro, settings.batch.tokens, (policy.model,), ends=scores)
+    """How a step is cut."""
+    return MicroBatches(settings.batch.micro, settings.batch.tokens, (policy.model,), ends=is_scorer(policy))
 
 
 def indices_of(trees: Sequence[Tree], settings: Fit, *, seed: int) -> Callable[[int], list[int]]:

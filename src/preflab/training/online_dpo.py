@@ -71,7 +71,7 @@ def train_online_dpo(
         epochs=settings.epochs,
         evaluations=settings.evaluations,
     )
-    dealt = Online(batch=RolloutBatch(size=batch.size, mini=batch.mini), epochs=settings.epochs)
+    dealt = dealt_pairs(settings)
     stepper = Stepper(policy.model, settings.optimizer, settings.updates * dealt.steps_per_update)
 
     micro_batches = MicroBatches(batch.micro, batch.tokens, (policy.model,))
@@ -129,3 +129,8 @@ def train_online_dpo(
             log_every=log_every,
             evaluate=evaluate,
         )
+
+
+def dealt_pairs(settings: OnlineDPO) -> Online:
+    """How the pairs of a rollout are dealt into mini-batches: as responses would be, at most one pair a prompt."""
+    return Online(batch=RolloutBatch(size=settings.batch.size, mini=settings.batch.mini), epochs=settings.epochs)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from preflab.config.online import PPO, Online, PolicyGradient, RolloutBatch
+from preflab.config.online import PPO, Online, PolicyGradient
 from preflab.config.online_preference import IterativeDPO, OnlineDPO
 from preflab.config.pair_losses import KTOLoss
 from preflab.config.preference import Preference, Unpaired
@@ -31,27 +31,24 @@ from preflab.models.scoring import (
     response_logits,
     response_logprobs,
     response_scores,
-    rows_at_once,
     scored,
     trees_at_once,
 )
 from preflab.models.trunk import stored_bytes
 from preflab.rewards.learned import LearnedReward
-from preflab.rollouts.sampler import Response
+from preflab.rollouts.sampler import SAMPLED_AT_ONCE, Response
 from preflab.seeds import derive
 from preflab.training.cost import Cost
 from preflab.training.memory import Kept, Peak, held_bytes, kept_by_optimizer, peak_of, process_bytes, sampling_peak
 from preflab.training.micro_batches import MicroBatches
-from preflab.training.offline import indices_of, micro_batches_of, reads_again, total_steps
+from preflab.training.offline import indices_of, is_scorer, micro_batches_of, reads_again, total_steps
 from preflab.training.online import mini_batches, prompts_from
+from preflab.training.online_dpo import dealt_pairs
 from preflab.training.order import batch_at
 from preflab.training.ppo import Critic
 from preflab.training.preference import knows_reference, ranks_batch
-from preflab.training.rollout import PromptIds, roll_out
+from preflab.training.rollout import PromptIds, roll_out, scored_together
 from preflab.training.unpaired import mismatched
-
-SAMPLED_AT_ONCE = 256
-"""`rollouts/sampler.py: sample` answers so many rows at once."""
 
 Pass = Callable[[Sequence[Tree]], Tensor | None]
 
@@ -133,7 +130,7 @@ def plan_offline(
         )
         if in_steps:
             later["the policy's pass before a step"] = first["the reference's pass"]
-    run = _scores(policy) if _is_scorer(policy) else _logprobs(policy)
+    run = _scores(policy) if is_scorer(policy) else _logprobs(policy)
     with checkpointed(policy.model, on=settings.activation_checkpointing):
         later["training"] = peak_of(run, [policy.model], cut.largest, accumulates=cut.accumulates)
     again = bool(alone) or reads_again(len(trees), steps, settings)
@@ -175,8 +172,7 @@ def plan_online(
             states = max(_stored(policy, some, settings, folder) for some in pairs)
             responses, at_once = len(settings.ranking.temperatures), len(updates[0])
         case OnlineDPO():
-            batch = settings.batch
-            dealt = Online(batch=RolloutBatch(size=batch.size, mini=batch.mini), epochs=settings.epochs)
+            batch, dealt = settings.batch, dealt_pairs(settings)
             steps, of_a_step = settings.updates * dealt.steps_per_update, batch.mini
             pairs = [_answered(chosen, max_new_tokens, 2, together=True) for chosen in updates]
             cut = cut_online(policy, pairs, dealt, MicroBatches(batch.micro, batch.tokens, (policy.model,)), seed=seed)
@@ -253,7 +249,7 @@ def prompts_of_updates(
 
 def largest(policy: Policy, batches: Iterable[list[Tree]]) -> list[Tree]:
     """The batch with most cells, in the layout that each takes."""
-    ends = _is_scorer(policy)
+    ends = is_scorer(policy)
     return max(batches, key=lambda trees: reading(policy.model, trees, ends=ends).cells)
 
 
@@ -279,20 +275,16 @@ def _parts(trees: Sequence[Tree], size: int) -> list[list[Tree]]:
     return [list(trees[begin : begin + size]) for begin in range(0, len(trees), size)]
 
 
-def _is_scorer(policy: Policy) -> bool:
-    return policy.model.get_output_embeddings() is None
-
-
 def _stored(policy: Policy, trees: Sequence[Tree], settings: Fit, folder: Path) -> int:
     """Bytes of the file of frozen blocks' states; on a GPU they take none of its memory."""
     if policy.device.type != "cpu":
         return 0
     there = next(one for one in (folder, *folder.absolute().parents) if one.is_dir())
-    return stored_bytes(policy.model, settings.freeze_blocks, trees, settings.trunk, there, ends=_is_scorer(policy))
+    return stored_bytes(policy.model, settings.freeze_blocks, trees, settings.trunk, there, ends=is_scorer(policy))
 
 
 def _plan(policy: Policy, cut: Cut, steps: int, examples: int, memory: Memory) -> Plan:
-    ends = _is_scorer(policy)
+    ends = is_scorer(policy)
     copied, shared = readings(cut.largest, ends=ends)
     return Plan(
         steps=steps,
@@ -387,11 +379,8 @@ def _surrogate(policy: Policy, critic: Critic | None, reference: Any, settings: 
 
 def _rolled_together(models: Sequence[Any], trees: list[Tree], settings: Any) -> list[list[Tree]]:
     """As `training/rollout.py: roll_out` cuts a rollout."""
-    tokens = settings.batch.tokens
-    width = max(len(tree.prompt) + len(tree.responses[0]) for tree in trees)
-    size = rows_at_once(models[0], width, len(trees) if tokens else settings.batch.micro)
-    parts = MicroBatches(size, tokens, tuple(models[:2])).of(trees)
-    return [part for rows in parts for part in _parts([trees[i] for i in rows], size)]
+    cut = scored_together(models[:2], trees, settings.batch.micro, settings.batch.tokens)
+    return [[trees[i] for i in rows] for rows in cut]
 
 
 def _rolled(policy: Policy, reference: Any) -> Pass:

@@ -155,9 +155,7 @@ def roll_out(
     """
     batch = pack([response.tree for response in responses]).to(policy.device)
     models = (policy.model, reference)
-    size = rows_at_once(policy.model, batch.token_ids.shape[1], len(responses) if tokens else batch_size)
-    cut = MicroBatches(size, tokens, models).of([response.tree for response in responses])
-    cut = [rows[begin : begin + size] for rows in cut for begin in range(0, len(rows), size)]
+    cut = scored_together(models, [response.tree for response in responses], batch_size, tokens)
     parts = []
     for rows in cut:
         micro = batch.rows(torch.tensor(rows, device=policy.device))
@@ -186,6 +184,17 @@ def roll_out(
         sampler_gap=_sampler_gap(responses, sampling_logprobs, policy.model),
         distributions=Distributions(*whole) if measured else None,
     )
+
+
+def scored_together(
+    models: Sequence[Any], trees: Sequence[Tree], batch_size: int, tokens: int | None
+) -> list[list[int]]:
+    """Which responses of a rollout, a tree each, are scored at once: by number or by cells, and within what a pass
+    without gradients may hold."""
+    width = max(len(tree.prompt) + len(tree.responses[0]) for tree in trees)
+    size = rows_at_once(models[0], width, len(trees) if tokens else batch_size)
+    parts = MicroBatches(size, tokens, tuple(models)).of(trees)
+    return [rows[begin : begin + size] for rows in parts for begin in range(0, len(rows), size)]
 
 
 def _at(policy: Read, temperatures: Sequence[float]) -> Float[Tensor, "response token"]:
