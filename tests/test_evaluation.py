@@ -24,7 +24,7 @@ from preflab.data.encode import Encoder, Tree
 from preflab.evaluation.policy import Judge
 from preflab.evaluation.rows import add_point, best_step, finish, read_points
 from preflab.models.load import Policy, copy_of
-from preflab.rollouts.sampler import Response
+from preflab.rollouts.response import Response
 from preflab.runs import read_json, read_lines
 from preflab.training.rollout import PromptIds
 from tiny import tiny_policy

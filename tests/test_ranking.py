@@ -14,7 +14,7 @@ from preflab.config.online_preference import Ranking
 from preflab.data.encode import Encoder
 from preflab.errors import DataError, NumericError
 from preflab.rewards.protocol import Answer
-from preflab.rollouts.sampler import Response
+from preflab.rollouts.response import Response
 from preflab.training import ranking as ranking_module
 from preflab.training.cost import Cost
 from preflab.training.ranking import Ranked, best_against_worst, rank_responses

@@ -13,7 +13,8 @@ from enumerable import END_ID, VOCABULARY, every_response, exact_logprobs, lette
 from preflab.data.pack import pack
 from preflab.models.load import Policy
 from preflab.models.scoring import response_logprobs
-from preflab.rollouts.sampler import Response, sample
+from preflab.rollouts.response import Response
+from preflab.rollouts.sampler import sample
 from tiny import tiny_policy
 
 PROMPTS = ((5,), (9, 30, 31, 32, 33, 34, 35), (40, 41, 42), (7, 8), (100, 101, 102, 103, 104))

@@ -28,7 +28,7 @@ from preflab.models.scoring import (
     response_values,
     scored,
 )
-from preflab.rollouts.sampler import Response
+from preflab.rollouts.response import Response
 from preflab.training.preference import pair_logprobs
 from preflab.training.rollout import PromptIds
 from tiny import save_tiny, tiny_policy

@@ -18,7 +18,8 @@ from preflab.losses import kl_full, masked_sum
 from preflab.models.load import Policy
 from preflab.models.scoring import of_distributions, read, response_logprobs, trees_at_once
 from preflab.rewards.protocol import Reward, score
-from preflab.rollouts.sampler import Response, sample
+from preflab.rollouts.response import Response
+from preflab.rollouts.sampler import sample
 from preflab.runs import JSON
 from preflab.training.rollout import PromptIds, answers
 

@@ -8,7 +8,6 @@ rounding, and every arm meets the same luck. There is no top-k, top-p or penalty
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,32 +15,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from preflab.data.encode import Tree
 from preflab.models.precision import at_work
+from preflab.rollouts.choice import choose
+from preflab.rollouts.response import Response
 from preflab.seeds import derive
 
 SAMPLED_AT_ONCE = 256
 """How many responses are sampled at once, where no one says otherwise."""
-
-
-@dataclass(frozen=True)
-class Response:
-    """One sampled response."""
-
-    key: str
-    """Which prompt it answers."""
-    prompt: tuple[int, ...]
-    tokens: tuple[int, ...]
-    """Its token ids, at least one; the end token last where `ended`."""
-    logprobs: tuple[float, ...]
-    """Behaviour log-probabilities at the sampling temperature, in nats, one a token."""
-    ended: bool
-    """True where the policy emitted its end token, False where the length limit cut it."""
-
-    @property
-    def tree(self) -> Tree:
-        """As a batch can hold it."""
-        return Tree(self.key, self.prompt, (self.tokens,))
 
 
 @torch.no_grad()
@@ -133,16 +113,11 @@ def _decode(
             logits_to_keep=1,
         )
         cache = outputs.past_key_values
-        scores = (outputs.logits[:, -1].float() / temperature).log_softmax(-1)
-        if uniforms is None:
-            drawn = scores.argmax(-1)
-        else:
-            cdf = scores.double().exp().cumsum(-1)
-            # The last entry is 1 up to rounding: scale the uniform instead of the table.
-            drawn = torch.searchsorted(cdf, uniforms[:, step : step + 1] * cdf[:, -1:], right=True).squeeze(1)
-            drawn = drawn.clamp(max=scores.shape[-1] - 1)
+        drawn, chosen = choose(
+            outputs.logits[:, -1], None if uniforms is None else uniforms[:, step], temperature=temperature
+        )
         out_tokens.append(drawn)
-        out_logprobs.append(scores.gather(1, drawn.unsqueeze(1)).squeeze(1))
+        out_logprobs.append(chosen)
         ended |= drawn == end_id
         if bool(ended.all()):
             break

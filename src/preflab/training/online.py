@@ -25,7 +25,8 @@ from preflab.models.load import Policy
 from preflab.models.precision import in_bf16
 from preflab.progress import stage
 from preflab.rewards.protocol import Reward, score
-from preflab.rollouts.sampler import Response, sample
+from preflab.rollouts.response import Response
+from preflab.rollouts.sampler import sample
 from preflab.runs import RunFolder
 from preflab.seeds import derive
 from preflab.training.checks import check_reference

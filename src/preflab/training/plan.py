@@ -36,7 +36,8 @@ from preflab.models.scoring import (
 )
 from preflab.models.trunk import stored_bytes
 from preflab.rewards.learned import LearnedReward
-from preflab.rollouts.sampler import SAMPLED_AT_ONCE, Response
+from preflab.rollouts.response import Response
+from preflab.rollouts.sampler import SAMPLED_AT_ONCE
 from preflab.seeds import derive
 from preflab.training.cost import Cost
 from preflab.training.memory import Kept, Peak, held_bytes, kept_by_optimizer, peak_of, process_bytes, sampling_peak

@@ -28,7 +28,7 @@ from preflab.models.freezing import freeze
 from preflab.models.load import Policy
 from preflab.models.scoring import reading, scored
 from preflab.rewards.protocol import Reward
-from preflab.rollouts.sampler import Response
+from preflab.rollouts.response import Response
 from preflab.runs import RunFolder
 from preflab.training.cost import Cost
 from preflab.training.micro_batches import MicroBatches

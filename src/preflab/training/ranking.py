@@ -10,7 +10,8 @@ from preflab.data.encode import Encoder, Tree
 from preflab.errors import DataError
 from preflab.models.load import Policy
 from preflab.rewards.protocol import Reward, score
-from preflab.rollouts.sampler import Response, sample
+from preflab.rollouts.response import Response
+from preflab.rollouts.sampler import sample
 from preflab.runs import JSON
 from preflab.seeds import derive
 from preflab.training.cost import Cost, Stopwatch

@@ -22,7 +22,7 @@ from preflab.models.precision import in_bf16
 from preflab.models.scoring import Read, of_distributions, read, reading, rows_at_once
 from preflab.rewards.learned import LearnedReward
 from preflab.rewards.protocol import Answer, Reward
-from preflab.rollouts.sampler import Response
+from preflab.rollouts.response import Response
 from preflab.training.cost import Cost
 from preflab.training.micro_batches import MicroBatches, back_in_order
 
