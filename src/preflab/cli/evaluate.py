@@ -81,7 +81,7 @@ def _figures(point: dict[str, JSON], samples: list[dict[str, JSON]]) -> dict[str
         "response tokens": rows["response_tokens"],
         "ended": rows["ended"],
         "repetition (4-grams)": [repetition(response) for response in words],
-    }
+    } | {f"reward/{name}": values for name, values in rows.get("reward_parts", {}).items()}
     made = {name: estimate([values], name) for name, values in figures.items() if values is not None}
     made["distinct-2"] = estimate(distinct_values([n_grams(response, 2) for response in words]), "distinct-2")
     return made

@@ -230,6 +230,7 @@ def online(config: RunOnline) -> None:
             "wins against the reference": after["rows"]["win"],
             "response_tokens": after["rows"]["response_tokens"],
         }
+        | {f"reward/{name}": values for name, values in after["rows"].get("reward_parts", {}).items()}
     )
     _finish(config, run, policy, figures, cost, rows, encoder)
 

@@ -190,8 +190,10 @@ def _terms(dotted: str, value: Any, origins: Origins) -> tuple[RewardTerm, ...]:
             if isinstance(values, Mapping):
                 given = {key: one for key, one in values.items() if key != "kind"}
                 found.append(build(term_of(dict(values)), given, origins=origins, _prefix=f"{place}."))
+            elif isinstance(values, str):
+                found.append(read_term(values))
             else:
-                found.append(read_term(str(values)))
+                raise ConfigError(f"{place} = {values}: must be text or a mapping with a kind")
         except ConfigError as error:
             has_place = line is None or str(error).startswith(line.rpartition(":")[0])
             raise ConfigError(str(error) if has_place else f"{line}: {error}") from None

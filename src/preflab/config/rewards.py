@@ -16,6 +16,7 @@ A weight stands before *, a name before =, and the + of a sum between spaces.
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -220,10 +221,9 @@ def read_term(text: str) -> RewardTerm:
     rest, weight, name = text.strip(), 1.0, None
     if found := _WEIGHT.match(rest):
         weight, rest = float(found[1]), rest[found.end() :]
-    elif "*" in rest.partition(":")[0]:
-        raise ConfigError(
-            f'{text}: the weight "{rest.partition("*")[0]}" must be a finite number, as in 0.1*length.py:penalty'
-        )
+    if not math.isfinite(weight) or "*" in rest.partition(":")[0]:
+        given = text.strip().partition("*")[0].strip()
+        raise ConfigError(f'the weight "{given}" must be a finite number, as in 0.1*length.py:penalty')
     if found := _NAME.match(rest):
         name, rest = found[1], rest[found.end() :]
     shared: dict[str, Any] = {"weight": weight, "name": name}
@@ -232,14 +232,14 @@ def read_term(text: str) -> RewardTerm:
         case "model":
             model = value if colon else rest
             if model.endswith(".py"):
-                raise ConfigError(f"{text}: name the function, too: {model}:function")
+                raise ConfigError(f"name the function, too: {model}:function")
             return ModelTerm(model=_given(model, text), **shared)
         case "function":
             return FunctionTerm(function=_given(value, text), **shared)
         case "classifier":
             folder, _, label = value.rpartition(":")
             if not folder or not label:
-                raise ConfigError(f"{text}: a classifier needs its folder and a label: classifier:FOLDER:LABEL")
+                raise ConfigError("a classifier needs its folder and a label: classifier:FOLDER:LABEL")
             return ClassifierTerm(model=folder, label=label, **shared)
         case "fitted":
             return FittedTerm(data=Path(_given(value, text)), **shared)
@@ -252,7 +252,7 @@ def read_term(text: str) -> RewardTerm:
             hint = nearest(kind, KINDS)
             if _FUNCTION.fullmatch(rest) and ("." in kind or hint.startswith("known")):
                 return FunctionTerm(function=rest, **shared)
-            raise ConfigError(f'{text}: there is no kind of reward "{kind}"; {hint}')
+            raise ConfigError(f'there is no kind of reward "{kind}"; {hint}')
 
 
 def _read(text: str) -> tuple[RewardTerm, ...]:

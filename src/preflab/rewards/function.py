@@ -98,8 +98,8 @@ class FunctionReward:
             try:
                 self._call([answer])
             except (Exception, SystemExit) as alone:
-                same = _said(alone) == _said(error)
-                return f"{said}; " + (f"so does {named(answer)}" if same else f"{named(answer)} raises {_said(alone)}")
+                what = "it too" if _said(alone) == _said(error) else _said(alone)
+                return f"{said}; alone, {named(answer)} raises {what}"
         return f"{said}, none of which raises alone; the first is {named(batch[0])}"
 
     def _place(self, error: BaseException) -> str:
