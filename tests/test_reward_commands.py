@@ -156,7 +156,7 @@ def test_a_run_that_its_reward_stopped_goes_on_with_nothing_lost(run: Run, shelf
     command = ["train", "grpo", *given(shelf), "--reward", "mine.py:picky", "--reward-cache", "0", *flags]
     code, _, said = run(*command)
     assert code == 4
-    assert "reward mine.py:picky raised ValueError: no opinion (mine.py, line 21) on a batch of 8 responses" in said
+    assert "reward mine.py:picky raised ValueError: no opinion (mine.py, line 19) on a batch of 8 responses" in said
     crash = read_json(Path("out/crash.json"))
     assert crash["step"] == 2
     assert crash["error"] in said
@@ -172,14 +172,15 @@ def test_a_run_that_its_reward_stopped_goes_on_with_nothing_lost(run: Run, shelf
 
 
 def test_the_cache_changes_no_weight_and_counts_no_call_twice(run: Run, shelf: Path) -> None:
-    """Responses of one token, nearly greedy: most come again."""
-    flags = [*GRPO, "--updates", "3", "--lengths.response-tokens", "1", "--batch.size", "16", "--temperature", "0.02"]
+    """Responses of one token, and many to a prompt: some come again."""
+    flags = [*GRPO, "--lengths.response-tokens", "1", "--batch.size", "64", "--batch.mini", "64", "--responses", "32"]
+    flags += ["--temperature", "0.3"]
     calls = {}
     for name, size in (("on", "1000"), ("off", "0")):
         reward = ["--reward", "mine.py:length + regex:e", "--reward-cache", size]
         assert run("train", "grpo", *given(shelf, name), *reward, *flags)[0] == 0
         calls[name] = read_json(Path(name) / "evaluation.json")["cost"]["reward_calls"]
-    assert calls["off"] == 2 * 3 * 16 > calls["on"]
+    assert calls["off"] == 2 * 64 > calls["on"]
     one, other = (AutoModelForCausalLM.from_pretrained(Path(name) / "model").state_dict() for name in ("on", "off"))
     assert all(torch.equal(value, other[name]) for name, value in one.items())
 
