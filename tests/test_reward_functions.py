@@ -174,6 +174,19 @@ def test_a_callable_object_is_a_function_too() -> None:
     assert score(FunctionReward(Counter(), "f"), ANSWERS) == [2.0, 6.0, 2.0]
 
 
+def test_the_functions_of_the_page_on_rewards_are_rewards(tmp_path: Path) -> None:
+    page = (Path(__file__).parent.parent / "docs" / "rewards.md").read_text(encoding="utf-8")
+    example = re.findall(r"^```python\n(def .*?)^```", page, re.M | re.S)[0]
+    (tmp_path / "length.py").write_text(example)
+    found = {}
+    for name in re.findall(r"^def (\w+)", example, re.M):
+        reward = FunctionReward(load_function(f"{tmp_path}/length.py:{name}"), name, ("answer", "level"))
+        found[name] = assess(reward, ANSWERS)
+    assert found["penalty"].totals == [-0.02, -0.06, -0.02]
+    assert found["right"].totals == [1.0, 0.0, 1.0]
+    assert [one.tokens for one in found["end_early"].values] == [(-0.01, 1.0), (-0.01,) * 3, (-0.01, 1.0)]
+
+
 SOURCE = """
 from dataclasses import dataclass
 

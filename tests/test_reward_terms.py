@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from preflab.cli.flags import parse
 from preflab.config.commands import TrainGRPO
 from preflab.config.load import build, read_yaml, to_yaml
 from preflab.config.rewards import (
+    KINDS,
     ClassifierTerm,
     FittedTerm,
     FunctionTerm,
@@ -110,6 +113,21 @@ def test_yaml_takes_a_list_of_terms_and_is_written_as_one(tmp_path: Path) -> Non
     assert parse("train grpo", "TrainGRPO", ["--config", str(tmp_path / "again.yaml")]) == config
     # A flag goes above the file.
     assert parse("train grpo", "TrainGRPO", [*flags, "--reward", "regex:x"]).reward == "regex:x"
+
+
+def test_the_yaml_of_the_page_on_rewards_is_a_reward(tmp_path: Path) -> None:
+    page = (Path(__file__).parent.parent / "docs" / "rewards.md").read_text(encoding="utf-8")
+    (text,) = re.findall(r"^```yaml\n(.*?)^```", page, re.M | re.S)
+    (tmp_path / "r.yaml").write_text(text)
+    config = build(TrainGRPO, ONLINE | read_yaml(tmp_path / "r.yaml")[0])
+    terms = reward_terms(config.reward)
+    assert [(term.name, term.weight) for term in terms] == [
+        ("reward", 1.0), ("penalty", 0.1), ("toxic", -2.0), ("format", 1.0), ("answer", 1.0),
+    ]  # fmt: skip
+    # The tables of the page hold every setting of every kind.
+    for kind, cls in KINDS.items():
+        for one in dataclasses.fields(cls):
+            assert f"`{one.name}`" in page, (kind, one.name)
 
 
 @pytest.mark.parametrize(

@@ -53,5 +53,5 @@ class CachedReward:
 
 
 def _key(answer: Answer) -> Hashable:
-    beside = json.dumps(answer.fields, sort_keys=True) if answer.fields else ""
+    beside = json.dumps(answer.fields, sort_keys=True, default=repr) if answer.fields else ""
     return answer.prompt, answer.response, answer.response_ids, answer.ended, beside
