@@ -43,6 +43,24 @@ def test_three_tokens_by_hand(lam: float, padding: int, filler: float) -> None:
     assert returns[0].tolist() == pytest.approx(WORKED[lam][1] + [0.0] * padding, abs=1e-12)
 
 
+def test_rewards_of_tokens_and_of_the_whole_response_by_hand() -> None:
+    """Of a score of 1.2 the tokens earned 0.5, −0.2 and 0.4, so 0.5 is left for the end; β takes 0.1 and gives 0.2."""
+    rewards = token_rewards(
+        wide(1.2, -1.0),
+        wide(-1.0, -2.0, -3.0).expand(2, 3),
+        wide(-2.0, -2.0, -1.0).expand(2, 3),
+        mask_of([3, 1], 3),
+        kl_coefficient=0.1,
+        dense=torch.tensor([[0.5, -0.2, 0.4], [-1.0, 0.0, 0.0]], dtype=torch.float64),
+    )
+    assert rewards[0].tolist() == pytest.approx([0.4, -0.2, 1.1])
+    assert rewards[1].tolist() == pytest.approx([-1.1, 0, 0])
+    # Â_3 = 1.1 − 0.6; Â_2 = −0.2 + 0.6 − 0.4 + ½·0.5; Â_1 = 0.4 + 0.4 − 0.2 + ½·0.25.
+    advantages, returns = gae(rewards[:1], wide(0.2, 0.4, 0.6).unsqueeze(0), mask_of([3], 3), lam=0.5)
+    assert advantages[0].tolist() == pytest.approx([0.725, 0.25, 0.5])
+    assert returns[0].tolist() == pytest.approx([0.925, 0.65, 1.1])
+
+
 def test_the_defaults_are_those_usual_for_text() -> None:
     rewards, values = wide(-0.1, 0.05, 0.9).unsqueeze(0), wide(0.2, 0.4, 0.6).unsqueeze(0)
     assert gae(rewards, values, mask_of([3], 3))[0][0].tolist() == pytest.approx(WORKED[0.95][0], abs=1e-12)

@@ -49,7 +49,7 @@ def test_any_sequence_of_numbers_will_do(values: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "bad", [float("nan"), float("inf"), -float("inf"), np.float32("nan"), None, "1.0", True, [1.0]]
+    "bad", [float("nan"), float("inf"), -float("inf"), np.float32("nan"), None, "1.0", True, np.bool_(True), {}]
 )
 def test_what_is_no_finite_number_is_refused_with_its_response(bad: Any) -> None:
     with pytest.raises(NumericError, match=r"fixed gave .* ' was number 1\.' to the prompt 'The plot'") as refused:

@@ -253,6 +253,32 @@ def test_prompts_come_once_from_a_column_or_from_dialogues(write: Callable[..., 
     assert read_prompts(write(DIALOGUE)).rows == (Prompt(f"{HUMAN} Hi{ASSISTANT}", "data.jsonl:1"),)
 
 
+def test_columns_that_rewards_ask_for_stay_with_their_prompt(write: Callable[..., Path]) -> None:
+    rows = [{"prompt": "2 + 2?", "answer": 4, "level": "easy"}, {"prompt": "3 + 3?", "answer": "six"}]
+    loaded = read_prompts(write(*rows, rows[0]), columns=("answer",))
+    assert [prompt.fields for prompt in loaded.rows] == [{"answer": 4}, {"answer": "six"}]
+    assert loaded.counts["ignored column: level"] == 2
+    assert loaded.counts["repeated prompts, kept once"] == 1
+    assert "ignored column: answer" not in loaded.counts
+
+    everything = read_prompts(write(*rows, {"prompt": "3 + 3?", "answer": "6"}), columns=None)
+    assert [prompt.fields for prompt in everything.rows] == [
+        {"answer": 4, "level": "easy"},
+        {"answer": "six", "level": None},
+    ]
+    assert everything.counts["repeated prompts with other columns, dropped"] == 1
+    assert not [name for name in everything.counts if name.startswith("ignored")]
+
+    with pytest.raises(
+        DataError, match=r':2: the prompt of data.jsonl:1 again, with another "answer"; keep one of them$'
+    ):
+        read_prompts(write(rows[0], {"prompt": "2 + 2?", "answer": 5}), columns=("answer",))
+    with pytest.raises(DataError, match=r'"anwser" missing, fields present: prompt, answer; "answer": did you mean'):
+        read_prompts(write(rows[1]), columns=("anwser",))
+    with pytest.raises(DataError, match=r':2: "answer" missing, fields present: prompt$'):
+        read_prompts(write(rows[1], {"prompt": "a"}), columns=("answer",))
+
+
 @pytest.mark.parametrize(
     ("row", "expected"),
     [

@@ -4,7 +4,7 @@
 |------|--------------------------------------------------------------|
 | 2    | bad configuration or arguments (`ConfigError`)               |
 | 3    | bad data (`DataError`)                                       |
-| 4    | numeric failure: a non-finite loss, gradient or reward (`NumericError`) |
+| 4    | numeric failure: a non-finite loss, gradient or reward, a reward that raised (`NumericError`) |
 | 5    | input/output or checkpoint (`StorageError`)                  |
 | 130, 143 | interrupted by Ctrl-C or SIGTERM (`Interrupted`)         |
 """
@@ -34,7 +34,7 @@ class DataError(PreflabError):
 
 
 class NumericError(PreflabError):
-    """A loss, gradient, reward or weight is not finite."""
+    """A loss, gradient, reward or weight is not finite, or a reward raised something (`__cause__`)."""
 
     exit_code = 4
 

@@ -15,10 +15,10 @@ from preflab.data.split import first_prompts
 from preflab.errors import ConfigError
 from preflab.evaluation.policy import Judge
 from preflab.evaluation.rows import add_point
-from preflab.models.load import check_length, load_policy, load_reward_model, pick_device
+from preflab.models.load import check_length, load_policy, pick_device
 from preflab.progress import say
 from preflab.report.statistics import Estimate, distinct_values, estimate, n_grams, repetition
-from preflab.rewards.learned import LearnedReward
+from preflab.rewards.load import columns_read, load_reward
 from preflab.runs import JSON, RunFolder, claim
 from preflab.seeds import derive
 from preflab.training.rollout import prompt_ids
@@ -27,7 +27,7 @@ from preflab.training.rollout import prompt_ids
 def run(config: Evaluate) -> None:
     """Sample, judge, print a table; write evaluation.json and samples.jsonl where asked to."""
     device = pick_device(config.device)
-    loaded = read_prompts(config.data)
+    loaded = read_prompts(config.data, columns=columns_read(config.reward))
     rows = first_prompts(loaded.rows, config.prompts, seed=config.seed)
     policy = load_policy(
         config.model, device=device, precision=config.precision, trust_remote_code=config.trust_remote_code
@@ -39,10 +39,9 @@ def run(config: Evaluate) -> None:
         raise ConfigError(f"{config.model} and {config.reference} have different tokenizers: no KL between them")
     reward = None
     if config.reward is not None:
-        scorer = load_reward_model(
-            config.reward, device=device, precision=config.precision, trust_remote_code=config.trust_remote_code
+        reward = load_reward(
+            config.reward, policy, rows, precision=config.precision, trust_remote_code=config.trust_remote_code
         )
-        reward = LearnedReward(scorer, policy.tokenizer)
     encoder = Encoder(policy.tokenizer, config.lengths.prompt_tokens, config.lengths.response_tokens)
     judge = Judge(
         reference.model, encoder, reward, None, (), config.lengths.response_tokens, derive(config.seed, "evaluation")
@@ -82,7 +81,7 @@ def _figures(point: dict[str, JSON], samples: list[dict[str, JSON]]) -> dict[str
         "response tokens": rows["response_tokens"],
         "ended": rows["ended"],
         "repetition (4-grams)": [repetition(response) for response in words],
-    }
+    } | {f"reward/{name}": values for name, values in rows.get("reward_parts", {}).items()}
     made = {name: estimate([values], name) for name, values in figures.items() if values is not None}
     made["distinct-2"] = estimate(distinct_values([n_grams(response, 2) for response in words]), "distinct-2")
     return made

@@ -52,7 +52,7 @@ COMMANDS = {
     "train sum": Command("TrainWeightedSum", "train:preference", "a weighted sum of these losses: DPO + 0.1 × SFT"),
     "train kto": Command("TrainKTO", "train:unpaired", "Kahneman–Tversky optimisation, on marked responses"),
     "train bco": Command("TrainBCO", "train:unpaired", "binary classifier optimisation, on marked responses"),
-    "train ppo": Command("TrainPPO", "train:online", "proximal policy optimisation against a reward model"),
+    "train ppo": Command("TrainPPO", "train:online", "proximal policy optimisation against a reward"),
     "train grpo": Command("TrainGRPO", "train:online", "group relative policy optimisation"),
     "train dr-grpo": Command("TrainDrGRPO", "train:online", "GRPO without its length and difficulty biases"),
     "train dapo": Command("TrainDAPO", "train:online", "GRPO with a higher clip and dynamic sampling"),
@@ -60,13 +60,11 @@ COMMANDS = {
     "train reinforce": Command(
         "TrainReinforce", "train:online", "REINFORCE, each response against the others of its rollout"
     ),
-    "train online-dpo": Command(
-        "TrainOnlineDPO", "train:online", "pairs from the current policy, ranked by a reward model"
-    ),
+    "train online-dpo": Command("TrainOnlineDPO", "train:online", "pairs from the current policy, ranked by a reward"),
     "train iterative-dpo": Command(
         "TrainIterativeDPO", "train:online", "rounds of sampling pairs and training on them"
     ),
-    "pairs": Command("MakePairs", "pairs:run", "preference pairs from a policy and a reward model, as JSONL"),
+    "pairs": Command("MakePairs", "pairs:run", "preference pairs from a policy and a reward, as JSONL"),
     "generate": Command("Generate", "generate:run", "responses of a model to prompts"),
     "evaluate": Command("Evaluate", "evaluate:run", "KL, reward, win rate and diversity of a model"),
     "explain": Command("Explain", "explain:run", "a method's formula, settings and metrics, and what should worry"),

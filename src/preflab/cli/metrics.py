@@ -222,7 +222,8 @@ SHIFT = Metric(
 SAMPLED = (
     Metric(
         "reward",
-        "mean reward of a response, before KL and penalties",
+        "mean reward of a response, before KL and penalties; of a weighted sum, also each term before its weight, as "
+        "reward/NAME",
         "rises while a gold reward or judge falls: over-optimised",
     ),
     Metric(

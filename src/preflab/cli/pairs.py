@@ -1,4 +1,4 @@
-"""`preflab pairs`: preference pairs made of a policy's own responses, ranked by a reward model."""
+"""`preflab pairs`: preference pairs made of a policy's own responses, ranked by a reward."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from preflab.config.commands import MakePairs
 from preflab.data.encode import Encoder
 from preflab.data.sources import read_prompts
 from preflab.errors import ConfigError, DataError
-from preflab.models.load import check_length, load_policy, load_reward_model, pick_device
+from preflab.models.load import check_length, load_policy, pick_device
 from preflab.progress import say
-from preflab.rewards.learned import LearnedReward
+from preflab.rewards.load import columns_read, load_reward
 from preflab.runs import to_line, write_text
 from preflab.training.cost import Cost
 from preflab.training.ranking import rank_responses
@@ -23,13 +23,13 @@ def run(config: MakePairs) -> None:
         raise ConfigError(f"{config.out} exists; nothing is overwritten: choose another --out, or delete it")
     if config.out.suffix != ".jsonl":
         raise ConfigError(f"{config.out}: pairs are written as JSONL; let the name end in .jsonl")
-    rows = read_prompts(config.data).rows
+    rows = read_prompts(config.data, columns=columns_read(config.reward)).rows
     device = pick_device(config.device)
     policy = load_policy(
         config.model, device=device, precision=config.precision, trust_remote_code=config.trust_remote_code
     )
-    model = load_reward_model(
-        config.reward, device=device, precision=config.precision, trust_remote_code=config.trust_remote_code
+    reward = load_reward(
+        config.reward, policy, rows, precision=config.precision, trust_remote_code=config.trust_remote_code
     )
     encoder = Encoder(policy.tokenizer, config.lengths.prompt_tokens, config.lengths.response_tokens)
     prompts = prompt_ids(encoder, rows)
@@ -39,7 +39,7 @@ def run(config: MakePairs) -> None:
     ranked = rank_responses(
         policy,
         encoder,
-        LearnedReward(model, policy.tokenizer),
+        reward,
         prompts,
         config.ranking,
         missing_end_penalty=config.missing_end_penalty,

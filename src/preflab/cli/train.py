@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, TypeVar, assert_never
 
+from torch import nn
+
 from preflab.cli.plan import NO_REFERENCE, of_cache, show_plan
 from preflab.config.arms import LABELS
 from preflab.config.commands import Lengths, Methods, Run, RunOnline, TrainPPO, TrainReward, TrainSFT
@@ -13,6 +15,7 @@ from preflab.config.online import PPO, PolicyGradient
 from preflab.config.online_preference import IterativeDPO, OnlineDPO
 from preflab.config.pair_losses import KTOLoss
 from preflab.config.preference import Preference, Unpaired
+from preflab.config.rewards import ModelTerm, reward_terms
 from preflab.data.encode import Encoder, Tree
 from preflab.data.sources import Loaded, read_demonstrations, read_feedback, read_pairs, read_prompts
 from preflab.data.split import split_by_prompt
@@ -33,7 +36,7 @@ from preflab.models.load import (
 from preflab.models.reference import reference_logprobs, user_cache
 from preflab.progress import say
 from preflab.report.statistics import estimate, perplexity
-from preflab.rewards.learned import LearnedReward
+from preflab.rewards.load import columns_read, learned_rewards, load_reward, models_of
 from preflab.runs import RunFolder, read_json, write_json
 from preflab.seeds import derive
 from preflab.training.checks import check_ends, check_prompts
@@ -163,26 +166,33 @@ def unpaired(config: Run) -> None:
 
 
 def online(config: RunOnline) -> None:
-    """PPO, GRPO and their relatives, online and iterative DPO: against a reward model, on prompts."""
+    """PPO, GRPO and their relatives, online and iterative DPO: against a reward, on prompts."""
     assert isinstance(config, PPO | PolicyGradient | OnlineDPO | IterativeDPO)
     if _already_finished(config):
         return
-    rows = read_prompts(config.data)
+    rows = read_prompts(config.data, columns=columns_read(config.reward))
     train_rows, held_out_rows = _split(config, rows)
     policy = _policy(config)
     encoder = _encoder(config, policy)
     reference = copy_of(policy.model)
-    scorer = _reward(config, policy)
+    scorer = load_reward(
+        config.reward,
+        policy,
+        rows.rows,
+        precision=config.precision,
+        trust_remote_code=config.trust_remote_code,
+        cache=config.reward_cache,
+    )
     prompts, held_out = prompt_ids(encoder, train_rows), prompt_ids(encoder, held_out_rows[:128])
     value = _value(config, policy) if isinstance(config, TrainPPO) else None
     run = _open(config, config.freeze_blocks, rows, encoder, policy, prompts, held_out)
     if config.dry_run:
-        held = [policy.model, reference, scorer.model.model, *([value.model] if value else [])]
+        held = [one.model for one in (policy, *models_of(scorer), *([value] if value else []))] + [reference]
         plan = plan_online(
             policy,
             value,
             reference,
-            scorer,
+            learned_rewards(scorer),
             prompts,
             config,
             held=held,
@@ -220,6 +230,7 @@ def online(config: RunOnline) -> None:
             "wins against the reference": after["rows"]["win"],
             "response_tokens": after["rows"]["response_tokens"],
         }
+        | {f"reward/{name}": values for name, values in after["rows"].get("reward_parts", {}).items()}
     )
     _finish(config, run, policy, figures, cost, rows, encoder)
 
@@ -241,23 +252,25 @@ def _policy(config: Run) -> Policy:
     )
 
 
-def _reward(config: RunOnline, policy: Policy) -> LearnedReward:
-    model = load_reward_model(
-        config.reward, device=policy.device, precision=config.precision, trust_remote_code=config.trust_remote_code
-    )
-    return LearnedReward(model, policy.tokenizer)
-
-
 def _value(config: TrainPPO, policy: Policy) -> Policy | None:
-    """The value model, which starts as the reward model; None where it is a head on the policy."""
+    """The value model, which starts as the first reward model, or as the policy with values of 0 where there is none;
+    None where it is a head on the policy."""
     if config.value_trunk == "shared":
         return None
-    value = load_reward_model(
-        config.reward, device=policy.device, precision=config.precision, trust_remote_code=config.trust_remote_code
-    )
+    name = next((term.model for term in reward_terms(config.reward) if isinstance(term, ModelTerm)), None)
+    loaded: dict[str, Any] = {
+        "device": policy.device,
+        "precision": config.precision,
+        "trust_remote_code": config.trust_remote_code,
+    }
+    if name is None:
+        fresh = new_reward_model(config.model, seed=derive(config.seed, "value head"), **loaded)
+        nn.init.zeros_(fresh.model.score.weight)
+        return fresh
+    value = load_reward_model(name, **loaded)
     if value.tokenizer.get_vocab() != policy.tokenizer.get_vocab():
         raise ConfigError(
-            f"{config.reward} and {config.model} have different tokenizers, and the value model starts as the reward "
+            f"{name} and {config.model} have different tokenizers, and the value model starts as the reward "
             "model; train one with `preflab train reward` on a model of the same family, or use value_trunk = shared"
         )
     return value

@@ -35,7 +35,8 @@ from preflab.config.preference import (
     SimPO,
     WeightedSum,
 )
-from preflab.config.training import SFT, Batch, Optimizer, Positive, Precision, Reward, Seed
+from preflab.config.rewards import OptionalRewards, Rewards
+from preflab.config.training import SFT, Batch, Count, Optimizer, Positive, Precision, Reward, Seed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,8 +201,13 @@ class TrainBCO(BCO, Run):
 class RunOnline(Run):
     """What the `train` commands share that sample their own responses. The reference is the start."""
 
-    reward: str
-    """A reward model's folder or Hub name (sequence classification, one label), as `preflab train reward` writes."""
+    reward: Rewards
+    """What a response is worth: a reward model (folder or Hub name), file.py:function, classifier:FOLDER:LABEL,
+    fitted:texts.jsonl, regex:PATTERN, verifier:COLUMN, or a weighted sum: runs/reward/model + 0.1*length.py:penalty.
+    In YAML also a list of terms. See docs/rewards.md."""
+    reward_cache: Count = 16_384
+    """Responses whose rewards are remembered, of rewards that run no transformer: a response that comes again costs
+    nothing. 0 asks anew each time, as a reward that draws at random, or compares a batch's responses, needs it."""
     log_every: Positive = 1
     """Updates between two lines of metrics.jsonl."""
 
@@ -286,8 +292,9 @@ class Evaluate:
     """What it is compared with, and what KL is measured from."""
     data: Path
     """JSONL with a `prompt` column, or preference pairs, whose prompts are used."""
-    reward: str | None = None
-    """A reward model's folder or Hub name; without one, no reward and no win rate."""
+    reward: OptionalRewards = None
+    """As in `preflab train ppo`: a reward model, file.py:function, a sum of them; without one, no reward and no win
+    rate."""
     prompts: Positive = 128
     """How many prompts to use, the first after a shuffle by the seed."""
     lengths: Lengths = field(default_factory=Lengths)
@@ -307,12 +314,12 @@ class Evaluate:
 
 @dataclass(frozen=True, kw_only=True)
 class MakePairs:
-    """Write preference pairs made of a policy's responses, ranked by a reward model: best against worst."""
+    """Write preference pairs made of a policy's responses, ranked by a reward: best against worst."""
 
     model: Positional[str]
     """The policy: a folder in the Hugging Face format or a name on the Hub."""
-    reward: str
-    """A reward model's folder or Hub name, as `preflab train reward` writes."""
+    reward: Rewards
+    """As in `preflab train ppo`: a reward model, file.py:function, a sum of them."""
     data: Path
     """JSONL with a `prompt` column, or preference pairs, whose prompts are used."""
     out: Path

@@ -16,6 +16,7 @@ from typing import Any, TypeVar, get_type_hints
 import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from preflab.config.rewards import RewardTerm, read_term, term_of
 from preflab.errors import ConfigError, nearest
 
 Config = TypeVar("Config")
@@ -99,6 +100,10 @@ def _find_origins(node: yaml.MappingNode, prefix: str, path: Path, origins: Orig
         origins[key] = place
         if isinstance(value_node, yaml.MappingNode):
             _find_origins(value_node, f"{key}.", path, origins)
+        elif isinstance(value_node, yaml.SequenceNode):
+            for number, item in enumerate(value_node.value):
+                if isinstance(item, yaml.MappingNode):
+                    _find_origins(item, f"{key}.{number}.", path, origins)
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -159,7 +164,10 @@ def build(
                 _prefix=f"{dotted}.",
             )
         elif name in values:
-            made[name] = _checked(dotted, hint, values[name], origins or {})
+            value = values[name]
+            if RewardTerm in _members(hint) and isinstance(value, Mapping | list | tuple):
+                value = _terms(dotted, value, origins or {})
+            made[name] = _checked(dotted, hint, value, origins or {})
         elif inherited is not dataclasses.MISSING:
             made[name] = inherited
         elif (value := _default(field)) is not dataclasses.MISSING:
@@ -169,6 +177,27 @@ def build(
         else:
             raise ConfigError(f"{dotted} is required; give --{dotted.replace('_', '-')}")
     return cls(**made)
+
+
+def _terms(dotted: str, value: Any, origins: Origins) -> tuple[RewardTerm, ...]:
+    """The terms of a reward from a list, or from one mapping; texts among them are in the short form."""
+    found: list[RewardTerm] = []
+    for number, item in enumerate([value] if isinstance(value, Mapping) else value):
+        place = dotted if isinstance(value, Mapping) else f"{dotted}.{number}"
+        line = origins.get(f"{place}.kind", origins.get(dotted))
+        values = to_values(item, idle=True) if dataclasses.is_dataclass(item) else item
+        try:
+            if isinstance(values, Mapping):
+                given = {key: one for key, one in values.items() if key != "kind"}
+                found.append(build(term_of(dict(values)), given, origins=origins, _prefix=f"{place}."))
+            elif isinstance(values, str):
+                found.append(read_term(values))
+            else:
+                raise ConfigError(f"{place} = {values}: must be text or a mapping with a kind")
+        except ConfigError as error:
+            has_place = line is None or str(error).startswith(line.rpartition(":")[0])
+            raise ConfigError(str(error) if has_place else f"{line}: {error}") from None
+    return tuple(found)
 
 
 def setting_names(cls: type[Any]) -> list[str]:
@@ -228,7 +257,8 @@ def _checked(dotted: str, hint: Any, value: Any, origins: Origins) -> Any:
         return TypeAdapter(hint, config=ConfigDict(allow_inf_nan=False)).validate_python(value)
     except ValidationError as error:
         first = error.errors()[0]
-        problem = (first["msg"][0].lower() + first["msg"][1:]).removesuffix(" for <class 'pathlib.Path'>")
+        problem = first["msg"].removeprefix("Value error, ")
+        problem = (problem[0].lower() + problem[1:]).removesuffix(" for <class 'pathlib.Path'>")
         raise ConfigError(f"{place}{dotted} = {value}: {problem.replace('input should be', 'must be')}") from None
 
 

@@ -119,7 +119,8 @@ class PPO(Surrogate):
     """End an update's epochs before a step at which the policy's KL from the one that sampled exceeds this, in nats
     per token, > 0 (usual 0.01 to 0.05); none: all epochs are run."""
     value_trunk: Literal["separate", "shared"] = "separate"
-    """separate: a value model of its own, which starts as the reward model. shared: a linear head on the policy's last
+    """separate: a value model of its own, which starts as the first reward model that reward names, or as the policy
+    with values of 0 where it names none. shared: a linear head on the policy's last
     hidden state, which starts at 0: less memory and time, but value and policy pull at one trunk."""
     value_coefficient: Annotated[float, Gt(0)] = 0.1
     """Weight of the value loss beside the policy's in a shared trunk, > 0."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +27,8 @@ class Prompt:
 
     text: str
     origin: str
+    fields: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """The row's other columns that rewards are to see."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,13 +21,14 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from preflab import runs
-from preflab.data.jsonl import Faults, Row, kind, read_rows, shown
+from preflab.data.csv_rows import read_csv
+from preflab.data.jsonl import Faults, JsonLines, Row, kind, read_rows, shown
 from preflab.data.records import Demonstration, Feedback, PreferencePair, Prompt, Rating, Record
 from preflab.errors import ConfigError, DataError, nearest
 
@@ -71,24 +72,37 @@ def read_pairs(path: Path, *, allow_empty_prompt: bool = False) -> Loaded[Prefer
     return _pairs(_File(path), allow_empty_prompt)
 
 
-def read_prompts(path: Path, *, allow_empty_prompt: bool = False) -> Loaded[Prompt]:
+def read_prompts(
+    path: Path, *, columns: Collection[str] | None = (), allow_empty_prompt: bool = False
+) -> Loaded[Prompt]:
     """Distinct prompts, at their first place in the file: of a `prompt` column, or of HH-RLHF dialogues.
 
-    Raises DataError by the policies above.
+    `columns` are those that rewards are to see beside a prompt, and must be in each row; None keeps all there are.
+
+    Raises DataError by the policies above, and for a prompt that stands twice with different values of `columns`.
     """
     file = _File(path)
     texts: list[tuple[Row, str]]
     if "prompt" not in file.columns and {"chosen", "rejected"} <= set(file.columns):
         texts = [(row, prompt) for row, prompt, _, _ in _pair_texts(file)]
     else:
-        texts = [(row, text) for row, (text,) in file.texts("prompt")]
+        texts = [(row, text) for row, (text,) in file.texts("prompt", beside=tuple(columns or ()))]
+    shown_to_rewards = [name for name in file.columns if name not in file.used] if columns is None else columns
     prompts: dict[str, Prompt] = {}
-    repeated = 0
+    repeated = others = 0
     for row, text in texts:
         if file.takes_prompt(row, text, allow_empty_prompt):
-            repeated += text in prompts
-            prompts.setdefault(text, Prompt(text, row.origin))
+            prompt = Prompt(text, row.origin, {name: row.fields.get(name) for name in shown_to_rewards})
+            first = prompts.setdefault(text, prompt)
+            repeated += first is not prompt
+            if first.fields != prompt.fields and columns is None:
+                others += 1
+            elif first.fields != prompt.fields:
+                names = " and ".join(f'"{name}"' for name in shown_to_rewards)
+                file.faults.add(row.line, f"the prompt of {first.origin} again, with another {names}; keep one of them")
     file.counts["repeated prompts, kept once"] = repeated
+    file.counts["repeated prompts with other columns, dropped"] = others
+    file.used = (*file.used, *shown_to_rewards)
     return file.load(list(prompts.values()))
 
 
@@ -130,15 +144,18 @@ def read_demonstrations(path: Path, *, allow_empty_prompt: bool = False) -> Load
 
 
 def read_ratings(path: Path) -> Loaded[Rating]:
-    """Labelled texts: `text` and `label`, which is 0 or 1, or "negative" or "positive".
+    """Labelled texts: `text` and `label`, which is 0 or 1, or "negative" or "positive". A file whose name ends in .csv
+    is read as comma-separated values.
 
     Raises DataError by the policies above, and by file:line for any other label.
     """
-    file = _File(path)
+    as_csv = path.suffix == ".csv"
+    file = _File(path, read_csv if as_csv else read_rows)
+    labels = LABELS | ({"0": 0, "1": 1} if as_csv else {})
     ratings = []
     for row, (text,) in file.texts("text", beside=("label",)):
         given = row.fields["label"]
-        label = LABELS.get(given) if isinstance(given, str) else given
+        label = labels.get(given) if isinstance(given, str) else given
         if type(label) is not int or label not in (0, 1):  # true and 1.0 equal 1, but aren't it
             seen = json.dumps(given)
             file.faults.add(row.line, f'"label" must be 0 or 1, or "negative" or "positive", this is {seen:.40}')
@@ -234,10 +251,10 @@ _SHARES_ALLOWED = {
 class _File:
     """One file being read: its rows and columns, and what was found wrong, dropped or worth counting."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, read: Callable[[Path, Faults], JsonLines] = read_rows) -> None:
         self.path = path
         self.faults = Faults(path)
-        lines = read_rows(path, self.faults)
+        lines = read(path, self.faults)
         self.rows = lines.rows
         self.columns = Counter(name for row in self.rows for name in row.fields)
         self.used: tuple[str, ...] = ()

@@ -17,7 +17,7 @@ from preflab.data.pack import pack
 from preflab.losses import kl_full, masked_sum
 from preflab.models.load import Policy
 from preflab.models.scoring import of_distributions, read, response_logprobs, trees_at_once
-from preflab.rewards.protocol import Reward, score
+from preflab.rewards.protocol import Reward, assess, score
 from preflab.rollouts.response import Response
 from preflab.rollouts.sampler import sample
 from preflab.runs import JSON
@@ -81,9 +81,11 @@ class Judge:
     ) -> tuple[dict[str, JSON], list[dict[str, JSON]]]:
         """As `point`, of responses and KLs (in nats) that are there already, one a prompt."""
         judged = answers(self.encoder, prompts, responses)
-        rewards = score(self.reward, judged) if self.reward else None
+        scores = assess(self.reward, judged) if self.reward else None
+        rewards = scores.totals if scores else None
+        parts = [score.parts for score in scores.values] if scores else []
         proxies = score(self.proxy, judged) if self.proxy else None
-        rows = {
+        rows: dict[str, JSON] = {
             "prompt": [prompt.key for prompt in prompts],
             "reward": rewards,
             "proxy_reward": proxies,
@@ -92,6 +94,8 @@ class Judge:
             "ended": [int(response.ended) for response in responses],
             "win": _wins(rewards, baseline if baseline is not None else rewards),
         }
+        if parts and parts[0]:
+            rows["reward_parts"] = {name: [part[name] for part in parts] for name in parts[0]}
         point = {"step": step, "split": split, "rows": rows, "held_out": self.likelihood(policy)}
         samples = [
             {
@@ -104,6 +108,7 @@ class Judge:
                 "proxy_reward": proxies[i] if proxies else None,
                 "kl_nats": kls[i],
             }
+            | ({"reward_parts": dict(parts[i])} if parts and parts[i] else {})
             for i, (prompt, answer) in enumerate(zip(prompts, judged, strict=True))
         ]
         return point, samples

@@ -14,10 +14,11 @@ def token_rewards(
     mask: Bool[Tensor, "response token"],
     *,
     kl_coefficient: float,
+    dense: Float[Tensor, "response token"] | None = None,
 ) -> Float[Tensor, "response token"]:
     """The reward of each token: a KL penalty everywhere, and the score at the last response token.
 
-        r_t = −β·(log π(y_t) − log π_ref(y_t)) + score·[t is the last token in the mask]
+        r_t = −β·(log π(y_t) − log π_ref(y_t)) + d_t + (score − Σ_u d_u)·[t is the last token in the mask]
 
     Source: Ziegler et al. 2019, arXiv 1909.08593; k1 in the reward is unbiased for the sequence KL. 0 outside the mask.
 
@@ -26,6 +27,7 @@ def token_rewards(
         logprobs, reference_logprobs: at the sampling temperature, of the policy that sampled and of the reference.
         mask: True on response tokens; each row is True from its first token on, then False.
         kl_coefficient: β ≥ 0, reward per nat; usual 0.01 to 0.2.
+        dense: d, the part of each score that single tokens earned, in units of reward, 0 outside the mask; None: 0.
 
     Raises:
         ValueError: a response without tokens has no place for its score; or β < 0, which would pay for leaving the
@@ -42,6 +44,8 @@ def token_rewards(
     if bool((lengths == 0).any()):
         raise ValueError("a response without tokens has no place for its score")
     rewards = (-kl_coefficient * (logprobs - reference_logprobs)).masked_fill(~mask, 0.0)
+    if dense is not None:
+        rewards, scores = rewards + dense.masked_fill(~mask, 0.0), scores - dense.sum(-1)
     return rewards.scatter_add(-1, (lengths - 1).unsqueeze(-1), scores.to(rewards.dtype).unsqueeze(-1))
 
 

@@ -135,6 +135,29 @@ def load_reward_model(
     return Policy(work_in(model.to(device), precision), tokenizer)
 
 
+def load_classifier(
+    name: str | Path,
+    *,
+    device: torch.device | str = "cpu",
+    precision: Precision = "fp32",
+    trust_remote_code: bool = False,
+) -> Policy:
+    """A sequence-classification model with several labels; its tokenizer cuts at the beginning.
+
+    Raises:
+        ConfigError: there is no such model, it has one label, or the device can't work in that precision.
+    """
+    check_precision(precision, device)
+    with _explained(name):
+        tokenizer = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+        model = _weights(transformers.AutoModelForSequenceClassification, name, trust_remote_code)
+    if model.config.num_labels == 1:
+        raise ConfigError(f"{name} has one label: it is a reward model, not a classifier; name it without classifier:")
+    tokenizer.truncation_side = "left"
+    model.eval()
+    return Policy(work_in(model.to(device), precision), tokenizer)
+
+
 def check_length(model: Any, tokens: int, remedy: str) -> None:
     """Raises ConfigError where the model has positions for fewer than `tokens` tokens."""
     positions = getattr(model.config, "max_position_embeddings", None)

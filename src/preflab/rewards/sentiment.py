@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.pipeline import Pipeline
 
 from preflab.data.records import Rating
 from preflab.data.reviews import review_sentiment
+from preflab.rewards.classifier import fitted
 from preflab.rewards.protocol import Answer
 
 
@@ -44,12 +43,7 @@ class ClassifierSentiment:
     @classmethod
     def fit(cls, ratings: Sequence[Rating], *, scale: float) -> ClassifierSentiment:
         """TF-IDF of words and word pairs, logistic regression. Deterministic."""
-        pipeline = make_pipeline(
-            TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True),
-            LogisticRegression(C=10.0, max_iter=1000),
-        )
-        pipeline.fit([rating.text for rating in ratings], [rating.label for rating in ratings])
-        return cls(scale, pipeline)
+        return cls(scale, fitted(ratings, cls.name))
 
     def accuracy(self, ratings: Sequence[Rating]) -> list[float]:
         """1 where the label is right, 0 where it is wrong, one a rating."""

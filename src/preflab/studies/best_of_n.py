@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from preflab.evaluation.policy import Judge
 from preflab.models.load import Policy
-from preflab.rewards.protocol import score
+from preflab.rewards.protocol import assess
 from preflab.rollouts.sampler import sample
 from preflab.runs import JSON
 from preflab.seeds import derive
@@ -62,12 +62,12 @@ def best_of_n(
             samples=n,
             seed=derive(judge.seed, "best of n"),
         )
-        judged = answers(judge.encoder, [prompt for prompt in prompts for _ in range(n)], responses)
-        scores = score(judge.proxy, judged)
-    pay(cost, reference, responses, judge.proxy, judged)
+        scores = assess(judge.proxy, answers(judge.encoder, [p for p in prompts for _ in range(n)], responses))
+    pay(cost, reference, responses, scores)
+    totals = scores.totals
     for size in sizes(n):
         picked = [
-            max(range(begin, begin + size), key=lambda i: (scores[i], -i)) for begin in range(0, len(responses), n)
+            max(range(begin, begin + size), key=lambda i: (totals[i], -i)) for begin in range(0, len(responses), n)
         ]
         yield judge.measured(
             reference,

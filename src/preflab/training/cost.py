@@ -36,7 +36,8 @@ class Cost:
     """Tokens that went forward alone: references, values, old log-probabilities, learned rewards."""
     generated_tokens: int = 0
     reward_calls: int = 0
-    """Responses that a learned reward scored."""
+    """Responses given to a reward: one that two rewards judge counts twice, one whose reward is remembered not at
+    all."""
     gold_calls: int = 0
     """Labels or scores taken from the gold reward."""
     peak_memory_bytes: int = 0

@@ -2,7 +2,7 @@
 
 for each update:
     choose prompts, sample responses to each            y ~ π_old
-    score them                                          the reward of each whole response
+    score them                                          the reward of each response, or of its tokens
     score them again                                    log π_old, log π_ref, KL
     step                                                the method
 """
@@ -10,7 +10,7 @@ for each update:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any
 
@@ -24,7 +24,7 @@ from preflab.losses import masked_mean, masked_sum
 from preflab.models.load import Policy
 from preflab.models.precision import in_bf16
 from preflab.progress import stage
-from preflab.rewards.protocol import Reward, score
+from preflab.rewards.protocol import Reward, Score, assess
 from preflab.rollouts.response import Response
 from preflab.rollouts.sampler import sample
 from preflab.runs import RunFolder
@@ -34,7 +34,7 @@ from preflab.training.cost import Cost
 from preflab.training.micro_batches import MicroBatches
 from preflab.training.optimizer import Stepper
 from preflab.training.order import batch_at, evaluation_steps
-from preflab.training.rollout import PromptIds, Rollout, answers, pay, roll_out
+from preflab.training.rollout import PromptIds, Rollout, answers, dense_rewards, pay, roll_out
 from preflab.training.session import Evaluate, Session
 
 LARGEST_START_GAP_NATS = 1e-3
@@ -69,7 +69,12 @@ class Drawn:
     """Sampled responses with their rewards, the responses to one prompt together."""
 
     responses: list[Response]
-    scores: list[float]
+    scores: list[Score]
+
+    @property
+    def totals(self) -> list[float]:
+        """The rewards of whole responses."""
+        return [score.total for score in self.scores]
 
     def first(self, count: int) -> Drawn:
         """The first `count` of them."""
@@ -148,10 +153,9 @@ def run_online(
             seed=derive(seed, "rollout", update),
         )
         asked = [prompt for prompt in chosen for _ in at]
-        judged = answers(encoder, asked, responses)
-        scores = score(reward, judged)
-        pay(session.cost, policy, responses, reward, judged, gold=gold)
-        return Drawn(responses, scores)
+        scores = assess(reward, answers(encoder, asked, responses))
+        pay(session.cost, policy, responses, scores, gold=gold)
+        return Drawn(responses, scores.values)
 
     with session.stoppable(), stage(title, settings.updates, session.start) as advance:
         for update in range(session.start, settings.updates):
@@ -181,7 +185,7 @@ def run_online(
                     policy,
                     reference,
                     looked_at.responses,
-                    looked_at.scores,
+                    looked_at.totals,
                     temperature=scored_at,
                     sampled_at=None if set(at) == {scored_at} else list(at) * (len(looked_at.responses) // len(at)),
                     batch_size=settings.batch.micro,
@@ -189,6 +193,7 @@ def run_online(
                     measured=logged or measured,
                     cost=session.cost,
                 )
+                rollout = replace(rollout, dense=dense_rewards(looked_at.scores, rollout))
                 if update == 0 and starts_at_reference:
                     _check_start(rollout, policy.model)
                 # Learn.
@@ -287,9 +292,9 @@ def _kept(drawn: Drawn, keep: Keep | None, size: int) -> Drawn:
         return drawn
     chosen = Drawn([], [])
     for begin in range(0, len(drawn.responses), size):
-        responses, scores = drawn.responses[begin : begin + size], drawn.scores[begin : begin + size]
-        if keep(responses, scores):
-            chosen = _joined(chosen, Drawn(responses, scores))
+        group = Drawn(drawn.responses[begin : begin + size], drawn.scores[begin : begin + size])
+        if keep(group.responses, group.totals):
+            chosen = _joined(chosen, group)
     return chosen
 
 
@@ -313,7 +318,11 @@ def _figures(drawn: Drawn, rollout: Rollout) -> dict[str, float]:
     """What the log says of a rollout: rewards and lengths of all that was sampled, the rest of what was kept."""
     mask, responses = rollout.batch.mask, drawn.responses
     return {
-        "reward": sum(drawn.scores) / len(drawn.scores),
+        "reward": sum(drawn.totals) / len(drawn.totals),
+        **{
+            f"reward/{name}": sum(score.parts[name] for score in drawn.scores) / len(drawn.scores)
+            for name in drawn.scores[0].parts
+        },
         "kl_nats": float(masked_sum(rollout.measured.kl, mask).mean()),
         "entropy_nats": float(masked_mean(rollout.measured.entropy, mask)),
         "response_tokens": sum(len(response.tokens) for response in responses) / len(responses),

@@ -145,7 +145,7 @@ def plan_online(
     policy: Policy,
     value: Policy | None,
     reference: Any,
-    reward: LearnedReward,
+    rewards: Sequence[LearnedReward],
     prompts: Sequence[PromptIds],
     settings: PPO | PolicyGradient | OnlineDPO | IterativeDPO,
     *,
@@ -154,7 +154,11 @@ def plan_online(
     max_new_tokens: int,
     seed: int,
 ) -> Plan:
-    """Of a method that samples; every response is taken to be as long as it may be."""
+    """Of a method that samples; every response is taken to be as long as it may be.
+
+    Args:
+        rewards: the reward models that it asks; a pass of another classifier is not looked at.
+    """
     freeze(policy.model, settings.freeze_blocks)
     models = [policy.model, reference] if value is None else [policy.model, reference, value.model]
     critic = Critic(policy, value) if isinstance(settings, PPO) else None
@@ -185,13 +189,16 @@ def plan_online(
             cut = cut_online(policy, single, settings, micro_batches, seed=seed)
             responses, at_once = settings.responses, settings.batch.size
     rollouts = [_answered(chosen, max_new_tokens, responses) for chosen in updates]
-    judged = largest(reward.model, [some for trees in rollouts for some in _parts(trees, reward.batch_size)])
     later = {
         "sampling": sampling_peak(
             policy.model, [len(prompt.ids) for prompt in prompts], min(at_once, SAMPLED_AT_ONCE), max_new_tokens
         ),
-        "the reward model's pass": peak_of(_scores(reward.model, gradients=False), [reward.model.model], judged),
     }
+    for reward in rewards:
+        judged = largest(reward.model, [some for trees in rollouts for some in _parts(trees, reward.batch_size)])
+        passed = peak_of(_scores(reward.model, gradients=False), [reward.model.model], judged)
+        place = "the reward model's pass"
+        later[place] = max(passed, later.get(place, passed), key=lambda peak: peak.total)
     if not isinstance(settings, IterativeDPO):
         rolled = largest(policy, [part for trees in rollouts for part in _rolled_together(models, trees, settings)])
         later["scoring a rollout"] = peak_of(_rolled(policy, reference), [policy.model, reference], rolled)

@@ -59,7 +59,7 @@ def train_policy_gradient(
 
     Args:
         reference: a frozen model; KL is measured from it.
-        reward: scores whole responses.
+        reward: scores whole responses; of one that scores tokens, their sum counts.
         max_new_tokens: length limit of a response; one cut by it pays `missing_end_penalty`.
         starts_at_reference: the policy begins as a copy of the reference, which is checked.
         gold: count the reward's calls as gold calls (an oracle arm).

@@ -71,10 +71,10 @@ def train_ppo(
     """Train `policy` and `value` in place.
 
     Args:
-        value: starts as the reward model (a copy of it); predicts the return before each token. None where
+        value: starts as the reward model (a copy of it), say; predicts the return before each token. None where
             `settings.value_trunk` is shared.
         reference: a frozen model; KL is measured from it.
-        reward: scores whole responses.
+        reward: scores whole responses, or each of their tokens.
         max_new_tokens: length limit of a response; one cut by it pays `missing_end_penalty`.
         starts_at_reference: the policy begins as a copy of the reference, which is checked.
         gold: count the reward's calls as gold calls (an oracle arm).
@@ -114,6 +114,7 @@ def train_ppo(
             rollout.reference_logprobs,
             mask,
             kl_coefficient=beta if settings.kl_penalty == "reward" else 0.0,
+            dense=rollout.dense,
         )
         if settings.whiten_rewards:
             rewards = whiten(rewards, mask, shift_mean=False)

@@ -9,7 +9,7 @@ from preflab.config.online_preference import Ranking
 from preflab.data.encode import Encoder, Tree
 from preflab.errors import DataError
 from preflab.models.load import Policy
-from preflab.rewards.protocol import Reward, score
+from preflab.rewards.protocol import Reward, assess
 from preflab.rollouts.response import Response
 from preflab.rollouts.sampler import sample
 from preflab.runs import JSON
@@ -99,11 +99,11 @@ def rank_responses(
                 group.append(response)
         asked = [prompt for prompt in prompts for _ in ranking.temperatures]
         responses = [response for group in groups for response in group]
-        judged = answers(encoder, asked, responses)
-        scores = score(reward, judged)
-    pay(cost, policy, responses, reward, judged, gold=gold)
+        scores = assess(reward, answers(encoder, asked, responses))
+    pay(cost, policy, responses, scores, gold=gold)
     rewards = [
-        value - missing_end_penalty * (not response.ended) for value, response in zip(scores, responses, strict=True)
+        value - missing_end_penalty * (not response.ended)
+        for value, response in zip(scores.totals, responses, strict=True)
     ]
     found = rank(responses, rewards, group=len(ranking.temperatures), smallest_gap=ranking.smallest_gap)
     if not found:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -20,8 +20,7 @@ from preflab.models.flops import flops
 from preflab.models.load import Policy
 from preflab.models.precision import in_bf16
 from preflab.models.scoring import Read, of_distributions, read, reading, rows_at_once
-from preflab.rewards.learned import LearnedReward
-from preflab.rewards.protocol import Answer, Reward
+from preflab.rewards.protocol import Answer, Score, Scores
 from preflab.rollouts.response import Response
 from preflab.training.cost import Cost
 from preflab.training.micro_batches import MicroBatches, back_in_order
@@ -40,6 +39,8 @@ class PromptIds:
     key: str
     text: str
     ids: tuple[int, ...]
+    fields: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """The row's other columns that rewards are to see."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,8 @@ class Rollout:
     """Largest difference between the sampler's and the scorer's log-probability of a token, in nats."""
     distributions: Distributions | None
     """None where nobody asked for them."""
+    dense: Float[Tensor, "response token"] | None = None
+    """What the reward gave single tokens, which is part of `scores`; None where it gave whole responses all."""
 
     @property
     def measured(self) -> Distributions:
@@ -87,7 +90,7 @@ class Rollout:
 
 def prompt_ids(encoder: Encoder, prompts: Iterable[Prompt]) -> list[PromptIds]:
     """Prompts as token ids, keyed by their origin."""
-    return [PromptIds(prompt.origin, prompt.text, encoder.prompt(prompt.text)) for prompt in prompts]
+    return [PromptIds(prompt.origin, prompt.text, encoder.prompt(prompt.text), prompt.fields) for prompt in prompts]
 
 
 def longest_trees(prompts: Sequence[PromptIds], max_new_tokens: int, *, responses: int = 1) -> list[Tree]:
@@ -98,7 +101,14 @@ def longest_trees(prompts: Sequence[PromptIds], max_new_tokens: int, *, response
 def answers(encoder: Encoder, prompts: Sequence[PromptIds], responses: Sequence[Response]) -> list[Answer]:
     """Responses as a reward sees them."""
     return [
-        Answer(prompt.text, encoder.decode(response.tokens), response.prompt, response.tokens, response.ended)
+        Answer(
+            prompt.text,
+            encoder.decode(response.tokens),
+            response.prompt,
+            response.tokens,
+            response.ended,
+            prompt.fields,
+        )
         for prompt, response in zip(prompts, responses, strict=True)
     ]
 
@@ -107,22 +117,32 @@ def pay(
     cost: Cost,
     policy: Policy,
     responses: Sequence[Response],
-    reward: Reward,
-    answers: Sequence[Answer],
+    scores: Scores,
     *,
     gold: bool = False,
 ) -> None:
-    """Add to `cost` what it took to sample responses from `policy`, and to reward them as `answers`."""
+    """Add to `cost` what it took to sample responses from `policy`, and to reward them."""
     tokens = sum(len(response.tokens) for response in responses)
     read = [len(response.prompt) + len(response.tokens) - 1 for response in responses]  # a last token is not read
     cost.generated_tokens += tokens
     cost.flops += flops(policy.model, Reading(sum(read), sum(n * (n + 1) // 2 for n in read), tokens))
     if gold:
-        cost.gold_calls += len(responses)
+        cost.gold_calls += scores.calls
         return
-    cost.reward_calls += len(responses)
-    if isinstance(reward, LearnedReward):  # a rule reads no tokens
-        cost.add_scored(reward.model.model, reward.reading(answers))
+    cost.reward_calls += scores.calls
+    for model, read_by_it in scores.passes:  # a rule reads no tokens
+        cost.add_scored(model, read_by_it)
+
+
+def dense_rewards(scores: Sequence[Score], rollout: Rollout) -> Float[Tensor, "response token"] | None:
+    """What single tokens of a rollout got; None where none did."""
+    if all(score.tokens is None for score in scores):
+        return None
+    dense = torch.zeros(rollout.batch.mask.shape)
+    for row, score in zip(dense, scores, strict=True):
+        if score.tokens is not None:
+            row[: len(score.tokens)] = torch.tensor(score.tokens)
+    return dense.to(rollout.scores.device)
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import FrameType
@@ -60,7 +61,10 @@ class Session:
             with Stopwatch(self.cost):
                 yield
         except NumericError as error:
-            write_json(self.run.path / "crash.json", {"step": step + 1, "error": str(error), "rows": list(origins())})
+            crash = {"step": step + 1, "error": str(error), "rows": list(origins())}
+            if error.__cause__ is not None:  # what a user's reward raised
+                crash["traceback"] = "".join(traceback.format_exception(error.__cause__))
+            write_json(self.run.path / "crash.json", crash)
             raise
 
     def after(self, done: int) -> None:
