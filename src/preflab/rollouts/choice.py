@@ -27,10 +27,10 @@ def choose(
     """Tokens from softmax(logits / T), each the inverse of its cumulative distribution at a uniform; and their
     log-probabilities, in nats.
 
-    With a warp or a mask, the distribution is that of transformers' processors in their order: repetition penalty (Keskar
-    et al. 2019, arXiv 1909.05858, §4.1), mask, temperature, top-k (Fan et al. 2018, arXiv 1805.04833), top-p (Holtzman
-    et al. 2019, arXiv 1904.09751), renormalised; and the log-probabilities are of that distribution, not the policy's.
-    Of tokens as likely as the last one kept, all are kept.
+    With a warp or a mask, the distribution is that of transformers' processors in their order: repetition penalty
+    (Keskar et al. 2019, arXiv 1909.05858, §4.1), mask, temperature, top-k (Fan et al. 2018, arXiv 1805.04833), top-p
+    (Holtzman et al. 2019, arXiv 1904.09751), renormalised; and the log-probabilities are of that distribution, not the
+    policy's. Of tokens as likely as the last one kept, all are kept.
 
     Waits for no device, and never gives a token of probability 0. Rows are independent of each other.
 

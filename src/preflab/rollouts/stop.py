@@ -36,11 +36,12 @@ class Stop:
         Decodes no more than can hold the string: each token is a byte of text at least, but for special ones, which
         are no text.
         """
-        if not tokens or not self._could_complete(tokens[-1]):
+        if not tokens or not self._could_complete(self._text(tokens[-1])):
             return False
         tail: list[int] = []
         for token in reversed(tokens):
-            if len(tail) == self._room:
+            # Half a character at its beginning can spoil all the bytes that follow it.
+            if len(tail) >= self._room and HALF_A_CHARACTER not in self._text(tail[-1]):
                 break
             if token not in self._special:
                 tail.append(token)
@@ -54,15 +55,18 @@ class Stop:
         """Where the first of the strings begins."""
         return min((place for string in self.strings if (place := text.find(string)) >= 0), default=None)
 
-    def _could_complete(self, token: int) -> bool:
-        """Whether a token holds the last character of a string, or a part of one; most don't, and end nothing."""
-        if token not in self._known:
-            text = self.encoder.decode([token])
-            self._known[token] = HALF_A_CHARACTER in text or any(string[-1] in text for string in self.strings)
-        return self._known[token]
+    def _could_complete(self, text: str) -> bool:
+        """Whether a token's text holds the last character of a string, or a part of one; most don't, and end nothing."""
+        return HALF_A_CHARACTER in text or any(string[-1] in text for string in self.strings)
+
+    def _text(self, token: int) -> str:
+        """A token alone, decoded once."""
+        if token not in self._texts:
+            self._texts[token] = self.encoder.decode([token])
+        return self._texts[token]
 
     @cached_property
-    def _known(self) -> dict[int, bool]:
+    def _texts(self) -> dict[int, str]:
         return {}
 
     @cached_property

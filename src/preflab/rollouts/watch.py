@@ -100,8 +100,8 @@ class Watch:
         found = self.mask.allowed([self._states[row] for row in rows])
         if found.shape != (len(rows), vocabulary):
             raise ConfigError(
-                f"the token mask is of shape {tuple(found.shape)}, not {(len(rows), vocabulary)}: it has a row for each "
-                "response, as wide as the model's output head"
+                f"the token mask is of shape {tuple(found.shape)}, not {(len(rows), vocabulary)}: it has a row for "
+                "each response, as wide as the model's output head"
             )
         for place in (~found.any(-1)).nonzero().flatten().tolist():
             row = rows[place]
