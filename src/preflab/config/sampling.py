@@ -26,3 +26,7 @@ class Warp:
     def alters(self) -> bool:
         """Whether it does anything."""
         return self.top_k is not None or self.top_p < 1 or self.repetition_penalty != 1
+
+
+NO_WARP = Warp()
+"""What is sampled is the policy."""

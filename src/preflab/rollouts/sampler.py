@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from preflab.config.load import check
-from preflab.config.sampling import Warp
+from preflab.config.sampling import NO_WARP, Warp
 from preflab.models.precision import at_work
 from preflab.rollouts.mask import TokenMask
 from preflab.rollouts.response import Response
@@ -26,8 +26,6 @@ from preflab.seeds import derive
 
 SAMPLED_AT_ONCE = 256
 """How many responses are sampled at once, where no one says otherwise."""
-POLICY = Warp()
-"""Nothing stands between the policy and what is sampled."""
 
 
 @torch.no_grad()
@@ -41,7 +39,7 @@ def sample(
     seed: int,
     temperature: float = 1.0,
     greedy: bool = False,
-    warp: Warp = POLICY,
+    warp: Warp = NO_WARP,
     mask: TokenMask[Any] | None = None,
     stop: Stop | None = None,
     samples: int = 1,

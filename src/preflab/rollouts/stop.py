@@ -56,7 +56,7 @@ class Stop:
         return min((place for string in self.strings if (place := text.find(string)) >= 0), default=None)
 
     def _could_complete(self, text: str) -> bool:
-        """Whether a token's text holds the last character of a string, or a part of one; most don't, and end nothing."""
+        """Whether a token's text holds the last character of a string, or a part of one; most do not."""
         return HALF_A_CHARACTER in text or any(string[-1] in text for string in self.strings)
 
     def _text(self, token: int) -> str:
