@@ -176,7 +176,11 @@ REFUSED = [
     ("generate SHELF/base --prompt a --greedy --top-p 0.5", 2, r"leave out .*--top-k and --top-p"),
     ("generate SHELF/base --prompt a --top-p 1.5", 2, r"top_p = 1\.5: must be less than or equal to 1"),
     ("generate SHELF/base --prompt a --stop=", 2, r'stop = "": every text holds an empty string'),
-    ("generate SHELF/base --prompt a --stop b --stop c", 2, r"--stop is given twice; give it once, with all its values"),
+    (
+        "generate SHELF/base --prompt a --stop b --stop c",
+        2,
+        r"--stop is given twice; give it once",
+    ),
     ("generate SHELF/base --prompt a --prompt b", 2, r"--prompt is given twice; give it once, with all its values"),
     (f"{COMPARE} --arms dpo --arms=ipo --out OUT", 2, r"--arms is given twice"),
     ("generate SHELF/base --prompt a --temperature 0", 2, r"temperature = 0\.0: must be greater than 0"),

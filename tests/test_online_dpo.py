@@ -163,8 +163,8 @@ def test_log_probabilities_are_taken_at_temperature_1(tmp_path: Path) -> None:
 
 
 def test_warped_samples_are_scored_as_the_policy_s_own(tmp_path: Path) -> None:
-    """What top-k leaves out is never sampled; loss and KL are the policy's as they would be without it, and nobody takes
-    the sampler's distribution for the scorer's."""
+    """What top-k leaves out is never sampled; loss and KL are the policy's all the same, and nobody takes the sampler's
+    distribution for the scorer's."""
     reward = Recorder()
     ranking = Ranking(temperatures=(1.0, 3.0), top_k=2, repetition_penalty=1.3, smallest_gap=0.0)
     _, (line,), _ = train(tmp_path / "run", OnlineDPO(**SMALL | {"ranking": ranking}), reward=reward)

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -16,11 +17,12 @@ from torch import Tensor
 from enumerable import END_ID, FIRST_LETTER, LETTERS, VOCABULARY, letters_policy, next_token
 from preflab.config.sampling import Warp
 from preflab.data.encode import Encoder
-from preflab.errors import ConfigError
+from preflab.errors import ConfigError, NumericError
 from preflab.models.load import Policy
 from preflab.rollouts.response import Response
 from preflab.rollouts.sampler import sample
 from preflab.rollouts.stop import Stop
+from preflab.training.rollout import roll_out
 from test_choice import theirs
 from tiny import tiny_policy
 
@@ -203,6 +205,21 @@ def test_a_stop_string_in_the_prompt_ends_nothing(policy: Policy) -> None:
     (free,) = draw(policy, [prompt])
     (held,) = draw(policy, [prompt], stop=Stop(("The plot", "plot" + encoder.decode(free.tokens)[:1]), encoder))
     assert same([free], [held])
+
+
+@pytest.mark.parametrize(
+    "shaped",
+    [{"warp": Warp(top_k=3)}, {"warp": Warp(top_p=0.7)}, {"warp": Warp(repetition_penalty=1.2)}, {"mask": True}],
+    ids=str,
+)
+def test_none_of_them_passes_for_the_policy_where_ratios_are_taken(shaped: dict[str, Any]) -> None:
+    policy, prompts = letters_policy(), [(2, 3), (4,)]
+    changes = {"mask": NoLetterTwice()} if "mask" in shaped else shaped
+    given = {"end_id": END_ID, "max_new_tokens": 4, "samples": 4}
+    taken = {"temperature": 1.0, "batch_size": 8}
+    roll_out(policy, policy.model, draw(policy, prompts, **given), [0.0] * 8, **taken)
+    with pytest.raises(NumericError, match="Sample with neither top-k, top-p nor a penalty"):
+        roll_out(policy, policy.model, draw(policy, prompts, **given, **changes), [0.0] * 8, **taken)
 
 
 def test_warps_out_of_range_are_refused(policy: Policy) -> None:
