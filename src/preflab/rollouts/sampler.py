@@ -95,10 +95,7 @@ def sample(
             watch=watch,
         )
         for place, (row, ids, values) in enumerate(zip(chosen, tokens.tolist(), logprobs.tolist(), strict=True)):
-            length = ids.index(end_id) + 1 if end_id in ids else len(ids)
-            ended = ids[length - 1] == end_id
-            if watch.reads:
-                length, ended = len(watch.tokens[place]), watch.ended[place]
+            length, ended = watch.end(place, ids)
             key, prompt, _ = batch[place]
             done[row] = Response(key, prompt, tuple(ids[:length]), tuple(values[:length]), ended=ended)
     return [response for response in done if response is not None]

@@ -85,6 +85,13 @@ class Watch:
                 self._read(row, token)
         return drawn, logprobs
 
+    def end(self, row: int, tokens: Sequence[int]) -> tuple[int, bool]:
+        """How many of the tokens that were drawn for a response are its own, and whether it ended by itself."""
+        if self.reads:
+            return len(self.tokens[row]), self.ended[row]
+        ended = self.end_id in tokens
+        return tokens.index(self.end_id) + 1 if ended else len(tokens), ended
+
     def _read(self, row: int, token: int) -> None:
         if self.ended[row]:
             return
