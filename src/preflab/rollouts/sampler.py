@@ -7,6 +7,7 @@ rounding, and every arm meets the same luck. What is sampled is the policy, unle
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from preflab.config.load import check
 from preflab.config.sampling import NO_WARP, Warp
+from preflab.errors import NumericError
 from preflab.models.precision import at_work
 from preflab.rollouts.mask import TokenMask
 from preflab.rollouts.response import Response
@@ -62,6 +64,7 @@ def sample(
 
     Raises:
         ConfigError: the warp is out of range, the mask is not as wide as the vocabulary, or allows nothing.
+        NumericError: a log-probability is not finite.
     """
     if warp.alters:
         check(warp)
@@ -96,6 +99,8 @@ def sample(
         )
         for place, (row, ids, values) in enumerate(zip(chosen, tokens.tolist(), logprobs.tolist(), strict=True)):
             length, ended = watch.end(place, ids)
+            if not math.isfinite(sum(values[:length])):
+                raise NumericError("the policy's log-probabilities are not finite: its weights hold NaN or infinity")
             key, prompt, _ = batch[place]
             done[row] = Response(key, prompt, tuple(ids[:length]), tuple(values[:length]), ended=ended)
     return [response for response in done if response is not None]
