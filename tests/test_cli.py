@@ -172,6 +172,15 @@ REFUSED = [
     ),
     ("generate SHELF/base", 2, r"give a prompt: --prompt"),
     ("generate SHELF/base --prompt a --greedy --temperature 0.5", 2, r"leave out --temperature"),
+    ("generate SHELF/base --prompt a --greedy --top-k 5", 2, r"leave out .*--top-k and --top-p"),
+    ("generate SHELF/base --prompt a --greedy --top-p 0.5", 2, r"leave out .*--top-k and --top-p"),
+    ("generate SHELF/base --prompt a --top-p 1.5", 2, r"top_p = 1\.5: must be less than or equal to 1"),
+    ("generate SHELF/base --prompt a --stop=", 2, r'stop = "": every text holds an empty string'),
+    (
+        "generate SHELF/base --prompt a --stop b --stop c",
+        2,
+        r"--stop is given twice; give it once",
+    ),
     ("generate SHELF/base --prompt a --prompt b", 2, r"--prompt is given twice; give it once, with all its values"),
     (f"{COMPARE} --arms dpo --arms=ipo --out OUT", 2, r"--arms is given twice"),
     ("generate SHELF/base --prompt a --temperature 0", 2, r"temperature = 0\.0: must be greater than 0"),
@@ -423,6 +432,39 @@ def test_generate_prints_json_lines(run, shelf: Path) -> None:  # type: ignore[n
     assert lines[0]["response"] != lines[1]["response"]
     assert run(*arguments, "--samples", "2", "--seed", "1").out == ran.out
     assert run(*arguments, "--samples", "2", "--seed", "2").out != ran.out
+
+
+def test_generate_stops_at_texts_and_leaves_them_out(run, shelf: Path) -> None:  # type: ignore[no-untyped-def]
+    arguments = ["generate", shelf / "base", "--prompt", "The plot", "A film", "--samples", "20"]
+    arguments += ["--max-new-tokens", "12"]
+    free = [json.loads(line) for line in run(*arguments).out.splitlines()]
+    stopped = [json.loads(line) for line in run(*arguments, "--stop", "an", "e").out.splitlines()]
+    cut = [re.split("an|e", line["response"], maxsplit=1) for line in free]
+    assert [line["response"] for line in stopped] == [parts[0] for parts in cut]
+    assert [line["ended"] for line in stopped] == [
+        len(parts) == 2 or line["ended"] for parts, line in zip(cut, free, strict=True)
+    ]
+    assert 5 < sum(len(parts) == 2 for parts in cut) < 40
+
+
+def test_generate_s_warps_are_those_of_transformers(run, shelf: Path) -> None:  # type: ignore[no-untyped-def]
+    """A penalty as theirs, greedily; one token left to sample is the likeliest one."""
+    arguments = ["generate", shelf / "base", "--prompt", "The plot", "--max-new-tokens", "8"]
+
+    def said(*flags: str) -> str:
+        return str(json.loads(run(*arguments, *flags).out)["response"])
+
+    model, tokenizer = (
+        kind.from_pretrained(shelf / "base") for kind in (AutoModelForCausalLM, AutoTokenizer)
+    )  # fmt: skip
+    ids = tokenizer("The plot", return_tensors="pt")
+    found = []
+    for penalty in (1.0, 5.0):
+        out = model.generate(**ids, max_new_tokens=8, do_sample=False, repetition_penalty=penalty)
+        found.append(tokenizer.decode(out[0, ids["input_ids"].shape[1] :], skip_special_tokens=True))
+        assert said("--greedy", "--repetition-penalty", str(penalty)) == found[-1]
+    assert found[0] != found[1]
+    assert said("--top-k", "1") == said("--top-p", "0.0001") == said("--greedy") != said()
 
 
 def test_special_tokens_in_data_are_trained_on_as_text(run, shelf: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

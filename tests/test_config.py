@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 import preflab
 from preflab.cli.flags import parse
 from preflab.cli.main import COMMANDS
-from preflab.config import commands, online, online_preference, pair_losses, preference, training
+from preflab.config import commands, online, online_preference, pair_losses, preference, sampling, training
 from preflab.config.arms import LABELS
 from preflab.config.commands import Base, Compare, Generate, Methods, TrainDPO, TrainSFT
 from preflab.config.load import build, check, flatten, from_files, read_yaml, to_values, to_yaml
@@ -52,7 +52,7 @@ def required(field: dataclasses.Field[Any]) -> bool:
 EXAMPLES = [example(getattr(commands, command.config)) for command in COMMANDS.values()]
 CONFIG_CLASSES = [
     cls
-    for module in (training, pair_losses, preference, online, online_preference, commands)
+    for module in (training, sampling, pair_losses, preference, online, online_preference, commands)
     for cls in vars(module).values()
     if inspect.isclass(cls) and is_dataclass(cls) and cls.__module__ == module.__name__
 ]
@@ -256,7 +256,7 @@ def test_every_field_is_read() -> None:
     pattern that code matches on."""
     source = Path(preflab.__file__).parent
     code = "\n".join(path.read_text() for path in source.rglob("*.py") if path.parent.name != "config")
-    holders = r"(?:config|settings|ranking|loss|self\.\w+|config(?:\.\w+)+|settings(?:\.\w+)+|optimizer|fit)"
+    holders = r"(?:config|settings|ranking|warp|loss|self\.\w+|config(?:\.\w+)+|settings(?:\.\w+)+|optimizer|fit)"
     patterns = "\n".join(re.findall(r"^ *case ([^:]+):", code, re.MULTILINE))
     by_name = {
         Methods: {method.replace("-", "_") for method in LABELS},
@@ -346,6 +346,34 @@ def a_sum(terms: str, **parts: Any) -> WeightedSum:
 def test_settings_that_do_not_fit_each_other(config: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         check(config)
+
+
+@pytest.mark.parametrize("method", ["ppo", "grpo", "dr-grpo", "dapo", "rloo", "reinforce"])
+@pytest.mark.parametrize("name", ["top_k", "top_p", "repetition_penalty"])
+def test_what_would_break_importance_ratios_is_refused_with_the_reason(tmp_path: Path, method: str, name: str) -> None:
+    """As a flag, in a file, and as an arm's setting."""
+    file, flag = write(tmp_path / "a.yaml", f"seed: 1\n{name}: 2\n"), name.replace("_", "-")
+    in_arm = write(tmp_path / "b.yaml", f"{method.replace('-', '_')}: {{{name}: 2}}\n")
+    given = [*REQUIRED, "--reward", "r"]
+    why = rf".* another distribution than the policy's, and importance ratios.* use online-dpo \(ranking\.{name}\)"
+    trainer = COMMANDS[f"train {method}"].config
+    for command, class_name, flags, place in (
+        (f"train {method}", trainer, [*given, f"--{flag}", "2"], rf"^there is no flag --{flag}: "),
+        (f"train {method}", trainer, [*given, "--config", str(file)], rf"a\.yaml:2: there is no setting {name}: "),
+        ("compare", "Compare", [f"--{method}.{flag}=2"], rf"^there is no flag --{method}\.{flag}: "),
+        ("compare", "Compare", ["--config", str(in_arm)], rf"b\.yaml:1: there is no setting \w+\.{name}: "),
+    ):
+        with pytest.raises(ConfigError, match=place + why):
+            parse(command, class_name, flags)
+
+
+def test_methods_without_ratios_take_it() -> None:
+    config = parse(
+        "train online-dpo", "TrainOnlineDPO", [*REQUIRED, "--reward", "r", "--ranking.top-k", "9", "--ranking.top-p=.5"]
+    )
+    assert (config.ranking.top_k, config.ranking.top_p, config.ranking.repetition_penalty) == (9, 0.5, 1.0)
+    assert config.ranking.alters
+    assert not Ranking().alters
 
 
 def test_terms_of_a_sum_are_its_weights_and_losses() -> None:

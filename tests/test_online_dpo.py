@@ -162,6 +162,23 @@ def test_log_probabilities_are_taken_at_temperature_1(tmp_path: Path) -> None:
     assert line["sampler_gap_nats"] < 1e-4
 
 
+def test_warped_samples_are_scored_as_the_policy_s_own(tmp_path: Path) -> None:
+    """What top-k leaves out is never sampled; loss and KL are the policy's all the same, and nobody takes the sampler's
+    distribution for the scorer's."""
+    reward = Recorder()
+    ranking = Ranking(temperatures=(1.0, 3.0), top_k=2, repetition_penalty=1.3, smallest_gap=0.0)
+    _, (line,), _ = train(tmp_path / "run", OnlineDPO(**SMALL | {"ranking": ranking}), reward=reward)
+    assert line["loss"] == pytest.approx(0.693147, abs=1e-5)
+    assert line["kl_nats"] == pytest.approx(0, abs=1e-6)
+    assert "sampler_gap_nats" not in line
+    firsts: dict[tuple[int, ...], set[int]] = {}
+    for answer in reward.answers:
+        firsts.setdefault(answer.prompt_ids, set()).add(answer.response_ids[0])
+    assert max(map(len, firsts.values())) <= 2
+    _, (plain,), _ = train(tmp_path / "plain", OnlineDPO(**SMALL), reward=Recorder())
+    assert plain["sampler_gap_nats"] < 1e-4
+
+
 def test_an_update_without_a_pair_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(NumericError, match=r"in update 1 no prompt gave a pair: .*smallest_gap = 9\.0; lower it, or"):
         train(tmp_path / "run", OnlineDPO(**SMALL | {"ranking": Ranking(smallest_gap=9.0)}))

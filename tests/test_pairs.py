@@ -67,6 +67,26 @@ def test_the_seed_decides_the_pairs(run: Run, tmp_path: Path) -> None:
     assert first == again != other
 
 
+def test_stop_texts_end_responses_and_are_left_out(run: Run, tmp_path: Path) -> None:
+    flags = ["--ranking.temperatures", "1", "1.5", "2", "--lengths.response-tokens", "12", "--missing-end-penalty", "0"]
+    for name, more in (("free", []), ("held", ["--stop", "a", "th"])):
+        code, _, said = run(tmp_path / f"{name}.jsonl", *flags, *more)
+        assert code == 0, said
+    texts = {
+        name: [line[side] for line in read_lines(tmp_path / f"{name}.jsonl") for side in ("chosen", "rejected")]
+        for name in ("free", "held")
+    }
+    assert sum("a" in text or "th" in text for text in texts["free"]) > 5
+    assert not [text for text in texts["held"] if "a" in text or "th" in text]
+
+
+def test_what_is_sampled_is_what_the_ranking_says(run: Run, tmp_path: Path) -> None:
+    """One token is left to sample from: all responses to a prompt are the same."""
+    code, _, said = run(tmp_path / "pairs.jsonl", "--ranking.top-k", "1")
+    assert code == 3
+    assert "no prompt gave a pair" in said
+
+
 def test_nothing_is_overwritten(run: Run, tmp_path: Path) -> None:
     out = tmp_path / "pairs.jsonl"
     out.write_text("mine")

@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from enumerable import END_ID, ShareOf, letters_policy, letters_prompts
+from enumerable import END_ID, FIRST_LETTER, LETTERS, ShareOf, letters_policy, letters_prompts
 from preflab.config.online_preference import Ranking
 from preflab.data.encode import Encoder
 from preflab.errors import DataError, NumericError
 from preflab.rewards.protocol import Answer
 from preflab.rollouts.response import Response
+from preflab.rollouts.stop import Stop
 from preflab.training import ranking as ranking_module
 from preflab.training.cost import Cost
 from preflab.training.ranking import Ranked, best_against_worst, rank_responses
@@ -62,12 +63,21 @@ class Recorder:
         return values
 
 
-def rank(reward: Any, ranking: Ranking, *, n: int = 12, gold: bool = False, penalty: float = 0.5) -> tuple[Any, Cost]:
+def rank(
+    reward: Any,
+    ranking: Ranking,
+    *,
+    n: int = 12,
+    gold: bool = False,
+    penalty: float = 0.5,
+    strings: tuple[str, ...] = (),
+) -> tuple[Any, Cost]:
     policy = letters_policy(spread=4.0)
     encoder, cost = Encoder(policy.tokenizer, 32, 4), Cost()
+    stop = Stop(strings, encoder) if strings else None
     found = rank_responses(
         policy, encoder, reward, letters_prompts(n), ranking, missing_end_penalty=penalty, max_new_tokens=4, seed=0,
-        cost=cost, gold=gold,
+        cost=cost, gold=gold, stop=stop,
     )  # fmt: skip
     return found, cost
 
@@ -134,6 +144,41 @@ def test_no_pair_at_all_is_an_error_that_says_what_to_lower() -> None:
         rank(ShareOf("a"), Ranking(smallest_gap=5.0))
     with pytest.raises(DataError, match="no prompt gave a pair"):
         rank(ShareOf("a", scale=0.0), Ranking(smallest_gap=0.0), penalty=0.0)
+
+
+def test_responses_are_sampled_as_the_ranking_warps_them() -> None:
+    """One token left to sample is the likeliest, at any temperature: one response as often as asked for."""
+    reward = Recorder()
+    with pytest.raises(DataError, match="no prompt gave a pair"):
+        rank(reward, Ranking(temperatures=(0.5, 3.0), top_k=1))
+    assert [answer.response_ids for answer in reward.answers[::2]] == [
+        answer.response_ids for answer in reward.answers[1::2]
+    ]
+
+
+def test_a_response_is_ranked_and_paired_without_the_text_that_ended_it() -> None:
+    free, held = Recorder(), Recorder()
+    ranking = Ranking(temperatures=(1.0, 1.5, 2.0), smallest_gap=0.05)
+    _, free_cost = rank(free, ranking)
+    found, cost = rank(held, ranking, strings=("ab", "c"))
+    stopped = 0
+    for whole, answer in zip(free.answers, held.answers, strict=True):
+        cut = min((place for text in ("ab", "c") if (place := whole.response.find(text)) >= 0), default=None)
+        if cut is None:
+            assert answer == whole
+            continue
+        stopped += 1
+        assert answer.response == whole.response[:cut]
+        letters = tuple(FIRST_LETTER + LETTERS.index(letter) for letter in answer.response)
+        assert (answer.response_ids, answer.ended) == ((*letters, END_ID), True)
+    assert 5 < stopped < 36
+    known = {answer.response_ids for answer in held.answers}
+    assert found
+    assert {ids for pair in found for ids in pair.tree.responses} <= known
+    # What was sampled is paid for, not what is left of it.
+    paid = sum(len(answer.response_ids) for answer in held.answers)
+    assert paid < cost.generated_tokens + stopped
+    assert cost.generated_tokens < free_cost.generated_tokens
 
 
 def test_a_reward_that_is_not_a_number_is_an_error() -> None:

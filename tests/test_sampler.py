@@ -11,6 +11,7 @@ from scipy.stats import chisquare
 
 from enumerable import END_ID, VOCABULARY, every_response, exact_logprobs, letters_policy, next_token, total
 from preflab.data.pack import pack
+from preflab.errors import NumericError
 from preflab.models.load import Policy
 from preflab.models.scoring import response_logprobs
 from preflab.rollouts.response import Response
@@ -106,6 +107,15 @@ def test_nothing_follows_the_end_token_and_ended_is_right(policy: Policy) -> Non
         assert end not in response.tokens[:-1]
         assert response.ended == (response.tokens[-1] == end)
         assert response.ended or len(response.tokens) == 10
+
+
+def test_weights_that_are_not_numbers_give_no_responses() -> None:
+    policy = tiny_policy()
+    with torch.no_grad():
+        policy.model.transformer.ln_f.weight[3] = torch.nan
+    for greedy in (False, True):
+        with pytest.raises(NumericError, match="log-probabilities are not finite: its weights hold NaN"):
+            draw(policy, greedy=greedy)
 
 
 def test_an_end_token_in_the_prompt_ends_nothing() -> None:

@@ -10,27 +10,27 @@ from typing import Any
 import tyro
 
 from preflab.config import commands
-from preflab.config.load import check, from_files, nearest_setting, read_yaml, setting_names
+from preflab.config.load import check, from_files, nearest_setting, read_yaml, refusal, setting_names
 from preflab.config.presets import preset
 from preflab.errors import ConfigError, nearest
 
 TASKS = ("reviews", "dialogue")
-LISTS = ("--arms", "--prompt", "--ranking.temperatures")
+LISTS = ("--arms", "--prompt", "--stop", "--ranking.temperatures")
 
 
 def parse(name: str, class_name: str, arguments: list[str]) -> Any:
     """The config of a command: defaults < --config files, in order < flags.
 
     Raises:
-        ConfigError: a value is unknown or out of range, or a flag has its words in another order than the right one.
-            For another flag that doesn't parse, tyro explains and exits with 2.
+        ConfigError: a value is unknown or out of range, a flag has its words in another order than the right one, or
+            the command knows why there is none. For another flag that doesn't parse, tyro explains and exits with 2.
     """
     cls = getattr(commands, class_name)
     files, flags = _take_files(arguments)
     for flag in LISTS:  # of a list given twice the parser would drop the first silently
         if sum(argument == flag or argument.startswith(f"{flag}=") for argument in flags) > 1:
             raise ConfigError(f"{flag} is given twice; give it once, with all its values")
-    _refuse_reordered(flags, setting_names(cls))
+    _refuse_unknown(flags, cls)
     default = None
     if cls is commands.Compare:
         default, flags = _compare_preset(files, _one_flag_each(flags, "--arms"))
@@ -48,17 +48,21 @@ def parse(name: str, class_name: str, arguments: list[str]) -> Any:
     return check(tyro.cli(cls, args=flags, default=base, prog=f"preflab {name}", description=about))
 
 
-def _refuse_reordered(flags: list[str], names: list[str]) -> None:
-    """Name the right flag where its words stand in another order; of other unknown flags the parser says what is near.
+def _refuse_unknown(flags: list[str], cls: type[Any]) -> None:
+    """Say why there is no such flag where the command knows, and name the right one where its words stand in another
+    order; of other unknown flags the parser says what is near.
 
     Raises:
         ConfigError: there is such a flag.
     """
+    names = setting_names(cls)
     switched_off = [re.sub(r"(\w+)$", r"no_\1", name) for name in names]
     for flag in flags:
         asked = flag.partition("=")[0].removeprefix("--").replace("-", "_")
         if not flag.startswith("--") or asked in names or asked in switched_off:
             continue
+        if why := refusal(cls, asked):
+            raise ConfigError(f"there is no flag --{asked.replace('_', '-')}: {why}")
         if near := nearest_setting(asked, names):
             asked, near = asked.replace("_", "-"), near.replace("_", "-")
             raise ConfigError(f'there is no flag --{asked}; did you mean "--{near}"?')

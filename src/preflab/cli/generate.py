@@ -11,13 +11,17 @@ from preflab.data.sources import read_prompts
 from preflab.errors import ConfigError
 from preflab.models.load import check_length, load_policy, pick_device
 from preflab.rollouts.sampler import sample
+from preflab.rollouts.stop import Stop
 from preflab.runs import to_line, write_text
 
 
 def run(config: Generate) -> None:
     """Print responses, or write them as JSONL."""
-    if config.greedy and (config.temperature != 1.0 or config.seed or config.samples > 1):
-        raise ConfigError("--greedy takes the likeliest token always: leave out --temperature, --seed and --samples")
+    cut = config.top_k is not None or config.top_p < 1
+    if config.greedy and (config.temperature != 1.0 or config.seed or config.samples > 1 or cut):
+        raise ConfigError(
+            "--greedy takes the likeliest token always: leave out --temperature, --seed, --samples, --top-k and --top-p"
+        )
     prompts = [*config.prompt, *([row.text for row in read_prompts(config.data).rows] if config.data else [])]
     if not prompts:
         raise ConfigError('give a prompt: --prompt "The plot was", or --data prompts.jsonl')
@@ -29,6 +33,7 @@ def run(config: Generate) -> None:
         quiet=True,
     )
     encoder = Encoder(policy.tokenizer, prompt_tokens=2**20, response_tokens=2**20)
+    stop = Stop(config.stop, encoder)
     ids = [encoder.prompt(prompt) for prompt in prompts]
     longest = max(map(len, ids))
     positions = getattr(policy.model.config, "max_position_embeddings", None) or 2**20
@@ -43,11 +48,17 @@ def run(config: Generate) -> None:
         max_new_tokens=limit,
         temperature=config.temperature,
         greedy=config.greedy,
+        warp=config,
+        stop=stop if config.stop else None,
         seed=config.seed,
         samples=config.samples,
     )
     lines = [
-        {"prompt": prompts[int(response.key)], "response": encoder.decode(response.tokens), "ended": response.ended}
+        {
+            "prompt": prompts[int(response.key)],
+            "response": stop.cut(encoder.decode(response.tokens)),
+            "ended": response.ended,
+        }
         for response in responses
     ]
     if config.out is not None:

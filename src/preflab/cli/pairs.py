@@ -11,6 +11,7 @@ from preflab.errors import ConfigError, DataError
 from preflab.models.load import check_length, load_policy, pick_device
 from preflab.progress import say
 from preflab.rewards.load import columns_read, load_reward
+from preflab.rollouts.stop import Stop
 from preflab.runs import to_line, write_text
 from preflab.training.cost import Cost
 from preflab.training.ranking import rank_responses
@@ -35,6 +36,7 @@ def run(config: MakePairs) -> None:
     prompts = prompt_ids(encoder, rows)
     longest = max(len(prompt.ids) for prompt in prompts) + config.lengths.response_tokens
     check_length(policy.model, longest, "lower lengths.prompt_tokens or lengths.response_tokens")
+    stop = Stop(config.stop, encoder) if config.stop else None
     say(f"{len(prompts)} prompts, a response at each of the temperatures {list(config.ranking.temperatures)}")
     ranked = rank_responses(
         policy,
@@ -42,6 +44,7 @@ def run(config: MakePairs) -> None:
         reward,
         prompts,
         config.ranking,
+        stop=stop,
         missing_end_penalty=config.missing_end_penalty,
         max_new_tokens=config.lengths.response_tokens,
         seed=config.seed,

@@ -36,6 +36,7 @@ from preflab.config.preference import (
     WeightedSum,
 )
 from preflab.config.rewards import OptionalRewards, Rewards
+from preflab.config.sampling import Warp
 from preflab.config.training import SFT, Batch, Count, Optimizer, Positive, Precision, Reward, Seed
 
 
@@ -253,7 +254,7 @@ class TrainIterativeDPO(IterativeDPO, RunOnline):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Generate:
+class Generate(Warp):
     """Print responses of a model to prompts."""
 
     model: Positional[str]
@@ -267,7 +268,10 @@ class Generate:
     temperature: Annotated[float, Gt(0)] = 1.0
     """Of sampling, > 0."""
     greedy: bool = False
-    """Take the likeliest token always; --temperature and --seed then change nothing and are refused."""
+    """Take the likeliest token always; --temperature, --top-k, --top-p, --seed and --samples then change nothing and
+    are refused."""
+    stop: tuple[str, ...] = ()
+    """Texts that end a response, beside the end token; the response is printed without them."""
     max_new_tokens: Positive | None = None
     """Length limit of a response; none: 128, or as many as the model has positions for."""
     seed: Seed = 0
@@ -326,6 +330,9 @@ class MakePairs:
     """The file to write: JSONL with prompt, chosen, rejected and the two rewards."""
     ranking: Ranking = field(default_factory=Ranking)
     """How responses become pairs."""
+    stop: tuple[str, ...] = ()
+    """Texts that end a response, beside the end token; it is rewarded and written without them, as if it had ended
+    there by itself."""
     missing_end_penalty: Annotated[float, Ge(0)] = 1.0
     """Taken from the reward of a response that the length limit cut before its end token, in units of reward, ≥ 0."""
     lengths: Lengths = field(default_factory=Lengths)

@@ -145,6 +145,8 @@ def build(
         if key not in fields:
             dotted = f"{_prefix}{key}"
             place = f"{origins[dotted]}: " if origins and dotted in origins else ""
+            if why := refusal(cls, str(key)):
+                raise ConfigError(f"{place}there is no setting {dotted}: {why}")
             near = nearest_setting(str(key), setting_names(cls))
             hint = f'did you mean "{near}"?' if near else nearest(str(key), fields)
             raise ConfigError(f"{place}there is no setting {dotted}; {hint}")
@@ -212,6 +214,22 @@ def setting_names(cls: type[Any]) -> list[str]:
         for name, hint in get_type_hints(cls).items()
         for rest in (setting_names(hint) if isinstance(hint, type) and dataclasses.is_dataclass(hint) else [""])
     ]
+
+
+def refusal(cls: type[Any], name: str) -> str | None:
+    """Why a class, or the one of a group in it, has no such setting, where it says so (its `refusal`).
+
+    >>> from preflab.config.online import PPO
+    >>> refusal(PPO, "top_k").partition(",")[0]
+    "it would make tokens come from another distribution than the policy's"
+    >>> refusal(PPO, "topic")
+    """
+    group, _, rest = name.partition(".")
+    if rest:
+        inner = get_type_hints(cls).get(group)
+        return refusal(inner, rest) if isinstance(inner, type) and dataclasses.is_dataclass(inner) else None
+    why: str | None = cls.refusal(name) if hasattr(cls, "refusal") else None
+    return why
 
 
 def nearest_setting(name: str, known: Iterable[str]) -> str | None:

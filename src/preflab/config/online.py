@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Interval, Lt
 
+from preflab.config.sampling import Warp
 from preflab.config.training import Count, Optimizer, Positive, not_a_divisor
 
 KLPenalty = Literal["reward", "k2", "k3", "full"]
@@ -62,6 +63,16 @@ class Online:
     def steps_per_update(self) -> int:
         """Optimiser steps after each rollout."""
         return self.epochs * (self.batch.size // self.batch.mini)
+
+    @staticmethod
+    def refusal(name: str) -> str | None:
+        """Why there is no such setting, where that is no slip; else None."""
+        if name not in {one.name for one in fields(Warp)}:
+            return None
+        return (
+            "it would make tokens come from another distribution than the policy's, and importance ratios, KL and "
+            f"gradient be wrong; sample from the policy itself, or use online-dpo (ranking.{name}), which has no ratio"
+        )
 
     def misfit(self) -> str | None:
         """What does not fit together, or None."""

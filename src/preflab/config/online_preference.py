@@ -8,14 +8,15 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt
 
 from preflab.config.pair_losses import SumLoss
+from preflab.config.sampling import Warp
 from preflab.config.training import Count, Fit, Optimizer, Positive, not_a_divisor
 
 Temperatures = tuple[Annotated[float, Gt(0)], ...]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ranking:
-    """How responses to one prompt become a pair: the best against the worst."""
+class Ranking(Warp):
+    """How responses to one prompt are sampled and become a pair: the best against the worst."""
 
     temperatures: Temperatures = (0.6, 0.8, 1.0, 1.2)
     """One response a prompt is sampled at each of these temperatures, > 0; at least two."""

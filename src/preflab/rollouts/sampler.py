@@ -2,11 +2,12 @@
 
 Each response has its own stream of uniforms, a function of (seed, prompt key, sample index) alone; a token is the
 inverse of the cumulative distribution at the next uniform. So a response does not depend on its batch mates beyond
-rounding, and every arm meets the same luck. There is no top-k, top-p or penalty: what is sampled is the policy.
+rounding, and every arm meets the same luck. What is sampled is the policy, unless a warp or a mask is asked for.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,9 +16,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from preflab.config.load import check
+from preflab.config.sampling import NO_WARP, Warp
+from preflab.errors import NumericError
 from preflab.models.precision import at_work
-from preflab.rollouts.choice import choose
+from preflab.rollouts.mask import TokenMask
 from preflab.rollouts.response import Response
+from preflab.rollouts.stop import Stop
+from preflab.rollouts.watch import Watch
 from preflab.seeds import derive
 
 SAMPLED_AT_ONCE = 256
@@ -35,6 +41,9 @@ def sample(
     seed: int,
     temperature: float = 1.0,
     greedy: bool = False,
+    warp: Warp = NO_WARP,
+    mask: TokenMask[Any] | None = None,
+    stop: Stop | None = None,
     samples: int = 1,
     batch_size: int = SAMPLED_AT_ONCE,
 ) -> list[Response]:
@@ -48,8 +57,17 @@ def sample(
         max_new_tokens: length limit of a response, ≥ 1.
         temperature: T > 0: tokens come from softmax(logits / T).
         greedy: take the likeliest token; the seed and the temperature then play no part.
+        warp: top-k, top-p, repetition penalty. Behaviour log-probabilities are those of what is then sampled.
+        mask: which tokens may follow; likewise.
+        stop: texts that end a response, beside the end token.
         batch_size: responses sampled at once; changes no response beyond rounding.
+
+    Raises:
+        ConfigError: the warp is out of range, the mask is not as wide as the vocabulary, or allows nothing.
+        NumericError: a log-probability is not finite.
     """
+    if warp.alters:
+        check(warp)
     rows = [(key, prompt, index) for key, prompt in zip(keys, prompts, strict=True) for index in range(samples)]
     # Longest first: a batch then pads little, and a memory limit shows at once.
     order = sorted(range(len(rows)), key=lambda row: -len(rows[row][1]))
@@ -60,19 +78,31 @@ def sample(
         uniforms = np.stack(
             [np.random.Generator(np.random.Philox(derive(seed, key, i))).random(max_new_tokens) for key, _, i in batch]
         )
+        watch = Watch(
+            [prompt for _, prompt, _ in batch],
+            [key for key, _, _ in batch],
+            end_id=end_id,
+            room=max_new_tokens,
+            device=model.device,
+            temperature=temperature,
+            warp=warp,
+            stop=stop,
+            mask=mask,
+        )
         tokens, logprobs = _decode(
             model,
             [prompt for _, prompt, _ in batch],
             None if greedy else torch.from_numpy(uniforms).to(model.device),
             end_id=end_id,
             max_new_tokens=max_new_tokens,
-            temperature=temperature,
+            watch=watch,
         )
-        for row, (key, prompt, _), ids, values in zip(chosen, batch, tokens.tolist(), logprobs.tolist(), strict=True):
-            length = ids.index(end_id) + 1 if end_id in ids else len(ids)
-            done[row] = Response(
-                key, prompt, tuple(ids[:length]), tuple(values[:length]), ended=ids[length - 1] == end_id
-            )
+        for place, (row, ids, values) in enumerate(zip(chosen, tokens.tolist(), logprobs.tolist(), strict=True)):
+            length, ended = watch.end(place, ids)
+            if not math.isfinite(sum(values[:length])):
+                raise NumericError("the policy's log-probabilities are not finite: its weights hold NaN or infinity")
+            key, prompt, _ = batch[place]
+            done[row] = Response(key, prompt, tuple(ids[:length]), tuple(values[:length]), ended=ended)
     return [response for response in done if response is not None]
 
 
@@ -84,7 +114,7 @@ def _decode(
     *,
     end_id: int,
     max_new_tokens: int,
-    temperature: float,
+    watch: Watch,
 ) -> tuple[Tensor, Tensor]:
     """Tokens and log-probabilities [row, step]; after a row's end token they mean nothing."""
     device = model.device
@@ -113,13 +143,13 @@ def _decode(
             logits_to_keep=1,
         )
         cache = outputs.past_key_values
-        drawn, chosen = choose(
-            outputs.logits[:, -1], None if uniforms is None else uniforms[:, step], temperature=temperature
+        drawn, chosen = watch.choose(
+            range(len(prompts)), outputs.logits[:, -1], None if uniforms is None else uniforms[:, step]
         )
         out_tokens.append(drawn)
         out_logprobs.append(chosen)
         ended |= drawn == end_id
-        if bool(ended.all()):
+        if all(watch.ended) or bool(ended.all()):
             break
         token_ids = drawn.unsqueeze(1)
     return torch.stack(out_tokens, 1), torch.stack(out_logprobs, 1)

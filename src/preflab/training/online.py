@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from preflab.config.online import Online
+from preflab.config.sampling import NO_WARP, Warp
 from preflab.data.encode import Encoder
 from preflab.errors import NumericError
 from preflab.losses import masked_mean, masked_sum
@@ -97,6 +98,7 @@ def run_online(
     title: str,
     temperatures: Sequence[float] | None = None,
     scoring_temperature: float | None = None,
+    warp: Warp = NO_WARP,
     keep: Keep | None = None,
     refill_rounds: int = 0,
     starts_at_reference: bool = True,
@@ -115,6 +117,7 @@ def run_online(
         temperatures: of the sampling of each of a prompt's `settings.responses` responses; None: all at
             `settings.temperature`.
         scoring_temperature: at which the rollout holds log-probabilities; None: `settings.temperature`.
+        warp: what stands between the policy and what is sampled; for methods without importance ratios alone.
         keep: which prompts to keep; further ones are sampled in place of the others. None: all.
         refill_rounds: how often an update may sample further prompts.
         starts_at_reference: the policy begins as a copy of the reference, which is checked.
@@ -147,6 +150,7 @@ def run_online(
             policy,
             chosen,
             at,
+            warp,
             place=place,
             end_id=encoder.end_id,
             max_new_tokens=max_new_tokens,
@@ -187,6 +191,7 @@ def run_online(
                     looked_at.responses,
                     looked_at.totals,
                     temperature=scored_at,
+                    compared=not warp.alters,
                     sampled_at=None if set(at) == {scored_at} else list(at) * (len(looked_at.responses) // len(at)),
                     batch_size=settings.batch.micro,
                     tokens=settings.batch.tokens,
@@ -258,6 +263,7 @@ def _sample(
     policy: Policy,
     prompts: Sequence[PromptIds],
     temperatures: Sequence[float],
+    warp: Warp,
     *,
     place: int,
     end_id: int,
@@ -278,6 +284,7 @@ def _sample(
             end_id=end_id,
             max_new_tokens=max_new_tokens,
             temperature=temperature,
+            warp=warp,
             samples=len(slots),
             seed=seed,
         )
@@ -327,5 +334,4 @@ def _figures(drawn: Drawn, rollout: Rollout) -> dict[str, float]:
         "entropy_nats": float(masked_mean(rollout.measured.entropy, mask)),
         "response_tokens": sum(len(response.tokens) for response in responses) / len(responses),
         "end_rate": sum(response.ended for response in responses) / len(responses),
-        "sampler_gap_nats": rollout.sampler_gap,
-    }
+    } | ({} if rollout.sampler_gap is None else {"sampler_gap_nats": rollout.sampler_gap})

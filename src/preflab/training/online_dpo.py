@@ -124,6 +124,7 @@ def train_online_dpo(
             title=title,
             temperatures=at,
             scoring_temperature=1.0,
+            warp=settings.ranking,
             starts_at_reference=starts_at_reference,
             gold=gold,
             log_every=log_every,

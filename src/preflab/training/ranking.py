@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from preflab.config.online_preference import Ranking
 from preflab.data.encode import Encoder, Tree
@@ -12,6 +12,7 @@ from preflab.models.load import Policy
 from preflab.rewards.protocol import Reward, assess
 from preflab.rollouts.response import Response
 from preflab.rollouts.sampler import sample
+from preflab.rollouts.stop import Stop
 from preflab.runs import JSON
 from preflab.seeds import derive
 from preflab.training.cost import Cost, Stopwatch
@@ -81,8 +82,13 @@ def rank_responses(
     seed: int,
     cost: Cost,
     gold: bool = False,
+    stop: Stop | None = None,
 ) -> list[Ranked]:
-    """One pair a prompt, or none, of responses sampled at each temperature of `ranking`; adds to `cost`."""
+    """One pair a prompt, or none, of responses sampled at each temperature of `ranking`; adds to `cost`.
+
+    Args:
+        stop: texts that end a response. It is rewarded and paired without them, the end token in their place.
+    """
     groups: list[list[Response]] = [[] for _ in prompts]
     with Stopwatch(cost):
         for number, temperature in enumerate(ranking.temperatures):
@@ -93,14 +99,17 @@ def rank_responses(
                 end_id=encoder.end_id,
                 max_new_tokens=max_new_tokens,
                 temperature=temperature,
+                warp=ranking,
+                stop=stop,
                 seed=derive(seed, "ranking", number),
             )
             for group, response in zip(groups, sampled, strict=True):
                 group.append(response)
         asked = [prompt for prompt in prompts for _ in ranking.temperatures]
-        responses = [response for group in groups for response in group]
+        sampled = [response for group in groups for response in group]
+        responses = sampled if stop is None else [_without(stop, encoder, response) for response in sampled]
         scores = assess(reward, answers(encoder, asked, responses))
-    pay(cost, policy, responses, scores, gold=gold)
+    pay(cost, policy, sampled, scores, gold=gold)
     rewards = [
         value - missing_end_penalty * (not response.ended)
         for value, response in zip(scores.totals, responses, strict=True)
@@ -112,3 +121,13 @@ def rank_responses(
             "or raise ranking.temperatures"
         )
     return found
+
+
+def _without(stop: Stop, encoder: Encoder, response: Response) -> Response:
+    """A response without the text that ended it: as a policy that needs no such text would have written it."""
+    text = encoder.decode(response.tokens)
+    cut = stop.cut(text)
+    if cut == text:
+        return response
+    # What the policy's log-probabilities are of these tokens, nobody has asked.
+    return replace(response, tokens=(*encoder.continuation(cut), encoder.end_id), logprobs=())

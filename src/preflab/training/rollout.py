@@ -70,8 +70,9 @@ class Rollout:
     """log π_old at the scoring temperature."""
     reference_logprobs: Float[Tensor, "response token"]
     """log π_ref at the scoring temperature."""
-    sampler_gap: float
-    """Largest difference between the sampler's and the scorer's log-probability of a token, in nats."""
+    sampler_gap: float | None
+    """Largest difference between the sampler's and the scorer's log-probability of a token, in nats; None where they
+    are of different distributions by intent."""
     distributions: Distributions | None
     """None where nobody asked for them."""
     dense: Float[Tensor, "response token"] | None = None
@@ -157,6 +158,7 @@ def roll_out(
     batch_size: int,
     tokens: int | None = None,
     measured: bool = True,
+    compared: bool = True,
     cost: Cost | None = None,
 ) -> Rollout:
     """Score sampled responses under the policy that sampled them and the reference.
@@ -168,6 +170,8 @@ def roll_out(
         batch_size: most responses in memory at once; changes no figure.
         tokens: most cells in memory at once, in place of `batch_size`; None counts responses.
         measured: with `distributions`.
+        compared: the responses were sampled from the policy itself, which is checked; False where top-k, top-p or a
+            penalty stood in between.
         cost: what it takes is added to this.
 
     Raises:
@@ -201,7 +205,7 @@ def roll_out(
         ended=torch.tensor([float(response.ended) for response in responses], device=policy.device),
         logprobs=logprobs,
         reference_logprobs=reference_logprobs,
-        sampler_gap=_sampler_gap(responses, sampling_logprobs, policy.model),
+        sampler_gap=_sampler_gap(responses, sampling_logprobs, policy.model) if compared else None,
         distributions=Distributions(*whole) if measured else None,
     )
 
