@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from preflab.config.online_preference import Ranking
 from preflab.data.encode import Encoder, Tree
 from preflab.errors import DataError
+from preflab.live import Phases, Sample, live
 from preflab.models.load import Policy
 from preflab.rewards.protocol import Reward, score
 from preflab.rollouts.response import Response
@@ -81,10 +82,14 @@ def rank_responses(
     seed: int,
     cost: Cost,
     gold: bool = False,
+    title: str = "responses",
 ) -> list[Ranked]:
     """One pair a prompt, or none, of responses sampled at each temperature of `ranking`; adds to `cost`."""
+    phases = Phases()
     groups: list[list[Response]] = [[] for _ in prompts]
-    with Stopwatch(cost):
+    with Stopwatch(cost), live(title, len(ranking.temperatures), phases=phases) as show:
+        phases.begin()
+        phases.enter("sample")
         for number, temperature in enumerate(ranking.temperatures):
             sampled = sample(
                 policy.model,
@@ -97,10 +102,16 @@ def rank_responses(
             )
             for group, response in zip(groups, sampled, strict=True):
                 group.append(response)
+            seen = Sample(encoder.decode(sampled[0].prompt), encoder.decode(sampled[0].tokens), f"at {temperature:g}")
+            show(number + 1, {"response_tokens": _mean_tokens(sampled)}, [seen])
+        phases.enter("reward")
         asked = [prompt for prompt in prompts for _ in ranking.temperatures]
         responses = [response for group in groups for response in group]
         judged = answers(encoder, asked, responses)
         scores = score(reward, judged)
+        phases.leave("")
+        figures = phases.figures(sum(len(response.tokens) for response in responses))
+        show(len(ranking.temperatures), figures | {"reward": sum(scores) / len(scores)})
     pay(cost, policy, responses, reward, judged, gold=gold)
     rewards = [
         value - missing_end_penalty * (not response.ended) for value, response in zip(scores, responses, strict=True)
@@ -112,3 +123,7 @@ def rank_responses(
             "or raise ranking.temperatures"
         )
     return found
+
+
+def _mean_tokens(responses: Sequence[Response]) -> float:
+    return sum(len(response.tokens) for response in responses) / len(responses)
