@@ -8,6 +8,7 @@ import pty
 import re
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -222,12 +223,12 @@ with live("PPO", 9, phases=Phases()) as show:
 """
 
 
-def seen(**environment: str) -> tuple[str, str]:
+def seen(code: str = CODE, **environment: str) -> tuple[str, str]:
     """What a terminal gets of a run, and what the file does that its standard output goes to."""
     leader, follower = pty.openpty()
     kept = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR", "TERM")}
     ran = subprocess.run(
-        [sys.executable, "-c", CODE],
+        [sys.executable, "-c", code],
         stdout=subprocess.PIPE,
         stderr=follower,
         env=kept | {"TERM": "xterm", "COLUMNS": "70", "LINES": "30"} | environment,
@@ -258,6 +259,13 @@ def test_a_terminal_gets_a_panel_that_leaves_one_line_behind() -> None:
     assert wiped is not None
     assert wiped[1].count("\x1b[1A") == len(shown[shown.rindex("╭") : shown.rindex("╯")].splitlines())
     assert printed == "printed by a reward\n"
+
+
+def test_a_run_that_fails_leaves_the_terminal_as_it_was() -> None:
+    shown, _ = seen(f"try:\n{textwrap.indent(CODE, ' ')}     1 / 0\nexcept ZeroDivisionError:\n print('failed')")
+    assert "╭" in shown
+    assert shown.count("\x1b[?25l") == shown.count("\x1b[?25h") == 1
+    assert shown.endswith("\x1b[1A\x1b[2K")
 
 
 def test_a_terminal_that_cannot_move_its_cursor_gets_the_quiet_line() -> None:

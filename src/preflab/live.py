@@ -315,7 +315,8 @@ class View:
         row = Text("time", style="dim", no_wrap=True, overflow="ellipsis")
         for phase, seconds in self.seconds.items():
             style = "not dim bold" if phase == under_way else "not dim"
-            row.append("  ").append(f"{phase} {seconds / whole:.0%}", style=style)
+            if seconds:
+                row.append("  ").append(f"{phase} {seconds / whole:.0%}", style=style)
         return row
 
     def _under_way(self) -> Text | None:

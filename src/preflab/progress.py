@@ -19,6 +19,8 @@ SECONDS_BETWEEN_LINES = 60.0
 SECONDS_OF_ESTIMATE = 1800.0
 """What is left is judged by what was done in this time: a step may take minutes."""
 
+BARS_PER_SECOND = 4
+
 Advance = Callable[[int, str], None]
 
 
@@ -56,7 +58,13 @@ def stage(title: str, total: int, start: int = 0) -> Iterator[Advance]:
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
         )
-        with Progress(*columns, console=console, transient=True, speed_estimate_period=SECONDS_OF_ESTIMATE) as bars:
+        with Progress(
+            *columns,
+            console=console,
+            transient=True,
+            refresh_per_second=BARS_PER_SECOND,
+            speed_estimate_period=SECONDS_OF_ESTIMATE,
+        ) as bars:
             task = bars.add_task(escape(title), total=total, completed=start, note="")
 
             def advance(done: int, note: str = "") -> None:

@@ -102,7 +102,8 @@ def rank_responses(
             )
             for group, response in zip(groups, sampled, strict=True):
                 group.append(response)
-            seen = Sample(encoder.decode(sampled[0].prompt), encoder.decode(sampled[0].tokens), f"at {temperature:g}")
+            first, note = sampled[0], f"at temperature {temperature:g}"
+            seen = Sample(encoder.decode(first.prompt), encoder.decode(first.tokens), note)
             show(number + 1, {"response_tokens": _mean_tokens(sampled)}, [seen])
         phases.enter("reward")
         asked = [prompt for prompt in prompts for _ in ranking.temperatures]
