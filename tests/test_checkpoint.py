@@ -23,6 +23,7 @@ from preflab.errors import Interrupted, StorageError
 from preflab.runs import RunFolder, read_json, read_lines
 from preflab.training import checkpoint
 from tiny import save_tiny
+from untimed import untimed
 
 METHODS = ["dpo", "ppo-adaptive", "grpo"]
 
@@ -76,7 +77,7 @@ def test_a_run_killed_while_it_saves_goes_on_bit_for_bit(
     again, _ = resumable.train(method, run.path, lambda step: None)
     assert f"going on at step 5 of {run.path}" in capfd.readouterr().err.replace("\n", "")
     assert same_weights(again, weights)
-    assert read_lines(run.metrics) == read_lines(full.metrics)
+    assert untimed(read_lines(run.metrics)) == untimed(read_lines(full.metrics))
     assert on_disk(run) == ["step-10", "step-8"]
 
 
@@ -91,7 +92,7 @@ def test_a_run_killed_outside_a_save_goes_on_bit_for_bit(whole: Whole, tmp_path:
     again, _ = resumable.train("ppo", run.path, seen.append)
     assert seen == [8, 10]
     assert same_weights(again, weights)
-    assert read_lines(run.metrics) == read_lines(full.metrics)
+    assert untimed(read_lines(run.metrics)) == untimed(read_lines(full.metrics))
     costs = [
         read_json(folder / "step-10" / "manifest.json")["state"]["cost"]
         for folder in (run.checkpoints, full.checkpoints)
@@ -122,7 +123,7 @@ def test_a_signal_is_obeyed_after_the_step_and_the_run_goes_on(
     weights, full = whole("dpo")
     again, run = resumable.train("dpo", tmp_path / "run", lambda step: None)
     assert same_weights(again, weights)
-    assert read_lines(run.metrics) == read_lines(full.metrics)
+    assert untimed(read_lines(run.metrics)) == untimed(read_lines(full.metrics))
 
 
 def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:

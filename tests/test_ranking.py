@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -207,3 +208,10 @@ def test_ranking_takes_nothing_from_the_global_generator() -> None:
     torch.set_rng_state(before)
     assert [pair.tree for pair in first] == [pair.tree for pair in second]
     assert len({pair.chosen.tokens for pair in itertools.chain(first, second)}) > 1
+
+
+def test_a_line_says_what_the_responses_were_worth(capfd: pytest.CaptureFixture[str]) -> None:
+    reward = Recorder()
+    rank(reward, Ranking(temperatures=(0.5, 1.0)))
+    mean = sum(reward.values) / len(reward.values)
+    assert re.search(rf"^responses: \d+ s, reward {mean:.2f}, sampling [\d,]+ tokens/s$", capfd.readouterr().err, re.M)

@@ -154,7 +154,7 @@ def _metrics(method: str) -> Iterator[RenderableType]:
             )
             for metric in section.metrics
         ]
-        yield _table([header, *rows], 22)
+        yield _table([header, *rows], max(22, *(len(metric.key) for metric in section.metrics)))
 
 
 def _papers(method: str) -> Iterator[RenderableType]:

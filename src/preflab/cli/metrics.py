@@ -64,16 +64,19 @@ def logged_by(settings: Method) -> tuple[Section, ...]:
             return (
                 Section(ROLLOUT, (UPDATE, *SAMPLED, OBJECTIVE, KL_COEFFICIENT, EXPLAINED_VARIANCE)),
                 Section(PPO_STEPS, (*SURROGATE, VALUE_LOSS, *OPTIMIZER, OPTIMIZER_STEPS)),
+                Section(UPDATE_TIME, TIME),
             )
         case PolicyGradient():
             return (
                 Section(ROLLOUT, (UPDATE, *SAMPLED, DROPPED, OBJECTIVE, ZERO_ADVANTAGES)),
                 Section(UPDATE_STEPS, (*SURROGATE, *OPTIMIZER, OPTIMIZER_STEPS)),
+                Section(UPDATE_TIME, TIME),
             )
         case OnlineDPO():
             return (
                 Section(ROLLOUT, (UPDATE, *SAMPLED, *RANKED)),
                 Section(UPDATE_STEPS, (*_of_pairs(settings.loss), *OPTIMIZER, OPTIMIZER_STEPS)),
+                Section(UPDATE_TIME, TIME),
             )
         case IterativeDPO():
             return (Section(EVERY_STEPS, (STEP, ROUND, *_of_pairs(settings.loss), *OPTIMIZER)),)
@@ -87,6 +90,7 @@ EVERY_STEPS = "One line every log_every optimiser steps, with the figures of tha
 ROLLOUT = "One line every log_every updates. Of the rollout, so of the policy before the update's steps:"
 UPDATE_STEPS = "Means over the update's optimiser steps:"
 PPO_STEPS = "Means over the update's optimiser steps; while values alone train, value_loss and optimizer_steps:"
+UPDATE_TIME = "Where the update's time went; no two runs agree on it:"
 
 STEP = Metric("step", "optimiser steps taken")
 UPDATE = Metric("step", "updates finished")
@@ -304,4 +308,11 @@ SURROGATE = (
 VALUE_LOSS = Metric("value_loss", "½·(V − R)² a token, clipped, in reward²", "grows")
 OPTIMIZER_STEPS = Metric(
     "optimizer_steps", "steps taken; their sum, no mean", "is below epochs × mini-batches: the update was cut short"
+)
+TIME = (
+    Metric("sample_seconds", "sampling the responses", "is nearly all: shorten responses, or raise epochs"),
+    Metric("reward_seconds", "rewarding them", "is no small part: the reward is dear, or scores one by one"),
+    Metric("score_seconds", "their log-probabilities under policy and reference, KL and entropy"),
+    Metric("learn_seconds", "values, advantages and optimiser steps"),
+    Metric("generated_tokens_per_second", "response tokens by sample_seconds", "falls: responses get longer"),
 )

@@ -100,6 +100,7 @@ def train_iterative_dpo(
                 seed=derive(seed, "round", number),
                 cost=sampled,
                 gold=gold,
+                title=f"{title}, round {number + 1} of {settings.rounds}: responses",
             )
             write_text(
                 part.path / "pairs.jsonl",

@@ -13,13 +13,13 @@ from preflab.config.training import Fit
 from preflab.data.budget import extent
 from preflab.data.encode import Tree
 from preflab.errors import NumericError
+from preflab.live import live
 from preflab.models.checkpointing import checkpointed
 from preflab.models.freezing import freeze, frozen_digest
 from preflab.models.load import Policy
 from preflab.models.scoring import reading
 from preflab.models.trunk import frozen_trunk
-from preflab.progress import stage
-from preflab.runs import RunFolder
+from preflab.runs import RunFolder, read_lines
 from preflab.seeds import derive
 from preflab.training.checks import check_frozen
 from preflab.training.cost import Cost
@@ -103,7 +103,7 @@ def fit(
         frozen_trunk(policy.model, settings.freeze_blocks, trees, settings.trunk, run.path, again=again),
         checkpointed(policy.model, on=settings.activation_checkpointing),
         session.stoppable(),
-        stage(title, total, session.start) as advance,
+        live(title, total, session.start, earlier=read_lines(run.metrics)) as show,
     ):
         for number in range(session.start, total):
             indices = examples_of(number)
@@ -128,16 +128,10 @@ def fit(
                 values = {name: float(value) for name, value in means.items()}
                 values |= derived(values) | figures
                 run.log({"step": done, **values})
-                advance(done, _note(values))
+                show(done, values)
             else:
-                advance(done, "")
+                show(done)
             session.after(done)
     if frozen:
         check_frozen(policy.model, frozen)
     return session.cost
-
-
-def _note(values: dict[str, float]) -> str:
-    """The few figures worth a glance."""
-    shown = ("loss", "accuracy", "margin")
-    return ", ".join(f"{name} {values[name]:.3f}" for name in shown if name in values)

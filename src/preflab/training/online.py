@@ -21,14 +21,14 @@ from preflab.config.online import Online
 from preflab.config.sampling import NO_WARP, Warp
 from preflab.data.encode import Encoder
 from preflab.errors import NumericError
+from preflab.live import Phases, Sample, live
 from preflab.losses import masked_mean, masked_sum
 from preflab.models.load import Policy
 from preflab.models.precision import in_bf16
-from preflab.progress import stage
 from preflab.rewards.protocol import Reward, Score, assess
 from preflab.rollouts.response import Response
 from preflab.rollouts.sampler import sample
-from preflab.runs import RunFolder
+from preflab.runs import RunFolder, read_lines
 from preflab.seeds import derive
 from preflab.training.checks import check_reference
 from preflab.training.cost import Cost
@@ -139,6 +139,7 @@ def run_online(
     scored_at = settings.temperature if scoring_temperature is None else scoring_temperature
     groups = settings.batch.size // settings.responses
     origins: list[str] = []
+    phases = Phases()
 
     def draw(count: int, place: int, update: int) -> Drawn:
         """Responses to the next `count` prompts, and what they cost."""
@@ -146,6 +147,7 @@ def run_online(
         chosen = prompts_from(prompts, cursor, count, seed=derive(seed, "prompts"))
         session.memory["prompts"] = cursor + count
         origins.extend(prompt.key for prompt in chosen)
+        phases.enter("sample")
         responses = _sample(
             policy,
             chosen,
@@ -156,16 +158,19 @@ def run_online(
             max_new_tokens=max_new_tokens,
             seed=derive(seed, "rollout", update),
         )
+        phases.enter("reward")
         asked = [prompt for prompt in chosen for _ in at]
         scores = assess(reward, answers(encoder, asked, responses))
         pay(session.cost, policy, responses, scores, gold=gold)
         return Drawn(responses, scores.values)
 
-    with session.stoppable(), stage(title, settings.updates, session.start) as advance:
+    earlier = read_lines(run.metrics)
+    with session.stoppable(), live(title, settings.updates, session.start, phases=phases, earlier=earlier) as show:
         for update in range(session.start, settings.updates):
             done = update + 1
             logged = done % log_every == 0 or done == settings.updates
             origins.clear()
+            phases.begin()
             with session.step(update, lambda: list(origins)):
                 # Sample and score, again where a prompt teaches nothing.
                 drawn = draw(groups, 0, update)
@@ -185,6 +190,7 @@ def run_online(
                     )
                 # A policy that has reached the top of its reward learns nothing more, and need not stop for it.
                 looked_at = kept if kept.responses else drawn.first(settings.batch.size)
+                phases.enter("score")
                 rollout = roll_out(
                     policy,
                     reference,
@@ -202,16 +208,19 @@ def run_online(
                 if update == 0 and starts_at_reference:
                     _check_start(rollout, policy.model)
                 # Learn.
+                phases.enter("learn")
                 taken = step(rollout, update, session.memory) if kept.responses else Taken({})
                 session.cost.add(taken.cost)
+                phases.leave("evaluate, save")
 
             if logged:
                 dropped = {} if keep is None else {"dropped_responses": len(drawn.responses) - len(kept.responses)}
-                values = _figures(drawn, rollout) | dropped | dict(taken.figures)
+                tokens = sum(len(response.tokens) for response in drawn.responses)
+                values = _figures(drawn, rollout) | dropped | dict(taken.figures) | phases.figures(tokens)
                 run.log({"step": done, **values})
-                advance(done, f"reward {values['reward']:.2f}, KL {values['kl_nats']:.2f} nats")
+                show(done, values, _samples(encoder, drawn))
             else:
-                advance(done, "")
+                show(done)
             session.after(done)
     return session.cost
 
@@ -291,6 +300,20 @@ def _sample(
         for number, responses in enumerate(of_prompt):
             responses += sampled[number * len(slots) : (number + 1) * len(slots)]
     return [response for responses in of_prompt for response in responses]
+
+
+def _samples(encoder: Encoder, drawn: Drawn) -> list[Sample]:
+    """To look at: the first response, and the one with the highest reward."""
+    scores = drawn.totals
+    notes = {0: "sample"} | {max(range(len(scores)), key=scores.__getitem__): "best"}
+    return [
+        Sample(
+            prompt=encoder.decode(drawn.responses[row].prompt),
+            response=encoder.decode(drawn.responses[row].tokens),
+            note=f"{note}, reward {scores[row]:.2f}",
+        )
+        for row, note in notes.items()
+    ]
 
 
 def _kept(drawn: Drawn, keep: Keep | None, size: int) -> Drawn:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from preflab.config.online_preference import Ranking
 from preflab.data.encode import Encoder, Tree
 from preflab.errors import DataError
+from preflab.live import Phases, Sample, live
 from preflab.models.load import Policy
 from preflab.rewards.protocol import Reward, assess
 from preflab.rollouts.response import Response
@@ -83,14 +84,18 @@ def rank_responses(
     cost: Cost,
     gold: bool = False,
     stop: Stop | None = None,
+    title: str = "responses",
 ) -> list[Ranked]:
     """One pair a prompt, or none, of responses sampled at each temperature of `ranking`; adds to `cost`.
 
     Args:
         stop: texts that end a response. It is rewarded and paired without them, the end token in their place.
     """
+    phases = Phases()
     groups: list[list[Response]] = [[] for _ in prompts]
-    with Stopwatch(cost):
+    with Stopwatch(cost), live(title, len(ranking.temperatures), phases=phases) as show:
+        phases.begin()
+        phases.enter("sample")
         for number, temperature in enumerate(ranking.temperatures):
             sampled = sample(
                 policy.model,
@@ -105,10 +110,17 @@ def rank_responses(
             )
             for group, response in zip(groups, sampled, strict=True):
                 group.append(response)
+            first, note = sampled[0], f"at temperature {temperature:g}"
+            seen = Sample(encoder.decode(first.prompt), encoder.decode(first.tokens), note)
+            show(number + 1, {"response_tokens": _mean_tokens(sampled)}, [seen])
+        phases.enter("reward")
         asked = [prompt for prompt in prompts for _ in ranking.temperatures]
         sampled = [response for group in groups for response in group]
         responses = sampled if stop is None else [_without(stop, encoder, response) for response in sampled]
         scores = assess(reward, answers(encoder, asked, responses))
+        phases.leave("")
+        figures = phases.figures(sum(len(response.tokens) for response in sampled))
+        show(len(ranking.temperatures), figures | {"reward": sum(scores.totals) / len(scores.totals)})
     pay(cost, policy, sampled, scores, gold=gold)
     rewards = [
         value - missing_end_penalty * (not response.ended)
@@ -131,3 +143,7 @@ def _without(stop: Stop, encoder: Encoder, response: Response) -> Response:
         return response
     # What the policy's log-probabilities are of these tokens, nobody has asked.
     return replace(response, tokens=(*encoder.continuation(cut), encoder.end_id), logprobs=())
+
+
+def _mean_tokens(responses: Sequence[Response]) -> float:
+    return sum(len(response.tokens) for response in responses) / len(responses)
