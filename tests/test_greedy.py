@@ -38,10 +38,7 @@ FAMILIES: dict[str, Any] = {
 def sentences(count: int, seed: int) -> list[tuple[int, ...]]:
     """Upwards from a small word in steps of 1 to 4, the same in a whole sentence, and the end after the largest."""
     draw = np.random.Generator(np.random.Philox(seed))
-    return [
-        (*range(int(draw.integers(1, 10)), WORDS, int(draw.integers(1, 5))), END)
-        for _ in range(count)
-    ]
+    return [(*range(int(draw.integers(1, 10)), WORDS, int(draw.integers(1, 5))), END) for _ in range(count)]
 
 
 @cache
@@ -103,7 +100,15 @@ def test_greedy_is_generate_token_for_token(family: str) -> None:
 def test_greedy_is_the_same_for_all_responses_to_a_prompt_and_at_any_seed_and_temperature(family: str) -> None:
     model, prompts = trained(family), starts()[:6]
     found = drawn(
-        model, prompts, end_id=END, max_new_tokens=LONGEST, seed=5, samples=3, greedy=True, temperature=2.0, batch_size=7
+        model,
+        prompts,
+        end_id=END,
+        max_new_tokens=LONGEST,
+        seed=5,
+        samples=3,
+        greedy=True,
+        temperature=2.0,
+        batch_size=7,
     )
     assert [r.tokens for r in found] == [generated(family, prompt) for prompt in prompts for _ in range(3)]
 

@@ -116,7 +116,9 @@ def test_lengths_from_one_to_the_limit_in_one_batch() -> None:
 
 def test_where_nobody_ends_all_go_to_the_limit() -> None:
     model = more_likely(small_gpt2(), END, -40.0)
-    responses = drawn(model, some_prompts(RAGGED, vocabulary=40), end_id=END, max_new_tokens=20, samples=3, batch_size=10)
+    responses = drawn(
+        model, some_prompts(RAGGED, vocabulary=40), end_id=END, max_new_tokens=20, samples=3, batch_size=10
+    )
     assert {len(response.tokens) for response in responses} == {20}
 
 

@@ -53,7 +53,9 @@ def plain(model: Any, **changes: Any) -> list[Response]:
 
 def same(found: list[Response], wanted: list[Response]) -> bool:
     """The same tokens, and log-probabilities up to rounding, which depends on where in memory a weight lies."""
-    close = all(one.logprobs == pytest.approx(other.logprobs, abs=1e-5) for one, other in zip(found, wanted, strict=True))
+    close = all(
+        one.logprobs == pytest.approx(other.logprobs, abs=1e-5) for one, other in zip(found, wanted, strict=True)
+    )
     return close and [response.tokens for response in found] == [response.tokens for response in wanted]
 
 
@@ -310,7 +312,9 @@ def state_of(model: Any) -> dict[str, Any]:
             name: (len(m._forward_hooks), len(m._forward_pre_hooks), len(m._backward_hooks))
             for name, m in model.named_modules()
         },
-        "grads": {name: (p.requires_grad, None if p.grad is None else p.grad.clone()) for name, p in model.named_parameters()},
+        "grads": {
+            name: (p.requires_grad, None if p.grad is None else p.grad.clone()) for name, p in model.named_parameters()
+        },
         "config": model.config.to_dict() | {"attention": model.config._attn_implementation},
         "generation": model.generation_config.to_dict(),
     }

@@ -102,7 +102,8 @@ def test_each_place_in_a_response_has_the_frequencies_of_what_came_before_it() -
                 seen = Counter(r.tokens[length : length + 1] for r in drawn if r.tokens[:length] == start)
                 mass = math.fsum(p for word, p in chances.items() if word[:length] == start)
                 expected = {
-                    (token,): math.fsum(p for word, p in chances.items() if word[: length + 1] == (*start, token)) / mass
+                    (token,): math.fsum(p for word, p in chances.items() if word[: length + 1] == (*start, token))
+                    / mass
                     for token in range(VOCABULARY)
                 }
                 if sum(seen.values()) * sorted(expected.values())[-2] > 20:  # else there is too little to see
