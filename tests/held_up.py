@@ -96,7 +96,7 @@ def uniforms_of(seed: int, key: str, index: int, count: int) -> np.ndarray[Any, 
 
 
 def unalike(model: Any, *, seed: int = 0, spread: float = 0.3) -> Any:
-    """The model with each weight and bias drawn anew, norms around 1: so that none of them can be left out unnoticed."""
+    """The model with each weight and bias drawn anew, norms around 1: none of them can be left out unnoticed."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -1,4 +1,4 @@
-"""Each response is the one that its prompt, its key and its index name, whatever GPT-2 it is and however the work is cut.
+"""Each response is the one that its prompt, key and index name, whatever GPT-2 it is and however the work is cut.
 
 The cases are those where a static cache, a shared prompt, refilled rows or a decoder written by hand can go wrong.
 """
@@ -177,5 +177,5 @@ def test_a_model_that_works_in_bf16(precision: Any) -> None:
     model = work_in(small_gpt2(spread=0.2), precision)
     prompts = some_prompts(RAGGED, vocabulary=40)
     drawn(model, prompts, end_id=END, max_new_tokens=12, samples=2, tolerance=BF16)
-    with pytest.raises(AssertionError, match="off by|another token"):  # float32 would stay below this
+    with pytest.raises(AssertionError, match=r"off by|another token"):  # float32 would stay below this
         drawn(model, prompts, end_id=END, max_new_tokens=12, samples=2, tolerance=1e-4)

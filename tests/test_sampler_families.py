@@ -47,7 +47,7 @@ CONFIGS: dict[str, Any] = {
     "qwen3": lambda: hf.Qwen3Config(**ROTARY, head_dim=8),
     "mistral": lambda: hf.MistralConfig(**ROTARY, sliding_window=None),
     "mistral, windows": lambda: hf.MistralConfig(**ROTARY, sliding_window=6),
-    "mixtral": lambda: hf.MixtralConfig(**ROTARY, num_local_experts=4, num_experts_per_tok=2, experts_implementation="eager"),
+    "mixtral": lambda: hf.MixtralConfig(**ROTARY, num_local_experts=4, experts_implementation="eager"),
     "gemma": lambda: hf.GemmaConfig(**ROTARY, head_dim=8),
     "gemma 2": lambda: hf.Gemma2Config(
         **ROTARY, head_dim=8, sliding_window=6, attn_logit_softcapping=1.0, final_logit_softcapping=3.0,

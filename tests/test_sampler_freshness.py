@@ -405,7 +405,7 @@ def test_grad_mode_threads_and_default_dtype_are_the_callers(model: Callable[[],
 
 @of_each_model
 def test_a_model_trains_after_it_was_sampled_as_if_it_had_not_been(model: Callable[[], Any]) -> None:
-    """No inference tensor is left in it, no cast of a weight made without gradients, no buffer that autograd refuses."""
+    """No inference tensor is left in it, no cast of a weight made without gradients."""
     twins = model(), model()
     plain(twins[0])
     for one in twins:
