@@ -58,8 +58,9 @@ def train(settings: Any, folder: Path, task: Task = THREE) -> Policy:
     reference, prompts = copy_of(policy.model), task.prompt_ids()
     match settings:
         case PPO():
-            value = None if settings.value_trunk == "shared" else value_model(folder)
-            cost = train_ppo(policy, value, reference, reward, prompts, settings, run, max_new_tokens=2, seed=0)
+            cost = train_ppo(
+                policy, value_model(folder), reference, reward, prompts, settings, run, max_new_tokens=2, seed=0
+            )
         case PolicyGradient():
             cost = train_policy_gradient(policy, reference, reward, prompts, settings, run, max_new_tokens=2, seed=0)
     assert len(reward.seen) == settings.updates * settings.batch.size == cost.reward_calls
@@ -68,10 +69,8 @@ def train(settings: Any, folder: Path, task: Task = THREE) -> Policy:
     return policy
 
 
-PPO_GIVEN = GIVEN | {"optimizer": falling(0.01), "value_optimizer": constant(0.02), "epochs": 2, "updates": 45}
 SETTINGS: dict[str, Any] = {
-    "ppo": PPO(**PPO_GIVEN),
-    "ppo, shared trunk": PPO(**PPO_GIVEN, value_trunk="shared"),
+    "ppo": PPO(**GIVEN | {"optimizer": falling(0.01)}, value_optimizer=constant(0.02), epochs=2, updates=45),
     "rloo": RLOO(**GIVEN, updates=80),
     "rloo, cooler": RLOO(**GIVEN, updates=80, temperature=0.7),
 }

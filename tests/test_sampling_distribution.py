@@ -55,10 +55,11 @@ def words() -> list[tuple[int, ...]]:
 def exact(prompt: tuple[int, ...], temperature: float) -> Mapping[tuple[int, ...], float]:
     """The probability of every response, in float64: the product of its tokens' softmax."""
     wide = copy.deepcopy(model()).double()
-    found = {}
-    for word in words():
-        rows = next_logprobs(wide, prompt, word, temperature)
-        found[word] = math.exp(sum(float(row[token]) for row, token in zip(rows, word, strict=True)))
+    after = {}  # log-probabilities of the next token after each beginning
+    for beginning in product([token for token in range(VOCABULARY) if token != END], repeat=LONGEST - 1):
+        rows = next_logprobs(wide, prompt, (*beginning, END), temperature).tolist()
+        after |= {beginning[:length]: row for length, row in enumerate(rows)}
+    found = {word: math.exp(sum(after[word[:t]][token] for t, token in enumerate(word))) for word in words()}
     assert math.fsum(found.values()) == pytest.approx(1, abs=1e-9)
     return found
 
