@@ -73,7 +73,7 @@ def by_an_optimizer(model: Any) -> None:
 def by_data(model: Any) -> None:
     """As `work_in` and many a library do it: no version counter sees this."""
     for parameter in model.parameters():
-        parameter.data = parameter.data * 1.3
+        parameter.data = parameter.data * 1.1
 
 
 def in_place_behind_autograd(model: Any) -> None:
