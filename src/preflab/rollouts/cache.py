@@ -19,7 +19,7 @@ from torch import Tensor
 from preflab.models.attention import attend
 from preflab.models.precision import wide
 
-COLUMNS = 32
+COLUMNS = 64
 """Columns for response tokens that a cache begins with; they are doubled when full."""
 
 

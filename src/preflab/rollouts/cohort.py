@@ -164,9 +164,17 @@ def next_states(decoder: Decoder, cohorts: Sequence[Cohort]) -> list[Float[Tenso
     for cohort in cohorts:
         cohort.cache.advance()
 
-    def attend(layer: int, query: Tensor, key: Tensor, value: Tensor, **options: float | None) -> Tensor:
+    def attend(
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        scaling: float | None = None,
+        softcap: float | None = None,
+    ) -> Tensor:
         parts = zip(cohorts, query.split(rows), key.split(rows), value.split(rows), strict=True)
-        attended = [cohort.cache.step(layer, *part, **options) for cohort, *part in parts]
+        attended = [cohort.cache.step(layer, *part, scaling=scaling, softcap=softcap) for cohort, *part in parts]
         return attended[0] if len(attended) == 1 else torch.cat(attended)
 
     return [decoder.states(token_ids, positions, attend)]

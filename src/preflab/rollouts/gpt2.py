@@ -33,7 +33,8 @@ def is_gpt2(model: Any) -> bool:
     config = model.config
     if config.add_cross_attention or config.reorder_and_upcast_attn:
         return False
-    activations = {block.mlp.act for block in model.transformer.h}
+    body: Any = model.transformer
+    activations = {block.mlp.act for block in body.h}
     known = all(type(part) in KNOWN or part in activations for part in model.modules())
     spared = spared_mlp(model.base_model)  # its hooks are for trees alone
     hooked = any(part._forward_pre_hooks or part._forward_hooks for part in model.modules() if part is not spared)

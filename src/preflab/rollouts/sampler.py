@@ -52,7 +52,7 @@ def sample(
         max_new_tokens: length limit of a response, ≥ 1.
         temperature: T > 0: tokens come from softmax(logits / T).
         greedy: take the likeliest token; the seed and the temperature then play no part.
-        batch_size: responses sampled at once; changes no response beyond rounding. None: `at_once`.
+        batch_size: responses sampled at once; changes no response beyond rounding. None: `rows_at_once`.
         states: keep the last hidden state before each token, on the model's device; not where `decoder_of` knows none.
     """
     rows = [(key, prompt, index) for key, prompt in zip(keys, prompts, strict=True) for index in range(samples)]
@@ -61,7 +61,7 @@ def sample(
     # Longest first: a batch then pads little, and a memory limit shows at once. Equal prompts lie side by side.
     order = sorted(range(len(rows)), key=lambda row: (-len(rows[row][1]), rows[row][1]))
     queue = [rows[row] for row in order]
-    size = batch_size or at_once(model, len(queue[0][1]) + max_new_tokens)
+    size = batch_size or rows_at_once(model, len(queue[0][1]) + max_new_tokens)
     draws = Draws(None if greedy else seed, temperature, end_id, max_new_tokens)
     decoder, head = decoder_of(model), head_of(model)
     if decoder is None or head is None:
@@ -88,7 +88,7 @@ def decoder_of(model: Any) -> Decoder | None:
     return GPT2(model) if is_gpt2(model) else None
 
 
-def at_once(model: Any, longest: int) -> int:
+def rows_at_once(model: Any, longest: int) -> int:
     """How many responses are sampled at once where no one says: `SAMPLED_AT_ONCE`, or as many as `CACHE_BYTES` hold.
 
     Args:
