@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from preflab.models.head import head_of
+from preflab.progress import say
 from preflab.rollouts.cache import kept_dtype
 from preflab.rollouts.cohort import Finished
 from preflab.rollouts.decoder import Decoder
@@ -64,6 +65,7 @@ def sample(
     size = batch_size or rows_at_once(model, len(queue[0][1]) + max_new_tokens)
     draws = Draws(None if greedy else seed, temperature, end_id, max_new_tokens)
     decoder, head = decoder_of(model), head_of(model)
+    _say_which(model, decoder)
     if decoder is None or head is None:
         found = _in_batches(model, queue, draws, size)
     else:
@@ -86,6 +88,20 @@ def sample(
 def decoder_of(model: Any) -> Decoder | None:
     """What runs the model's layers; None: the model itself, with the cache it has."""
     return GPT2(model) if is_gpt2(model) else None
+
+
+def _say_which(model: Any, decoder: Decoder | None) -> None:
+    """One line a class of models, for the person watching."""
+    if type(model) not in _told:
+        _told.add(type(model))
+        say(
+            f"sampling: {type(model).__name__} by its own pass and cache"
+            if decoder is None
+            else f"sampling: {decoder.name}"
+        )
+
+
+_told: set[type] = set()
 
 
 def rows_at_once(model: Any, longest: int) -> int:
