@@ -14,6 +14,7 @@ from preflab.data.pack import pack
 from preflab.errors import NumericError
 from preflab.models.load import Policy
 from preflab.models.scoring import response_logprobs
+from preflab.rollouts.gpt2 import is_gpt2
 from preflab.rollouts.response import Response
 from preflab.rollouts.sampler import sample
 from tiny import tiny_policy
@@ -171,3 +172,140 @@ def test_greedy_is_transformers_generate(policy: Policy) -> None:
         )
         assert response.tokens == tuple(theirs[0, len(prompt) :].tolist())
     assert draw(policy, greedy=True, max_new_tokens=12, seed=9, temperature=2.0)[0].tokens == responses[0].tokens
+
+
+def test_a_batch_that_refills_gives_what_each_row_alone_gives(policy: Policy) -> None:
+    """Cohorts of ragged prompts begin and end while others are under way; some rows end early, some meet the limit."""
+    alone = [
+        draw(policy, PROMPTS[i : i + 1], keys=KEYS[i : i + 1], samples=9, batch_size=1) for i in range(len(PROMPTS))
+    ]
+    one_by_one = [response for responses in alone for response in responses]
+    lengths = {len(response.tokens) for response in one_by_one}
+    assert len(lengths) > 8
+    assert max(lengths) == 24
+    for batch_size in (4, 16, None):
+        assert same(draw(policy, samples=9, batch_size=batch_size), one_by_one)
+
+
+def test_a_cache_that_grows_keeps_what_it_has(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = draw(policy, samples=3)
+    monkeypatch.setattr("preflab.rollouts.cache.COLUMNS", 2)
+    assert same(draw(policy, samples=3), expected)
+
+
+def test_prompts_read_in_parts_are_prompts_read_at_once(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = [draw(policy, samples=samples) for samples in (1, 3)]
+    for tokens in (1, 4, 9):
+        monkeypatch.setattr("preflab.rollouts.cohort.READ_AT_ONCE", tokens)
+        assert all(same(draw(policy, samples=samples), found) for samples, found in zip((1, 3), expected, strict=True))
+
+
+def test_equal_prompts_with_keys_of_their_own_are_responses_of_their_own(policy: Policy) -> None:
+    prompts = (PROMPTS[2], PROMPTS[1], PROMPTS[2])
+    together = draw(policy, prompts)
+    assert same(together, [draw(policy, prompts[i : i + 1], keys=KEYS[i : i + 1])[0] for i in range(3)])
+
+
+def test_one_token_may_be_all_that_is_asked(policy: Policy) -> None:
+    longer = draw(policy, samples=2)
+    for response, first in zip(draw(policy, samples=2, max_new_tokens=1), longer, strict=True):
+        assert response.tokens == first.tokens[:1]
+        assert response.ended == (response.tokens[0] == policy.tokenizer.eos_token_id)
+    assert draw(policy, ()) == []
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("samples", [1, 4])
+def test_states_are_those_before_each_token_in_a_pass_of_the_model(policy: Policy, samples: int) -> None:
+    for response in draw(policy, samples=samples, batch_size=6, states=True):
+        ids = torch.tensor([response.prompt + response.tokens])
+        expected = policy.model.transformer(ids).last_hidden_state[0, len(response.prompt) - 1 : -1]
+        assert response.states is not None
+        torch.testing.assert_close(response.states, expected, atol=1e-5, rtol=1e-5)
+    assert draw(policy)[0].states is None
+
+
+def test_states_can_be_learned_from(policy: Policy) -> None:
+    """They are plain tensors without gradients."""
+    (response,) = draw(policy, PROMPTS[:1], keys=KEYS[:1], states=True)
+    assert response.states is not None
+    weight = torch.ones(response.states.shape[1], requires_grad=True)
+    (response.states @ weight).sum().backward()
+    assert weight.grad is not None
+    torch.testing.assert_close(weight.grad, response.states.sum(0))
+
+
+def gpt2(**changes: object) -> transformers.GPT2LMHeadModel:
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(
+        vocab_size=110, n_embd=16, n_layer=3, n_head=2, n_positions=64, initializer_range=0.4, **changes
+    )
+    return transformers.GPT2LMHeadModel(config).eval()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"activation_function": "gelu_new"},
+        {"activation_function": "relu"},
+        {"n_inner": 24},
+        {"scale_attn_weights": False},
+        {"scale_attn_by_inverse_layer_idx": True},
+        {"tie_word_embeddings": False},
+        {"layer_norm_epsilon": 1e-3},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_gpt2_by_hand_has_the_options_of_gpt2(changes: dict[str, object]) -> None:
+    model = gpt2(**changes)
+    assert is_gpt2(model)
+    scored_as_sampled(model)
+
+
+@torch.no_grad()
+def scored_as_sampled(model: transformers.GPT2LMHeadModel) -> None:
+    for response in sample(model, PROMPTS, keys=KEYS, end_id=2, max_new_tokens=8, seed=0, samples=2):
+        logits = model(torch.tensor([response.prompt + response.tokens])).logits[0, len(response.prompt) - 1 : -1]
+        chosen = logits.log_softmax(-1).gather(1, torch.tensor(response.tokens).unsqueeze(1)).squeeze(1)
+        assert chosen.tolist() == pytest.approx(response.logprobs, abs=1e-5)
+
+
+@pytest.mark.parametrize("changes", [{"add_cross_attention": True}, {"reorder_and_upcast_attn": True}])
+def test_gpt2_by_hand_refuses_what_it_does_not_have(changes: dict[str, object]) -> None:
+    model = gpt2(**changes)
+    assert not is_gpt2(model)
+    scored_as_sampled(model)
+
+
+def test_gpt2_by_hand_refuses_a_model_that_something_was_put_into() -> None:
+    """A layer in place of a plain one, or a hook, changes what the model computes."""
+
+    class Doubled(torch.nn.Module):
+        def __init__(self, inner: torch.nn.Module) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            doubled: torch.Tensor = 2 * self.inner(x)
+            return doubled
+
+    model = gpt2()
+    model.transformer.h[1].mlp.c_fc = Doubled(model.transformer.h[1].mlp.c_fc)
+    assert not is_gpt2(model)
+    scored_as_sampled(model)
+    hooked = gpt2()
+    handle = hooked.transformer.h[1].attn.register_forward_hook(lambda module, args, output: (2 * output[0], output[1]))
+    assert not is_gpt2(hooked)
+    scored_as_sampled(hooked)
+    handle.remove()
+    assert is_gpt2(hooked)
+    scored_as_sampled(hooked)
+
+
+def test_a_step_of_training_is_seen_by_the_next_sample() -> None:
+    model = gpt2()
+    scored_as_sampled(model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(0.5)
+    scored_as_sampled(model)

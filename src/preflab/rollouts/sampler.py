@@ -8,26 +8,33 @@ rounding, and every arm meets the same luck. What is sampled is the policy, unle
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from preflab.config.load import check
 from preflab.config.sampling import NO_WARP, Warp
 from preflab.errors import NumericError
-from preflab.models.precision import at_work
+from preflab.models.checkpointing import altered
+from preflab.models.head import head_of
+from preflab.progress import say
+from preflab.rollouts.cache import kept_dtype
+from preflab.rollouts.cohort import Finished
+from preflab.rollouts.decoder import Decoder
+from preflab.rollouts.gpt2 import GPT2, is_gpt2
 from preflab.rollouts.mask import TokenMask
+from preflab.rollouts.modules import modules_of, why_not
+from preflab.rollouts.plain import decode, way_of
+from preflab.rollouts.queue import Draws, Row, in_cohorts
 from preflab.rollouts.response import Response
 from preflab.rollouts.stop import Stop
 from preflab.rollouts.watch import Watch
-from preflab.seeds import derive
 
 SAMPLED_AT_ONCE = 256
 """How many responses are sampled at once, where no one says otherwise."""
+CACHE_BYTES = 2**30
+"""Then fewer, if their keys and values would take more at full length."""
 
 
 @torch.no_grad()
@@ -45,7 +52,8 @@ def sample(
     mask: TokenMask[Any] | None = None,
     stop: Stop | None = None,
     samples: int = 1,
-    batch_size: int = SAMPLED_AT_ONCE,
+    batch_size: int | None = None,
+    states: bool = False,
 ) -> list[Response]:
     """`samples` responses to each prompt, prompt by prompt.
 
@@ -60,7 +68,8 @@ def sample(
         warp: top-k, top-p, repetition penalty. Behaviour log-probabilities are those of what is then sampled.
         mask: which tokens may follow; likewise.
         stop: texts that end a response, beside the end token.
-        batch_size: responses sampled at once; changes no response beyond rounding.
+        batch_size: responses sampled at once; changes no response beyond rounding. None: `sampled_at_once`.
+        states: keep the last hidden state before each token, on the model's device; not where `decoder_of` knows none.
 
     Raises:
         ConfigError: the warp is out of range, the mask is not as wide as the vocabulary, or allows nothing.
@@ -69,87 +78,101 @@ def sample(
     if warp.alters:
         check(warp)
     rows = [(key, prompt, index) for key, prompt in zip(keys, prompts, strict=True) for index in range(samples)]
-    # Longest first: a batch then pads little, and a memory limit shows at once.
-    order = sorted(range(len(rows)), key=lambda row: -len(rows[row][1]))
+    if not rows:
+        return []
+    # Longest first: a batch then pads little, and a memory limit shows at once. Equal prompts lie side by side.
+    order = sorted(range(len(rows)), key=lambda row: (-len(rows[row][1]), rows[row][1]))
+    queue = [rows[row] for row in order]
+    longest = len(queue[0][1]) + max_new_tokens
+    size = batch_size or sampled_at_once(model, longest)
+    draws = Draws(None if greedy else seed, end_id, max_new_tokens)
+    watch = Watch(
+        [prompt for _, prompt, _ in queue],
+        [key for key, _, _ in queue],
+        end_id=end_id,
+        room=max_new_tokens,
+        device=model.device,
+        temperature=temperature,
+        warp=warp,
+        stop=stop,
+        mask=mask,
+    )
+    decoder, head = decoder_of(model, longest), head_of(model)
+    _say_which(model, decoder, longest)
+    if decoder is None or head is None:
+        found = _in_batches(model, queue, draws, watch, size)
+    else:
+        found = in_cohorts(
+            decoder, head.reader(model), queue, draws, watch, size=size, device=model.device, states=states
+        )
     done: list[Response | None] = [None] * len(rows)
-    for begin in range(0, len(rows), batch_size):
-        chosen = order[begin : begin + batch_size]
-        batch = [rows[row] for row in chosen]
-        uniforms = np.stack(
-            [np.random.Generator(np.random.Philox(derive(seed, key, i))).random(max_new_tokens) for key, _, i in batch]
+    for row, tokens, logprobs, before in found:
+        key, prompt, _ = queue[row]
+        length, ended = watch.end(row, tokens)
+        if not math.isfinite(sum(logprobs[:length])):
+            raise NumericError("the policy's log-probabilities are not finite: its weights hold NaN or infinity")
+        done[order[row]] = Response(
+            key,
+            prompt,
+            tuple(tokens[:length]),
+            tuple(logprobs[:length]),
+            ended=ended,
+            states=None if before is None else before[:length],
         )
-        watch = Watch(
-            [prompt for _, prompt, _ in batch],
-            [key for key, _, _ in batch],
-            end_id=end_id,
-            room=max_new_tokens,
-            device=model.device,
-            temperature=temperature,
-            warp=warp,
-            stop=stop,
-            mask=mask,
-        )
-        tokens, logprobs = _decode(
-            model,
-            [prompt for _, prompt, _ in batch],
-            None if greedy else torch.from_numpy(uniforms).to(model.device),
-            end_id=end_id,
-            max_new_tokens=max_new_tokens,
-            watch=watch,
-        )
-        for place, (row, ids, values) in enumerate(zip(chosen, tokens.tolist(), logprobs.tolist(), strict=True)):
-            length, ended = watch.end(place, ids)
-            if not math.isfinite(sum(values[:length])):
-                raise NumericError("the policy's log-probabilities are not finite: its weights hold NaN or infinity")
-            key, prompt, _ = batch[place]
-            done[row] = Response(key, prompt, tuple(ids[:length]), tuple(values[:length]), ended=ended)
     return [response for response in done if response is not None]
 
 
-@at_work
-def _decode(
-    model: Any,
-    prompts: Sequence[tuple[int, ...]],
-    uniforms: Float[Tensor, "row step"] | None,
-    *,
-    end_id: int,
-    max_new_tokens: int,
-    watch: Watch,
-) -> tuple[Tensor, Tensor]:
-    """Tokens and log-probabilities [row, step]; after a row's end token they mean nothing."""
-    device = model.device
-    longest = max(len(prompt) for prompt in prompts)
-    token_ids = torch.zeros(len(prompts), longest, dtype=torch.long)
-    attention = torch.zeros(len(prompts), longest + max_new_tokens, dtype=torch.long)
-    attention[:, longest:] = 1
-    for row, prompt in enumerate(prompts):  # padded on the left, so that all rows emit at the same column
-        token_ids[row, longest - len(prompt) :] = torch.tensor(prompt)
-        attention[row, longest - len(prompt) : longest] = 1
-    token_ids, attention = token_ids.to(device), attention.to(device)
-    positions = (attention.cumsum(1) - 1).clamp(min=0)
-    # Without padding, no mask: the model's causal kernel is exact and faster.
-    padded = bool((attention == 0).any())
-    cache = None
-    ended = torch.zeros(len(prompts), dtype=torch.bool, device=device)
-    out_tokens, out_logprobs = [], []
-    for step in range(max_new_tokens):
-        begin, end = (0, longest) if step == 0 else (longest + step - 1, longest + step)
-        outputs = model(
-            input_ids=token_ids,
-            attention_mask=attention[:, :end] if padded else None,
-            position_ids=positions[:, begin:end],
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
+def decoder_of(model: Any, longest: int) -> Decoder | None:
+    """What runs the model's layers on sequences of up to `longest` tokens; None: the model itself, with the cache that
+    it has."""
+    if altered(model):
+        return None
+    return GPT2(model) if is_gpt2(model) else modules_of(model, longest)
+
+
+def _say_which(model: Any, decoder: Decoder | None, longest: int) -> None:
+    """One line a class of models and way, for the person watching."""
+    if decoder is not None:
+        line = f"sampling: {decoder.name}"
+    else:
+        reason = "its forward pass was replaced" if altered(model) else why_not(model, longest)
+        line = f"sampling: {type(model).__name__}, {way_of(model, longest).value}" + (f" ({reason})" if reason else "")
+    if line not in _told:
+        _told.add(line)
+        say(line)
+
+
+_told: set[str] = set()
+
+
+def sampled_at_once(model: Any, longest: int) -> int:
+    """How many responses are sampled at once where no one says: `SAMPLED_AT_ONCE`, or as many as `CACHE_BYTES` hold.
+
+    Args:
+        longest: tokens of the longest prompt and response.
+    """
+    config = model.config.get_text_config()
+    heads = getattr(config, "num_attention_heads", None)
+    if not heads:  # a recurrent model, whose state doesn't grow
+        return SAMPLED_AT_ONCE
+    few = getattr(config, "num_key_value_heads", None) or heads
+    channels = getattr(config, "head_dim", None) or config.hidden_size // heads
+    token_bytes = 2 * config.num_hidden_layers * few * channels * kept_dtype(model.dtype, model.device).itemsize
+    return max(1, min(SAMPLED_AT_ONCE, CACHE_BYTES // (token_bytes * longest)))
+
+
+def _in_batches(model: Any, queue: Sequence[Row], draws: Draws, watch: Watch, size: int) -> Iterator[Finished]:
+    """The rows of the queue, batch after batch, each as long as its longest response."""
+    for begin in range(0, len(queue), size):
+        rows = range(begin, min(begin + size, len(queue)))
+        tokens, logprobs = decode(
+            model,
+            [queue[row][1] for row in rows],
+            draws.uniforms([queue[row] for row in rows], model.device),
+            end_id=draws.end_id,
+            max_new_tokens=draws.limit,
+            rows=rows,
+            watch=watch,
         )
-        cache = outputs.past_key_values
-        drawn, chosen = watch.choose(
-            range(len(prompts)), outputs.logits[:, -1], None if uniforms is None else uniforms[:, step]
-        )
-        out_tokens.append(drawn)
-        out_logprobs.append(chosen)
-        ended |= drawn == end_id
-        if all(watch.ended) or bool(ended.all()):
-            break
-        token_ids = drawn.unsqueeze(1)
-    return torch.stack(out_tokens, 1), torch.stack(out_logprobs, 1)
+        for row, ids, values in zip(rows, tokens.tolist(), logprobs.tolist(), strict=True):
+            yield Finished(row, ids, values, None)

@@ -220,7 +220,8 @@ def sampling_peak(model: Any, prompt_tokens: Sequence[int], rows: int, max_new_t
     last: list[Alive] = []
     sizes = [(1, LENGTHS[0]), (2, 2 * LENGTHS[0]), (2, 2 * LENGTHS[1])]
     for count, places in sizes:
-        prompts = [tuple(place % vocabulary for place in range(places // count))] * count
+        # Prompts of their own: those of several responses are kept once.
+        prompts = [tuple((row + place) % vocabulary for place in range(places // count)) for row in range(count)]
 
         def run(tokens: int, prompts: list[tuple[int, ...]] = prompts) -> None:
             keys = [str(number) for number in range(len(prompts))]

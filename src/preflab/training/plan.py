@@ -37,7 +37,7 @@ from preflab.models.scoring import (
 from preflab.models.trunk import stored_bytes
 from preflab.rewards.learned import LearnedReward
 from preflab.rollouts.response import Response
-from preflab.rollouts.sampler import SAMPLED_AT_ONCE
+from preflab.rollouts.sampler import sampled_at_once
 from preflab.seeds import derive
 from preflab.training.cost import Cost
 from preflab.training.memory import Kept, Peak, held_bytes, kept_by_optimizer, peak_of, process_bytes, sampling_peak
@@ -189,11 +189,9 @@ def plan_online(
             cut = cut_online(policy, single, settings, micro_batches, seed=seed)
             responses, at_once = settings.responses, settings.batch.size
     rollouts = [_answered(chosen, max_new_tokens, responses) for chosen in updates]
-    later = {
-        "sampling": sampling_peak(
-            policy.model, [len(prompt.ids) for prompt in prompts], min(at_once, SAMPLED_AT_ONCE), max_new_tokens
-        ),
-    }
+    prompt_tokens = [len(prompt.ids) for prompt in prompts]
+    rows = min(at_once, sampled_at_once(policy.model, max(prompt_tokens) + max_new_tokens))
+    later = {"sampling": sampling_peak(policy.model, prompt_tokens, rows, max_new_tokens)}
     for reward in rewards:
         judged = largest(reward.model, [some for trees in rollouts for some in _parts(trees, reward.batch_size)])
         passed = peak_of(_scores(reward.model, gradients=False), [reward.model.model], judged)
