@@ -91,7 +91,11 @@ class Pass:
         return torch.cat(outputs).index_select(0, layout.slots).unsqueeze(0)
 
     def mask(self, sees: Callable[..., Tensor]) -> None:
-        """None: these masks come from the layout. Raises NoTree where a layer's window is shorter than the longest sequence."""
+        """None, as the layout has its own.
+
+        Raises:
+            NoTree: a window is shorter than the longest sequence.
+        """
         if first_unseen(sees, self.layout.longest) is not None:
             raise NoTree(f"a window of its attention is shorter than {self.layout.longest} tokens")
 
