@@ -127,9 +127,9 @@ def _states(body: Any, token_ids: Tensor, positions: Tensor, this: _Pass) -> Flo
     return states
 
 
-ROWS = ((1, 2, 3, 4, 0), (5, 1, 0), (4, 3, 2, 5))
-"""What a model is tried on."""
-STEPS = 2
+ROWS = ((1, 2, 3, 4, 0, 5), (5, 1, 0, 1), (4, 3, 2, 5, 1), (0, 1, 5, 2, 4))
+"""What a model is tried on: sequences of several lengths, two of them alike."""
+STEPS = 3
 """How many of each row's tokens come one by one."""
 
 _reach: WeakKeyDictionary[Any, int | str] = WeakKeyDictionary()
@@ -140,7 +140,7 @@ def _tried(model: Any) -> int | str:
     """The longest sequence whose last token sees the first, or why the model is not for this file at all."""
     body = model.base_model
     positions = getattr(body.config, "max_position_embeddings", None)
-    if len(body.get_input_embeddings().weight) < 6 or (positions or 5) < 5:
+    if len(body.get_input_embeddings().weight) < 6 or (positions or 6) < 6:
         return "it is too small to try"
     if head_of(model) is None:
         return "its logits are more than a product of its last states"
