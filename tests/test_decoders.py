@@ -17,6 +17,7 @@ from preflab.models.head import head_of
 from preflab.rollouts import plain
 from preflab.rollouts.modules import modules_of, why_not
 from preflab.rollouts.plain import Way, decode, way_of
+from preflab.rollouts.sampler import sample
 
 VOCABULARY = 40
 SIZE: dict[str, Any] = {
@@ -230,12 +231,13 @@ def test_what_a_model_suits_is_tried_once_and_does_not_keep_it_alive() -> None:
     assert gone() is None
 
 
-def test_a_model_in_training_mode_is_tried_without_dropout_and_left_so() -> None:
-    config = model_of("opt", ("dropout", 0.5)).config
-    model = transformers.OPTForCausalLM(config).train()
-    assert why_not(model, 8) is None
-    assert model.training
+def test_a_model_in_training_mode_is_left_to_itself_and_so() -> None:
+    """What attends for it here drops nothing."""
+    model = transformers.OPTForCausalLM(model_of("opt", ("attention_dropout", 0.5)).config).train()
+    assert why_not(model, 8) == "it is in training mode"
+    assert way_of(model, 8) is Way.PADDED
     assert all(part.training for part in model.modules())
+    assert why_not(model.eval(), 8) is None
 
 
 WAYS = {
@@ -288,6 +290,21 @@ def test_greedy_in_the_plain_loop_is_transformers_generate(name: str) -> None:
             use_cache=WAYS[name] is not Way.WHOLE,
         )[0, len(prompt) :].tolist()
         assert ids[: len(theirs)] == theirs
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt_neox", "opt", "gptj", "mistral", "mamba"])
+@torch.no_grad()
+def test_what_is_sampled_from_any_family_has_the_logprobs_of_a_fresh_pass(name: str) -> None:
+    """Through whatever stands behind the sampler; of ragged prompts with two responses each, few of them at once."""
+    model = model_of(name)
+    responses = sample(
+        model, PROMPTS, keys=list("abcde"), end_id=END, max_new_tokens=9, seed=0, samples=2, batch_size=4
+    )
+    assert len({response.tokens for response in responses}) > len(PROMPTS)
+    for response in responses:
+        logits = own_logits(model, (*response.prompt, *response.tokens))[len(response.prompt) - 1 : -1]
+        expected = logits.log_softmax(-1)[torch.arange(len(response.tokens)), torch.tensor(response.tokens)]
+        torch.testing.assert_close(torch.tensor(response.logprobs), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_a_recurrent_model_would_not_leave_padding_alone() -> None:

@@ -78,7 +78,7 @@ class Pass:
                     self.masks[number, dtype] = _mask(part, dtype)
                 masked = self.masks[number, dtype]
             with torch.autocast(query.device.type, enabled=query.is_cuda and torch.is_autocast_enabled("cuda")):
-                attended = _attend(
+                attended = attend(
                     heads(q.index_select(0, part.queries.flatten()), query, n),
                     heads(k.index_select(0, seen), key, n),
                     heads(v.index_select(0, seen), value, n),
@@ -124,7 +124,7 @@ def _mask(part: Segments, dtype: torch.dtype) -> Float[Tensor, "any 1 query key"
     return torch.zeros(unseen.shape, dtype=dtype, device=device).masked_fill_(unseen, -torch.inf).unsqueeze(1)
 
 
-def _attend(
+def attend(
     query: Float[Tensor, "segment head query channel"],
     key: Float[Tensor, "segment head key channel"],
     value: Float[Tensor, "segment head key other"],

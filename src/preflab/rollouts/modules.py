@@ -8,6 +8,7 @@ sequence.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -34,8 +35,8 @@ class Modules:
 
     def __init__(self, model: Any) -> None:
         self.name = f"{type(model).__name__} through transformers' modules"
-        self.body = model.base_model
-        self.configs = configs_of(self.body)
+        self.model = model
+        self.configs = configs_of(model)
 
     def states(
         self, token_ids: Int[Tensor, " cell"], positions: Int[Tensor, " cell"], attend: Attend
@@ -45,7 +46,7 @@ class Modules:
         Raises:
             NotServed: a layer asks for what `attend` doesn't have.
         """
-        return _states(self.body, token_ids, positions, _Pass(self.configs, attend))
+        return _states(self.model, token_ids, positions, _Pass(self.configs, attend))
 
 
 def modules_of(model: Any, longest: int) -> Modules | None:
@@ -55,6 +56,8 @@ def modules_of(model: Any, longest: int) -> Modules | None:
 
 def why_not(model: Any, longest: int) -> str | None:
     """Why the model has no decoder through its modules for sequences of up to `longest` tokens; None where it has."""
+    if model.training:
+        return "it is in training mode"
     if model not in _reach:
         with without_dropout(model), working(model):
             _reach[model] = _tried(model)
@@ -112,17 +115,25 @@ class _Pass:
                 raise NotServed(f"its attention takes {name}")
         if value.shape != key.shape:
             raise NotServed("its values have other sizes than its keys")
-        q, k, v = (part[0].transpose(0, 1) for part in (query, key, value))
-        return self.attend(layer, q, k, v, scaling=scaling, softcap=softcap).unsqueeze(0)
+        q, k, v = (part[0].transpose(0, 1).contiguous() for part in (query, key, value))
+        with _uncast(query.device.type):  # what attends has a precision of its own
+            return self.attend(layer, q, k, v, scaling=scaling, softcap=softcap).unsqueeze(0)
 
     def mask(self, sees: Callable[..., Tensor]) -> Int[Tensor, "1 1 1 1"]:
         """Its window, so that the layers that use it tell."""
         return torch.full((1, 1, 1, 1), first_unseen(sees, FAR) or FAR)
 
 
-def _states(body: Any, token_ids: Tensor, positions: Tensor, this: _Pass) -> Float[Tensor, "cell width"]:
-    with attending(this):
-        outputs = body(input_ids=token_ids.unsqueeze(0), position_ids=positions.unsqueeze(0), use_cache=False)
+def _uncast(kind: str) -> AbstractContextManager[Any]:
+    """No autocast on that kind of device; nothing to do, and at once, where there is none."""
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
+
+
+def _states(model: Any, token_ids: Tensor, positions: Tensor, this: _Pass) -> Float[Tensor, "cell width"]:
+    with working(model), attending(this):
+        outputs = model.base_model(
+            input_ids=token_ids.unsqueeze(0), position_ids=positions.unsqueeze(0), use_cache=False
+        )
     states: Tensor = outputs.last_hidden_state[0]
     return states
 
@@ -153,8 +164,8 @@ def _tried(model: Any) -> int | str:
             torch.tensor(what, device=model.device)
             for what in ([ROWS[row][at] for row, at in places], [at for _, at in places])
         )
-        this = _Pass(configs_of(body), kept, masked=masked)
-        return _states(body, token_ids, positions, this), this
+        this = _Pass(configs_of(model), kept, masked=masked)
+        return _states(model, token_ids, positions, this), this
 
     try:
         rows = range(len(ROWS))
@@ -177,7 +188,7 @@ def _tried(model: Any) -> int | str:
     except NotServed as reason:
         return str(reason)
     except Exception as error:  # whatever a model makes of one row of many sequences
-        return f"{type(error).__name__}: {error}".splitlines()[0]
+        return f"its modules stop at a row of many sequences ({type(error).__name__}: {error})".splitlines()[0]
     same = all(close(torch.stack(part), row) for part, row in zip(parts, expected, strict=True))
     return first.window if same else "its states are others then"
 
