@@ -1,4 +1,4 @@
-"""Attention of the tree layout, for any model that asks transformers for its attention function.
+"""Attention of the tree layout, for any model that asks transformers for its attention function (`models/served.py`).
 
 While `laid_out` holds, the model's attention runs segment by segment: prompts see themselves, responses their prompt
 and themselves. What can't be had so raises `NoTree`, and the caller takes the flat layout.
@@ -8,22 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-import transformers
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from preflab.data.pack import Layout, Segments
 from preflab.models.precision import wide
-
-NAME = "preflab_tree"
-"""What transformers calls this attention."""
+from preflab.models.served import attending, configs_of, current, first_unseen
 
 
 class NoTree(Exception):
@@ -41,115 +37,81 @@ class Pass:
     """Of each of the layout's segments: made by the first layer, shared by the others."""
     calls: int = 0
     """How often a layer has attended."""
+    masked: bool = True
 
+    def attention(
+        self,
+        module: nn.Module,
+        query: Float[Tensor, "1 head cell channel"],
+        key: Float[Tensor, "1 few cell channel"],
+        value: Float[Tensor, "1 few cell other"],
+        mask: Tensor | None,
+        *,
+        scaling: float | None = None,
+        dropout: float = 0.0,
+        softcap: float | None = None,
+        **asked: Any,
+    ) -> Float[Tensor, "1 cell head other"]:
+        """One layer's, on a tree."""
+        if extras := [name for name in ("s_aux", "position_bias") if asked.get(name) is not None]:
+            raise NoTree(f"its attention takes {extras[0]}")
+        self.calls += 1
+        layout = self.layout
+        assert layout.slots is not None
+        # On a CPU in float32 at least: torch's kernels in bf16 are up to twice as slow, and what they round depends on
+        # the batch mates. [cell, head × channel]: rows in one piece are the fastest to pick.
+        dtype = query.dtype if query.is_cuda else torch.promote_types(query.dtype, torch.float32)
+        q, k, v = (part[0].transpose(0, 1).flatten(1).to(dtype).contiguous() for part in (query, key, value))
 
-_current: ContextVar[Pass | None] = ContextVar("pass", default=None)
+        def heads(rows: Tensor, like: Tensor, segments: int) -> Float[Tensor, "segment head token channel"]:
+            split = rows.view(segments, -1, *like.shape[1::2]).transpose(1, 2)
+            times = query.shape[1] // like.shape[1]
+            return split.repeat_interleave(times, 1) if times > 1 else split
+
+        outputs = []
+        for number, part in enumerate(layout.segments):
+            n = len(part.queries)
+            seen = (part.queries if part.keys is None else part.keys).flatten()
+            masked = None
+            if part.keys is not None or softcap is not None:
+                if (number, dtype) not in self.masks:
+                    self.masks[number, dtype] = _mask(part, dtype)
+                masked = self.masks[number, dtype]
+            with torch.autocast(query.device.type, enabled=query.is_cuda and torch.is_autocast_enabled("cuda")):
+                attended = attend(
+                    heads(q.index_select(0, part.queries.flatten()), query, n),
+                    heads(k.index_select(0, seen), key, n),
+                    heads(v.index_select(0, seen), value, n),
+                    masked,
+                    scaling=scaling,
+                    dropout=dropout,
+                    softcap=softcap,
+                )
+            outputs.append(attended.transpose(1, 2).flatten(0, 1).to(value.dtype))
+        return torch.cat(outputs).index_select(0, layout.slots).unsqueeze(0)
+
+    def mask(self, sees: Callable[..., Tensor]) -> None:
+        """None, as the layout has its own.
+
+        Raises:
+            NoTree: a window is shorter than the longest sequence.
+        """
+        if first_unseen(sees, self.layout.longest) is not None:
+            raise NoTree(f"a window of its attention is shorter than {self.layout.longest} tokens")
 
 
 def under_way() -> Pass | None:
     """The forward pass under way in the tree layout; None where there is none."""
-    return _current.get()
+    this = current()
+    return this if isinstance(this, Pass) else None
 
 
 @contextmanager
 def laid_out(model: nn.Module, layout: Layout) -> Iterator[Pass]:
     """Forward passes of `model` in this block attend as `layout` says."""
-    every: list[Any] = [part.config for part in model.modules() if hasattr(part, "config")]
-    this = Pass(layout, tuple({id(config): config for config in every}.values()))
+    this = Pass(layout, configs_of(model))
     with attending(this):
         yield this
-
-
-@contextmanager
-def attending(this: Pass | None) -> Iterator[None]:
-    """Layers that run in this block belong to the pass `this`; None is a pass in the flat layout.
-
-    A layer that runs again in the backward pass, when `laid_out` has ended, and maybe in another thread, finds its
-    layout by this.
-    """
-    if this is None:
-        yield
-        return
-    before = [config._attn_implementation_internal for config in this.configs]
-    token = _current.set(this)
-    try:
-        for config in this.configs:
-            config._attn_implementation_internal = NAME
-        yield
-    finally:
-        for config, name in zip(this.configs, before, strict=True):
-            config._attn_implementation_internal = name
-        _current.reset(token)
-
-
-def tree_attention(
-    module: nn.Module,
-    query: Float[Tensor, "1 head cell channel"],
-    key: Float[Tensor, "1 few cell channel"],
-    value: Float[Tensor, "1 few cell other"],
-    attention_mask: Tensor | None,
-    *,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    softcap: float | None = None,
-    **kwargs: Any,
-) -> tuple[Float[Tensor, "1 cell head other"], None]:
-    """transformers' attention interface, on a tree."""
-    if extras := [name for name in ("s_aux", "position_bias") if kwargs.get(name) is not None]:
-        raise NoTree(f"its attention takes {extras[0]}")
-    this = _current.get()
-    assert this is not None
-    this.calls += 1
-    layout = this.layout
-    assert layout.slots is not None
-    # On a CPU in float32 at least: torch's kernels in bf16 are up to twice as slow, and what they round depends on the
-    # batch mates. [cell, head × channel]: rows in one piece are the fastest to pick.
-    dtype = query.dtype if query.is_cuda else torch.promote_types(query.dtype, torch.float32)
-    q, k, v = (part[0].transpose(0, 1).flatten(1).to(dtype).contiguous() for part in (query, key, value))
-
-    def heads(rows: Tensor, like: Tensor, segments: int) -> Float[Tensor, "segment head token channel"]:
-        split = rows.view(segments, -1, *like.shape[1::2]).transpose(1, 2)
-        return split.repeat_interleave(query.shape[1] // like.shape[1], 1) if like.shape[1] < query.shape[1] else split
-
-    outputs = []
-    for number, part in enumerate(layout.segments):
-        n = len(part.queries)
-        seen = (part.queries if part.keys is None else part.keys).flatten()
-        mask = None
-        if part.keys is not None or softcap is not None:
-            if (number, dtype) not in this.masks:
-                this.masks[number, dtype] = _mask(part, dtype)
-            mask = this.masks[number, dtype]
-        with torch.autocast(query.device.type, enabled=query.is_cuda and torch.is_autocast_enabled("cuda")):
-            attended = attend(
-                heads(q.index_select(0, part.queries.flatten()), query, n),
-                heads(k.index_select(0, seen), key, n),
-                heads(v.index_select(0, seen), value, n),
-                mask,
-                scaling=scaling,
-                dropout=dropout,
-                softcap=softcap,
-            )
-        outputs.append(attended.transpose(1, 2).flatten(0, 1).to(value.dtype))
-    return torch.cat(outputs).index_select(0, layout.slots).unsqueeze(0), None
-
-
-def tree_mask(*, mask_function: Callable[..., Any], **kwargs: Any) -> None:
-    """transformers' mask interface: no mask; `tree_attention` has its own.
-
-    Raises NoTree where a layer's window is shorter than the longest sequence: `mask_function` says which key a query
-    sees, by their places.
-    """
-    this = _current.get()
-    assert this is not None
-    longest = this.layout.longest
-    zero = torch.tensor(0)
-    if not mask_function(zero, zero, torch.tensor(longest - 1), zero):
-        raise NoTree(f"a window of its attention is shorter than {longest} tokens")
-
-
-transformers.AttentionInterface.register(NAME, tree_attention)
-transformers.AttentionMaskInterface.register(NAME, tree_mask)
 
 
 def _mask(part: Segments, dtype: torch.dtype) -> Float[Tensor, "any 1 query key"]:

@@ -15,9 +15,9 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from preflab.models.attention import attending, under_way
 from preflab.models.freezing import transformer_blocks
 from preflab.models.precision import working
+from preflab.models.served import attending, current
 
 
 @contextmanager
@@ -58,7 +58,7 @@ def altered(model: nn.Module) -> bool:
 def _run(model: Any, block: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     if not torch.is_grad_enabled() or not any(parameter.requires_grad for parameter in block.parameters()):
         return forward(*args, **kwargs)
-    this = under_way()
+    this = current()
 
     def in_its_layout(*args: Any, **kwargs: Any) -> Any:
         with attending(this):

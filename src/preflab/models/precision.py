@@ -84,7 +84,7 @@ def working(model: Any) -> Iterator[None]:
         case "bf16-autocast":
             with torch.autocast(kind, torch.bfloat16, cache_enabled=False):
                 yield
-        case "bf16" if kind == "cpu":
+        case "bf16" if kind == "cpu" and torch.is_grad_enabled():
             with _WideSums():
                 yield
         case _:
