@@ -37,6 +37,7 @@ def sample(
     greedy: bool = False,
     samples: int = 1,
     batch_size: int = SAMPLED_AT_ONCE,
+    states: bool = False,
 ) -> list[Response]:
     """`samples` responses to each prompt, prompt by prompt.
 
@@ -49,6 +50,7 @@ def sample(
         temperature: T > 0: tokens come from softmax(logits / T).
         greedy: take the likeliest token; the seed and the temperature then play no part.
         batch_size: responses sampled at once; changes no response beyond rounding.
+        states: with the last hidden state before each token.
     """
     rows = [(key, prompt, index) for key, prompt in zip(keys, prompts, strict=True) for index in range(samples)]
     # Longest first: a batch then pads little, and a memory limit shows at once.
@@ -60,18 +62,25 @@ def sample(
         uniforms = np.stack(
             [np.random.Generator(np.random.Philox(derive(seed, key, i))).random(max_new_tokens) for key, _, i in batch]
         )
-        tokens, logprobs = _decode(
+        tokens, logprobs, before = _decode(
             model,
             [prompt for _, prompt, _ in batch],
             None if greedy else torch.from_numpy(uniforms).to(model.device),
             end_id=end_id,
             max_new_tokens=max_new_tokens,
             temperature=temperature,
+            states=states,
         )
-        for row, (key, prompt, _), ids, values in zip(chosen, batch, tokens.tolist(), logprobs.tolist(), strict=True):
+        of_rows = enumerate(zip(chosen, batch, tokens.tolist(), logprobs.tolist(), strict=True))
+        for number, (row, (key, prompt, _), ids, values) in of_rows:
             length = ids.index(end_id) + 1 if end_id in ids else len(ids)
             done[row] = Response(
-                key, prompt, tuple(ids[:length]), tuple(values[:length]), ended=ids[length - 1] == end_id
+                key,
+                prompt,
+                tuple(ids[:length]),
+                tuple(values[:length]),
+                ended=ids[length - 1] == end_id,
+                states=None if before is None else before[number, :length],
             )
     return [response for response in done if response is not None]
 
@@ -85,8 +94,9 @@ def _decode(
     end_id: int,
     max_new_tokens: int,
     temperature: float,
-) -> tuple[Tensor, Tensor]:
-    """Tokens and log-probabilities [row, step]; after a row's end token they mean nothing."""
+    states: bool,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Tokens, log-probabilities [row, step] and last hidden states; after a row's end token they mean nothing."""
     device = model.device
     longest = max(len(prompt) for prompt in prompts)
     token_ids = torch.zeros(len(prompts), longest, dtype=torch.long)
@@ -101,7 +111,7 @@ def _decode(
     padded = bool((attention == 0).any())
     cache = None
     ended = torch.zeros(len(prompts), dtype=torch.bool, device=device)
-    out_tokens, out_logprobs = [], []
+    out_tokens, out_logprobs, out_states = [], [], []
     for step in range(max_new_tokens):
         begin, end = (0, longest) if step == 0 else (longest + step - 1, longest + step)
         outputs = model(
@@ -111,7 +121,10 @@ def _decode(
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
+            output_hidden_states=states,
         )
+        if states:
+            out_states.append(outputs.hidden_states[-1][:, -1])
         cache = outputs.past_key_values
         drawn, chosen = choose(
             outputs.logits[:, -1], None if uniforms is None else uniforms[:, step], temperature=temperature
@@ -122,4 +135,5 @@ def _decode(
         if bool(ended.all()):
             break
         token_ids = drawn.unsqueeze(1)
-    return torch.stack(out_tokens, 1), torch.stack(out_logprobs, 1)
+    before = torch.stack(out_states, 1) if states else None
+    return torch.stack(out_tokens, 1), torch.stack(out_logprobs, 1), before

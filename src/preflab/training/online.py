@@ -3,14 +3,14 @@
 for each update:
     choose prompts, sample responses to each            y ~ π_old
     score them                                          the reward of each whole response
-    score them again                                    log π_old, log π_ref, KL
+    score them again, where the method asks             log π_old, log π_ref, KL
     step                                                the method
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any
 
@@ -18,23 +18,26 @@ import torch
 from torch import Tensor, nn
 
 from preflab.config.online import Online
+from preflab.config.training import Trunk
 from preflab.data.encode import Encoder
 from preflab.errors import NumericError
 from preflab.losses import masked_mean, masked_sum
+from preflab.models.freezing import frozen_digest
 from preflab.models.load import Policy
 from preflab.models.precision import in_bf16
+from preflab.models.trunk import frozen_trunk, refill
 from preflab.progress import stage
 from preflab.rewards.protocol import Reward, score
 from preflab.rollouts.response import Response
 from preflab.rollouts.sampler import sample
 from preflab.runs import RunFolder
 from preflab.seeds import derive
-from preflab.training.checks import check_reference
+from preflab.training.checks import check_frozen, check_reference
 from preflab.training.cost import Cost
 from preflab.training.micro_batches import MicroBatches
 from preflab.training.optimizer import Stepper
 from preflab.training.order import batch_at, evaluation_steps
-from preflab.training.rollout import PromptIds, Rollout, answers, pay, roll_out
+from preflab.training.rollout import OfStates, PromptIds, Rollout, answers, pay, roll_out
 from preflab.training.session import Evaluate, Session
 
 LARGEST_START_GAP_NATS = 1e-3
@@ -75,6 +78,10 @@ class Drawn:
         """The first `count` of them."""
         return Drawn(self.responses[:count], self.scores[:count])
 
+    def bare(self) -> Drawn:
+        """Without the sampler's states, which are as large as a layer's activations."""
+        return Drawn([replace(response, states=None) for response in self.responses], self.scores)
+
 
 def run_online(
     policy: Policy,
@@ -97,6 +104,9 @@ def run_online(
     starts_at_reference: bool = True,
     gold: bool = False,
     measured: bool = False,
+    referred: bool = True,
+    asserted: Callable[[int], bool] = lambda update: False,
+    of_states: OfStates | None = None,
     log_every: int = 1,
     evaluate: Evaluate | None = None,
 ) -> Cost:
@@ -115,24 +125,33 @@ def run_online(
         starts_at_reference: the policy begins as a copy of the reference, which is checked.
         gold: count the reward's calls as gold calls (an oracle arm).
         measured: the method asks for each rollout's KL and entropy, not for those of logged updates alone.
+        referred: the method asks for each rollout's log-probabilities under the reference; else it is run where KL is
+            measured, and where the start is checked.
+        asserted: update from 0 → whether the method holds the rollout's log-probabilities against its own first forward
+            pass, so that the sampler's may stand for a pass.
+        of_states: what the method asks of the policy's last hidden states in each rollout.
 
     Raises:
         ConfigError: the reference shares weights with the policy.
         NumericError: a reward is not finite, the sampler's policy is not the scorer's, the first policy is not the
-            reference though it should be, no prompt of the first update was kept, or the method met something that is
-            not finite.
+            reference though it should be, no prompt of the first update was kept, frozen weights were written to, or
+            the method met something that is not finite.
         Interrupted: SIGTERM or Ctrl-C; the state is saved.
     """
     check_reference(policy.model, reference)
+    frozen = frozen_digest(policy.model) if settings.freeze_blocks else None
     marks = evaluation_steps(settings.updates, settings.evaluations)
     session = Session(run, models, steppers, marks=marks, evaluate=evaluate)
     encoder = Encoder(policy.tokenizer, prompt_tokens=2**20, response_tokens=max_new_tokens)
     at = temperatures or [settings.temperature] * settings.responses
     scored_at = settings.temperature if scoring_temperature is None else scoring_temperature
+    sampled_apart = set(at) != {scored_at}
     groups = settings.batch.size // settings.responses
     origins: list[str] = []
+    if frozen and session.start:
+        check_frozen(policy.model, frozen)
 
-    def draw(count: int, place: int, update: int) -> Drawn:
+    def draw(count: int, place: int, update: int, *, states: bool) -> Drawn:
         """Responses to the next `count` prompts, and what they cost."""
         cursor = int(session.memory.get("prompts", 0))
         chosen = prompts_from(prompts, cursor, count, seed=derive(seed, "prompts"))
@@ -146,6 +165,7 @@ def run_online(
             end_id=encoder.end_id,
             max_new_tokens=max_new_tokens,
             seed=derive(seed, "rollout", update),
+            states=states,
         )
         asked = [prompt for prompt in chosen for _ in at]
         judged = answers(encoder, asked, responses)
@@ -153,20 +173,27 @@ def run_online(
         pay(session.cost, policy, responses, reward, judged, gold=gold)
         return Drawn(responses, scores)
 
-    with session.stoppable(), stage(title, settings.updates, session.start) as advance:
+    with (
+        frozen_trunk(policy.model, settings.freeze_blocks, (), Trunk(), run.path, again=True, reference=reference),
+        session.stoppable(),
+        stage(title, settings.updates, session.start) as advance,
+    ):
         for update in range(session.start, settings.updates):
             done = update + 1
             logged = done % log_every == 0 or done == settings.updates
+            checked = update == 0 and starts_at_reference
+            reads_states = logged or measured or sampled_apart or of_states is not None
+            states = reads_states and asserted(update) and not in_bf16(policy.model)
             origins.clear()
             with session.step(update, lambda: list(origins)):
                 # Sample and score, again where a prompt teaches nothing.
-                drawn = draw(groups, 0, update)
+                drawn = draw(groups, 0, update, states=states)
                 kept = _kept(drawn, keep, settings.responses)
                 for _ in range(refill_rounds):
                     missing = groups - len(kept.responses) // settings.responses
                     if missing == 0:
                         break
-                    more = draw(missing, len(origins), update)
+                    more = draw(missing, len(origins), update, states=states)
                     drawn = _joined(drawn, more)
                     kept = _joined(kept, _kept(more, keep, settings.responses))
                 if not kept.responses and update == 0:
@@ -177,19 +204,25 @@ def run_online(
                     )
                 # A policy that has reached the top of its reward learns nothing more, and need not stop for it.
                 looked_at = kept if kept.responses else drawn.first(settings.batch.size)
+                passes = settings.epochs + (logged or measured or referred or checked)
+                refill(policy.model, [response.tree for response in looked_at.responses], again=passes > 1)
                 rollout = roll_out(
                     policy,
                     reference,
                     looked_at.responses,
                     looked_at.scores,
                     temperature=scored_at,
-                    sampled_at=None if set(at) == {scored_at} else list(at) * (len(looked_at.responses) // len(at)),
+                    sampled_at=list(at) * (len(looked_at.responses) // len(at)) if sampled_apart else None,
                     batch_size=settings.batch.micro,
                     tokens=settings.batch.tokens,
                     measured=logged or measured,
+                    referred=referred or checked,
+                    asserted=bool(kept.responses) and asserted(update),
+                    of_states=of_states,
                     cost=session.cost,
                 )
-                if update == 0 and starts_at_reference:
+                drawn, kept, looked_at = drawn.bare(), kept.bare(), looked_at.bare()
+                if checked:
                     _check_start(rollout, policy.model)
                 # Learn.
                 taken = step(rollout, update, session.memory) if kept.responses else Taken({})
@@ -203,6 +236,8 @@ def run_online(
             else:
                 advance(done, "")
             session.after(done)
+    if frozen:
+        check_frozen(policy.model, frozen)
     return session.cost
 
 
@@ -258,6 +293,7 @@ def _sample(
     end_id: int,
     max_new_tokens: int,
     seed: int,
+    states: bool,
 ) -> list[Response]:
     """One response a temperature to each prompt, prompt by prompt; `place`: how many prompts of the update came
     before."""
@@ -275,6 +311,7 @@ def _sample(
             temperature=temperature,
             samples=len(slots),
             seed=seed,
+            states=states,
         )
         for number, responses in enumerate(of_prompt):
             responses += sampled[number * len(slots) : (number + 1) * len(slots)]
@@ -318,5 +355,4 @@ def _figures(drawn: Drawn, rollout: Rollout) -> dict[str, float]:
         "entropy_nats": float(masked_mean(rollout.measured.entropy, mask)),
         "response_tokens": sum(len(response.tokens) for response in responses) / len(responses),
         "end_rate": sum(response.ended for response in responses) / len(responses),
-        "sampler_gap_nats": rollout.sampler_gap,
-    }
+    } | ({} if rollout.sampler_gap is None else {"sampler_gap_nats": rollout.sampler_gap})
