@@ -199,7 +199,7 @@ def test_a_rollout_is_scored_within_the_budget_and_in_its_order() -> None:
     assert cut.distributions is not None
     assert at_once.distributions is not None
     every = [vars(part) | vars(part.distributions) for part in (cut, at_once)]
-    for name in ("scores", "logprobs", "reference_logprobs", "kl", "entropy"):
+    for name in ("scores", "logprobs", "under_reference", "kl", "entropy"):
         torch.testing.assert_close(every[0][name], every[1][name], atol=1e-5, rtol=0)
     assert len(at_once.logprobs.sum(1).unique()) > 6
 

@@ -142,6 +142,12 @@ class Read:
             return _rows(self.batch, token_logprobs(self.logits(slice(None)), tokens, temperature=temperature))
         return _rows(self.batch, head.logprobs(self.model, self.states, tokens, temperature=temperature))
 
+    def of_states(
+        self, figure: Callable[[Float[Tensor, "token width"]], Float[Tensor, " token"]]
+    ) -> Float[Tensor, "response token"] | None:
+        """A figure of each token's last state, 0 outside the mask; None where the states are not known."""
+        return None if self.states is None else _rows(self.batch, figure(self.states))
+
 
 @torch.no_grad()
 def read(model: Any, batch: Packed) -> Read:

@@ -140,6 +140,19 @@ def frozen_trunk(
             del _open[one]
 
 
+def refill(model: Any, trees: Iterable[Tree], *, again: bool) -> None:
+    """Where a trunk of `model` is kept, it is that of these trees from here on, a rollout's: all other states are
+    forgotten, and their room is used again.
+
+    Args:
+        again: whether states that are read are read again: else they are not kept.
+    """
+    if model.base_model in _open:
+        kept = _open[model.base_model][1]
+        kept.again = again
+        kept.refill(trees)
+
+
 def stored_bytes(
     model: Any, blocks: int, trees: Sequence[Tree], settings: Trunk, folder: Path, *, ends: bool = False
 ) -> int:
@@ -186,17 +199,27 @@ class States:
         self.prompts: dict[bytes, int] = {}
         self.responses: dict[bytes, int] = {}
         """Tokens of each distinct one that may be kept."""
-        for one in trees:
-            self.prompts[_key(one.prompt)] = len(one.prompt)
-            self.responses |= {_key(one.prompt, response): len(response) for response in one.responses}
         self.found: dict[tuple[bool, bytes], tuple[int, int]] = {}
         """Where the states of a prompt or response begin in the file, and how many there are. Under autocast they are
         others than without."""
         self.file: StateFile | None = None
-        self.full = False
+        self.full = self.said = False
         self.working: torch.dtype | None = None
         self.ran = Reading()
         """What the trunk computed since `ran_below` asked."""
+        self.refill(trees)
+
+    def refill(self, trees: Iterable[Tree]) -> None:
+        """Keep the states of these trees, and none of others."""
+        self.prompts.clear()
+        self.responses.clear()
+        self.found.clear()
+        for one in trees:
+            self.prompts[_key(one.prompt)] = len(one.prompt)
+            self.responses |= {_key(one.prompt, response): len(response) for response in one.responses}
+        self.full = False
+        if self.file is not None:
+            self.file.used = 0
 
     def states(
         self, body: Any, split: Split, batch: Packed, layout: Layout, rows: list[list[Piece]], *, ends: bool
@@ -269,6 +292,9 @@ class States:
 
     def _say_full(self, problem: str, states: Cells, *, ends: bool) -> None:
         self.full = True
+        if self.said:  # of an earlier rollout
+            return
+        self.said = True
         needed = (
             math.ceil(10 * self.cells(ends=ends) * states.shape[1] * (self.dtype or states.dtype).itemsize / GIB) / 10
         )

@@ -3,7 +3,7 @@
 for each update:
     choose prompts, sample responses to each            y ~ π_old
     score them                                          the reward of each response, or of its tokens
-    score them again                                    log π_old, log π_ref, KL
+    score them again, where the method asks             log π_old, log π_ref, KL
     step                                                the method
 """
 
@@ -19,23 +19,26 @@ from torch import Tensor, nn
 
 from preflab.config.online import Online
 from preflab.config.sampling import NO_WARP, Warp
+from preflab.config.training import Trunk
 from preflab.data.encode import Encoder
 from preflab.errors import NumericError
 from preflab.live import Phases, Sample, live
 from preflab.losses import masked_mean, masked_sum
+from preflab.models.freezing import frozen_digest
 from preflab.models.load import Policy
 from preflab.models.precision import in_bf16
+from preflab.models.trunk import frozen_trunk, refill
 from preflab.rewards.protocol import Reward, Score, assess
 from preflab.rollouts.response import Response
 from preflab.rollouts.sampler import sample
 from preflab.runs import RunFolder, read_lines
 from preflab.seeds import derive
-from preflab.training.checks import check_reference
+from preflab.training.checks import check_frozen, check_reference
 from preflab.training.cost import Cost
 from preflab.training.micro_batches import MicroBatches
 from preflab.training.optimizer import Stepper
 from preflab.training.order import batch_at, evaluation_steps
-from preflab.training.rollout import PromptIds, Rollout, answers, dense_rewards, pay, roll_out
+from preflab.training.rollout import OfStates, PromptIds, Rollout, answers, dense_rewards, pay, roll_out
 from preflab.training.session import Evaluate, Session
 
 LARGEST_START_GAP_NATS = 1e-3
@@ -81,6 +84,10 @@ class Drawn:
         """The first `count` of them."""
         return Drawn(self.responses[:count], self.scores[:count])
 
+    def bare(self) -> Drawn:
+        """Without the sampler's states, which are as large as a layer's activations."""
+        return Drawn([replace(response, states=None) for response in self.responses], self.scores)
+
 
 def run_online(
     policy: Policy,
@@ -104,6 +111,9 @@ def run_online(
     starts_at_reference: bool = True,
     gold: bool = False,
     measured: bool = False,
+    referred: bool = True,
+    asserted: Callable[[int], bool] = lambda update: False,
+    of_states: OfStates | None = None,
     log_every: int = 1,
     evaluate: Evaluate | None = None,
 ) -> Cost:
@@ -123,25 +133,34 @@ def run_online(
         starts_at_reference: the policy begins as a copy of the reference, which is checked.
         gold: count the reward's calls as gold calls (an oracle arm).
         measured: the method asks for each rollout's KL and entropy, not for those of logged updates alone.
+        referred: the method asks for each rollout's log-probabilities under the reference; else it is run where KL is
+            measured, and where the start is checked.
+        asserted: update from 0 → whether the method holds the rollout's log-probabilities against its own first forward
+            pass, so that the sampler's may stand for a pass.
+        of_states: what the method asks of the policy's last hidden states in each rollout.
 
     Raises:
         ConfigError: the reference shares weights with the policy.
         NumericError: a reward is not finite, the sampler's policy is not the scorer's, the first policy is not the
-            reference though it should be, no prompt of the first update was kept, or the method met something that is
-            not finite.
+            reference though it should be, no prompt of the first update was kept, frozen weights were written to, or
+            the method met something that is not finite.
         Interrupted: SIGTERM or Ctrl-C; the state is saved.
     """
     check_reference(policy.model, reference)
+    frozen = frozen_digest(policy.model) if settings.freeze_blocks else None
     marks = evaluation_steps(settings.updates, settings.evaluations)
     session = Session(run, models, steppers, marks=marks, evaluate=evaluate)
     encoder = Encoder(policy.tokenizer, prompt_tokens=2**20, response_tokens=max_new_tokens)
     at = temperatures or [settings.temperature] * settings.responses
     scored_at = settings.temperature if scoring_temperature is None else scoring_temperature
+    apart = warp.alters or set(at) != {scored_at}  # sampled from something else than is scored
     groups = settings.batch.size // settings.responses
     origins: list[str] = []
     phases = Phases()
+    if frozen and session.start:
+        check_frozen(policy.model, frozen)
 
-    def draw(count: int, place: int, update: int) -> Drawn:
+    def draw(count: int, place: int, update: int, *, states: bool) -> Drawn:
         """Responses to the next `count` prompts, and what they cost."""
         cursor = int(session.memory.get("prompts", 0))
         chosen = prompts_from(prompts, cursor, count, seed=derive(seed, "prompts"))
@@ -157,6 +176,7 @@ def run_online(
             end_id=encoder.end_id,
             max_new_tokens=max_new_tokens,
             seed=derive(seed, "rollout", update),
+            states=states,
         )
         phases.enter("reward")
         asked = [prompt for prompt in chosen for _ in at]
@@ -165,21 +185,28 @@ def run_online(
         return Drawn(responses, scores.values)
 
     earlier = read_lines(run.metrics)
-    with session.stoppable(), live(title, settings.updates, session.start, phases=phases, earlier=earlier) as show:
+    with (
+        frozen_trunk(policy.model, settings.freeze_blocks, (), Trunk(), run.path, again=True, reference=reference),
+        session.stoppable(),
+        live(title, settings.updates, session.start, phases=phases, earlier=earlier) as show,
+    ):
         for update in range(session.start, settings.updates):
             done = update + 1
             logged = done % log_every == 0 or done == settings.updates
+            checked = update == 0 and starts_at_reference
+            reads_states = logged or measured or apart or of_states is not None
+            states = reads_states and asserted(update) and not in_bf16(policy.model)
             origins.clear()
             phases.begin()
             with session.step(update, lambda: list(origins)):
                 # Sample and score, again where a prompt teaches nothing.
-                drawn = draw(groups, 0, update)
+                drawn = draw(groups, 0, update, states=states)
                 kept = _kept(drawn, keep, settings.responses)
                 for _ in range(refill_rounds):
                     missing = groups - len(kept.responses) // settings.responses
                     if missing == 0:
                         break
-                    more = draw(missing, len(origins), update)
+                    more = draw(missing, len(origins), update, states=states)
                     drawn = _joined(drawn, more)
                     kept = _joined(kept, _kept(more, keep, settings.responses))
                 if not kept.responses and update == 0:
@@ -191,21 +218,27 @@ def run_online(
                 # A policy that has reached the top of its reward learns nothing more, and need not stop for it.
                 looked_at = kept if kept.responses else drawn.first(settings.batch.size)
                 phases.enter("score")
+                passes = settings.epochs + (logged or measured or referred or checked)
+                refill(policy.model, [response.tree for response in looked_at.responses], again=passes > 1)
                 rollout = roll_out(
                     policy,
                     reference,
                     looked_at.responses,
                     looked_at.totals,
                     temperature=scored_at,
+                    sampled_at=list(at) * (len(looked_at.responses) // len(at)) if apart else None,
                     compared=not warp.alters,
-                    sampled_at=None if set(at) == {scored_at} else list(at) * (len(looked_at.responses) // len(at)),
                     batch_size=settings.batch.micro,
                     tokens=settings.batch.tokens,
                     measured=logged or measured,
+                    referred=referred or checked,
+                    asserted=bool(kept.responses) and asserted(update),
+                    of_states=of_states,
                     cost=session.cost,
                 )
                 rollout = replace(rollout, dense=dense_rewards(looked_at.scores, rollout))
-                if update == 0 and starts_at_reference:
+                drawn, kept, looked_at = drawn.bare(), kept.bare(), looked_at.bare()
+                if checked:
                     _check_start(rollout, policy.model)
                 # Learn.
                 phases.enter("learn")
@@ -222,6 +255,8 @@ def run_online(
             else:
                 show(done)
             session.after(done)
+    if frozen:
+        check_frozen(policy.model, frozen)
     return session.cost
 
 
@@ -278,6 +313,7 @@ def _sample(
     end_id: int,
     max_new_tokens: int,
     seed: int,
+    states: bool,
 ) -> list[Response]:
     """One response a temperature to each prompt, prompt by prompt; `place`: how many prompts of the update came
     before."""
@@ -296,6 +332,7 @@ def _sample(
             warp=warp,
             samples=len(slots),
             seed=seed,
+            states=states,
         )
         for number, responses in enumerate(of_prompt):
             responses += sampled[number * len(slots) : (number + 1) * len(slots)]

@@ -29,9 +29,9 @@ from preflab.training.cost import Cost
 from preflab.training.micro_batches import MicroBatches
 from preflab.training.online import Figures, Taken, added, means, mini_batches, run_online
 from preflab.training.optimizer import Stepper
-from preflab.training.preference import pair_step
+from preflab.training.preference import knows_reference, pair_step
 from preflab.training.ranking import rank
-from preflab.training.rollout import PromptIds, Rollout, longest_trees
+from preflab.training.rollout import FirstPass, PromptIds, Rollout, longest_trees
 from preflab.training.session import Evaluate
 
 
@@ -69,6 +69,7 @@ def train_online_dpo(
         batch=RolloutBatch(size=batch.size * len(at), mini=batch.mini, micro=batch.micro, tokens=batch.tokens),
         responses=len(at),
         epochs=settings.epochs,
+        freeze_blocks=settings.freeze_blocks,
         evaluations=settings.evaluations,
     )
     dealt = dealt_pairs(settings)
@@ -79,7 +80,6 @@ def train_online_dpo(
 
     def step(rollout: Rollout, update: int, memory: dict[str, float]) -> Taken:
         rewards = rollout.penalised(settings.missing_end_penalty).tolist()
-        logprob = masked_sum(rollout.reference_logprobs, rollout.batch.mask)
         ranked = rank(rollout.responses, rewards, group=len(at), smallest_gap=settings.ranking.smallest_gap)
         if not ranked and update == 0:
             raise NumericError(
@@ -89,22 +89,34 @@ def train_online_dpo(
         if not ranked:  # a policy that has reached the top of its reward learns nothing more, and need not stop for it
             return Taken({"pairs": 0.0})
         trees = [pair.tree for pair in ranked]
-        of_reference = logprob[torch.tensor([pair.rows for pair in ranked], device=logprob.device)].cpu()
+        rows_of = torch.tensor([pair.rows for pair in ranked], device=policy.device)
+        of_reference = None
+        if knows_reference(settings.loss):
+            of_reference = masked_sum(rollout.reference_logprobs, rollout.batch.mask)[rows_of].cpu()
+        first = FirstPass(rollout, policy.model)
         gap = sum(pair.chosen_reward - pair.rejected_reward for pair in ranked) / len(ranked)
         cost = Cost()
         steps: list[Figures] = []
         for number, chosen in mini_batches(len(trees), dealt, update, seed=seed):
             pairs = [trees[i] for i in chosen.tolist()]
-            loss = pair_step(policy, pairs, of_reference[chosen], settings.loss, cost)
+            loss = pair_step(
+                policy,
+                pairs,
+                None if of_reference is None else of_reference[chosen],
+                settings.loss,
+                cost,
+                see=lambda some, logprobs, chosen=chosen: first.see(logprobs, rows_of[chosen[some]].flatten()),  # type: ignore[misc]
+            )
             figures: Figures = {}
             for positions in micro_batches.of(pairs):
                 share, others = loss(positions)
                 share.backward()
                 cost.add_trained(policy.model, reading(policy.model, [pairs[i] for i in positions]))
                 figures = added(figures, {"loss": share.detach(), **others})
+            first.check()
             steps.append({**figures, **stepper.step(number, f"update {update + 1}")})
         return Taken(
-            means(steps) | {"pairs": float(len(trees)), "reward_gap": gap},
+            first.figures | means(steps) | {"pairs": float(len(trees)), "reward_gap": gap},
             cost,
         )
 
@@ -127,6 +139,8 @@ def train_online_dpo(
             warp=settings.ranking,
             starts_at_reference=starts_at_reference,
             gold=gold,
+            referred=knows_reference(settings.loss),
+            asserted=lambda update: True,
             log_every=log_every,
             evaluate=evaluate,
         )

@@ -4,7 +4,7 @@ them."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,14 @@ from preflab.config.online import PPO, Online, PolicyGradient
 from preflab.config.online_preference import IterativeDPO, OnlineDPO
 from preflab.config.pair_losses import KTOLoss
 from preflab.config.preference import Preference, Unpaired
-from preflab.config.training import Fit
+from preflab.config.training import Fit, Trunk
 from preflab.data.encode import Tree
 from preflab.data.pack import Packed, pack, readings
 from preflab.losses import kl_in_loss
 from preflab.models.checkpointing import checkpointed
 from preflab.models.freezing import freeze
 from preflab.models.load import Policy
+from preflab.models.precision import in_bf16
 from preflab.models.scoring import (
     TREES_AT_ONCE,
     Scored,
@@ -135,7 +136,7 @@ def plan_offline(
     with checkpointed(policy.model, on=settings.activation_checkpointing):
         later["training"] = peak_of(run, [policy.model], cut.largest, accumulates=cut.accumulates)
     again = bool(alone) or reads_again(len(trees), steps, settings)
-    states = _stored(policy, [*trees, *alone], settings, folder) if again else 0
+    states = _stored(policy, [*trees, *alone], settings.freeze_blocks, settings.trunk, folder) if again else 0
     optimizers = [kept_by_optimizer(policy.model, settings.optimizer, accumulates=cut.accumulates)]
     memory = _memory(first, later, optimizers, held, steps=steps, states=states)
     return _plan(policy, cut, steps, settings.batch.size, memory)
@@ -174,7 +175,7 @@ def plan_online(
             ]
             cut = Cut(largest(policy, [one.largest for one in cuts]), cuts[0].accumulates)
             steps *= settings.rounds
-            states = max(_stored(policy, some, settings, folder) for some in pairs)
+            states = max(_stored(policy, some, settings.freeze_blocks, settings.trunk, folder) for some in pairs)
             responses, at_once = len(settings.ranking.temperatures), len(updates[0])
         case OnlineDPO():
             batch, dealt = settings.batch, dealt_pairs(settings)
@@ -198,8 +199,11 @@ def plan_online(
         place = "the reward model's pass"
         later[place] = max(passed, later.get(place, passed), key=lambda peak: peak.total)
     if not isinstance(settings, IterativeDPO):
+        states = max(_stored(policy, trees, settings.freeze_blocks, Trunk(), folder) for trees in rollouts)
         rolled = largest(policy, [part for trees in rollouts for part in _rolled_together(models, trees, settings)])
         later["scoring a rollout"] = peak_of(_rolled(policy, reference), [policy.model, reference], rolled)
+        held_states = _sampled_states(policy, rollouts[0], max_new_tokens)
+        later = {place: replace(peak, others=peak.others + held_states) for place, peak in later.items()}
     trained = [policy.model] if critic is None else [policy.model, critic.model]
     match settings:
         case PPO() | PolicyGradient():
@@ -281,12 +285,20 @@ def _parts(trees: Sequence[Tree], size: int) -> list[list[Tree]]:
     return [list(trees[begin : begin + size]) for begin in range(0, len(trees), size)]
 
 
-def _stored(policy: Policy, trees: Sequence[Tree], settings: Fit, folder: Path) -> int:
+def _stored(policy: Policy, trees: Sequence[Tree], blocks: int, trunk: Trunk, folder: Path) -> int:
     """Bytes of the file of frozen blocks' states; on a GPU they take none of its memory."""
     if policy.device.type != "cpu":
         return 0
     there = next(one for one in (folder, *folder.absolute().parents) if one.is_dir())
-    return stored_bytes(policy.model, settings.freeze_blocks, trees, settings.trunk, there, ends=is_scorer(policy))
+    return stored_bytes(policy.model, blocks, trees, trunk, there, ends=is_scorer(policy))
+
+
+def _sampled_states(policy: Policy, trees: Sequence[Tree], max_new_tokens: int) -> int:
+    """Bytes of the last hidden states that the sampler hands on, where they stand for a pass of the policy."""
+    if in_bf16(policy.model):
+        return 0
+    responses = sum(len(tree.responses) for tree in trees)
+    return int(responses * max_new_tokens * policy.model.config.hidden_size * policy.model.dtype.itemsize)
 
 
 def _plan(policy: Policy, cut: Cut, steps: int, examples: int, memory: Memory) -> Plan:

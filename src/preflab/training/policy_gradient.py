@@ -34,7 +34,7 @@ from preflab.training.cost import Cost
 from preflab.training.micro_batches import MicroBatches
 from preflab.training.online import Figures, Taken, added, means, micro_rows, mini_batches, run_online
 from preflab.training.optimizer import Stepper
-from preflab.training.rollout import PromptIds, Rollout, longest_trees
+from preflab.training.rollout import FirstPass, PromptIds, Rollout, longest_trees
 from preflab.training.session import Evaluate
 from preflab.training.surrogate import Objective
 
@@ -86,10 +86,10 @@ def train_policy_gradient(
     def step(rollout: Rollout, update: int, memory: dict[str, float]) -> Taken:
         batch, beta = rollout.batch, settings.kl_coefficient
         # Reward each response.
-        log_ratios = masked_sum(rollout.logprobs - rollout.reference_logprobs, batch.mask)
+        kl_costs = masked_sum(rollout.kl_costs(beta), batch.mask)
         rewards = penalised(rollout.responses, rollout.scores, settings, longest=max_new_tokens)
         if settings.kl_penalty == "reward":
-            rewards = rewards - beta * log_ratios
+            rewards = rewards - kl_costs
         # Advantages.
         advantages = response_advantages(rewards, settings)
         learned = batch.mask & rollout.ended.bool().unsqueeze(1) if settings.mask_truncated else batch.mask
@@ -109,6 +109,7 @@ def train_policy_gradient(
             longest=max_new_tokens,
         )
         steps: list[Figures] = []
+        first = FirstPass(rollout, policy.model)
         cost = Cost()
         for number, rows in mini_batches(len(rollout.responses), settings, update, seed=seed):
             rows = rows[learned[rows].any(1).cpu()]
@@ -120,17 +121,20 @@ def train_policy_gradient(
                 of_policy = scored(
                     policy.model, micro_batch, temperature=settings.temperature, logits=settings.needs_logits
                 )
+                first.see(of_policy.logprobs, micro)
                 loss, shares = objective.share(of_policy, micro, rows)
                 loss.backward()
                 figures = added(figures, shares)
                 cost.add_trained(policy.model, reading(policy.model, micro_batch))
                 if settings.needs_logits:
                     cost.add_scored(reference, reading(reference, micro_batch))
+            first.check()
             steps.append({**figures, **stepper.step(number, f"update {update + 1}")})
         return Taken(
             {
-                "objective": float((rollout.scores - beta * log_ratios).mean()),
+                "objective": float((rollout.scores - kl_costs).mean()),
                 "zero_advantages": float((advantages == 0).float().mean()),
+                **first.figures,
                 **means(steps),
             },
             cost,
@@ -159,6 +163,8 @@ def train_policy_gradient(
             refill_rounds=settings.refill_rounds if settings.dynamic_sampling else 0,
             starts_at_reference=starts_at_reference,
             gold=gold,
+            referred=settings.kl_coefficient > 0,
+            asserted=lambda update: True,
             log_every=log_every,
             evaluate=evaluate,
         )

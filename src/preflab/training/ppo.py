@@ -46,7 +46,7 @@ from preflab.training.cost import Cost
 from preflab.training.micro_batches import MicroBatches, back_in_order
 from preflab.training.online import Figures, Taken, added, means, micro_rows, mini_batches, run_online
 from preflab.training.optimizer import Stepper
-from preflab.training.rollout import PromptIds, Rollout, longest_trees
+from preflab.training.rollout import FirstPass, PromptIds, Rollout, longest_trees
 from preflab.training.session import Evaluate
 from preflab.training.surrogate import Objective
 
@@ -105,13 +105,15 @@ def train_ppo(
         batch, mask = rollout.batch, rollout.batch.mask
         beta = memory.get("kl_coefficient", settings.kl_coefficient)
         cost = Cost()
-        parts = micro_batches.of([response.tree for response in rollout.responses])
-        old_values = critic.rollout_values(batch, parts, cost)
+        old_values = rollout.of_states
+        if old_values is None:
+            parts = micro_batches.of([response.tree for response in rollout.responses])
+            old_values = critic.rollout_values(batch, parts, cost)
         # Reward each token.
         rewards = token_rewards(
             rollout.penalised(settings.missing_end_penalty),
             rollout.logprobs,
-            rollout.reference_logprobs,
+            rollout.reference_logprobs if beta > 0 else rollout.logprobs,
             mask,
             kl_coefficient=beta if settings.kl_penalty == "reward" else 0.0,
             dense=rollout.dense,
@@ -134,6 +136,7 @@ def train_ppo(
         )
         place = f"update {update + 1}"
         steps: list[Figures] = []
+        first = FirstPass(rollout, policy.model)
 
         def value_loss(values: Float[Tensor, "row token"], micro: Tensor, rows: Tensor) -> Float[Tensor, ""]:
             losses = value_clip(values, old_values[micro], returns[micro], clip=settings.value_clip)
@@ -154,12 +157,14 @@ def train_ppo(
             figures: Figures = {}
             for micro in micro_rows(micro_batches, rollout, rows):
                 policy_scored, values = critic.scored_and_values(batch.rows(micro), settings, cost)
+                first.see(policy_scored.logprobs, micro)
                 policy_loss, shares = objective.share(policy_scored, micro, rows)
                 loss = value_loss(values, micro, rows)
                 (policy_loss + value_weight * loss).backward()
                 figures = added(figures, {**shares, "value_loss": loss.detach()})
                 if settings.needs_logits:
                     cost.add_scored(reference, reading(reference, batch.rows(micro)))
+            first.check()
             if settings.stop_kl_nats is not None and figures["approx_kl_nats"] > settings.stop_kl_nats:
                 of_policy.clear()
                 of_value.clear()
@@ -185,12 +190,13 @@ def train_ppo(
                 responses=len(mask),
                 horizon=settings.kl_horizon,
             )
-        log_ratios = masked_sum(rollout.logprobs - rollout.reference_logprobs, mask)
+        kl_costs = masked_sum(rollout.kl_costs(beta), mask)
         return Taken(
             {
-                "objective": float((rollout.scores - beta * log_ratios).mean()),
+                "objective": float((rollout.scores - kl_costs).mean()),
                 "kl_coefficient": beta,
                 "explained_variance": float(explained_variance(old_values, returns, mask)),
+                **first.figures,
                 **means(steps),
             },
             cost,
@@ -213,6 +219,9 @@ def train_ppo(
             starts_at_reference=starts_at_reference,
             gold=gold,
             measured=settings.target_kl_nats is not None,
+            referred=settings.kl_coefficient > 0,
+            asserted=lambda update: update >= settings.value_warmup_updates,  # earlier ones have no pass of the policy
+            of_states=critic.of_states if shared else None,
             log_every=log_every,
             evaluate=evaluate,
         )
@@ -233,19 +242,19 @@ class Critic:
             pay = cost.add_trained if torch.is_grad_enabled() else cost.add_scored
             pay(self.model, reading(self.model, batch))
             return response_values(self.model, batch)
-        cost.add_scored(self.policy, replace(reading(self.policy, batch), predicted=0))
         with torch.no_grad():
             states = response_states(self.policy, batch)
+        cost.add_scored(self.policy, replace(reading(self.policy, batch), predicted=0))
         return self._read(states, batch)
 
     def scored_and_values(
         self, batch: Packed, settings: PPO, cost: Cost
     ) -> tuple[Scored, Float[Tensor, "response token"]]:
         """The responses under the policy and V, with gradients through both. Adds to `cost`."""
-        cost.add_trained(self.policy, reading(self.policy, batch))
         found = scored(
             self.policy, batch, temperature=settings.temperature, logits=settings.needs_logits, states=self.shared
         )
+        cost.add_trained(self.policy, reading(self.policy, batch))
         return found, self.values(batch, cost) if found.states is None else self._read(found.states, batch)
 
     @torch.no_grad()
@@ -256,9 +265,13 @@ class Critic:
         found = torch.cat([self.values(batch.rows(torch.tensor(part)), cost) for part in parts])
         return found[back_in_order(parts)]
 
-    def _read(self, states: Float[Tensor, "response token width"], batch: Packed) -> Float[Tensor, "response token"]:
+    def of_states(self, states: Float[Tensor, "*any width"]) -> Float[Tensor, "*any"]:
+        """V of the policy's last hidden states, by the head on a shared trunk."""
         values: Tensor = self.model(states.float()).squeeze(-1)
-        return values.masked_fill(~batch.mask, 0.0)
+        return values
+
+    def _read(self, states: Float[Tensor, "response token width"], batch: Packed) -> Float[Tensor, "response token"]:
+        return self.of_states(states).masked_fill(~batch.mask, 0.0)
 
 
 def _value_head(policy: Policy) -> nn.Linear:

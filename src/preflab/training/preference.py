@@ -11,7 +11,7 @@ found in the cache.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, assert_never
 
@@ -188,9 +188,19 @@ def ranks_batch(loss: PairLoss) -> bool:
 
 
 def pair_step(
-    policy: Policy, pairs: Sequence[Tree], reference: Float[Tensor, "pair 2"] | None, loss: PairLoss, cost: Cost
+    policy: Policy,
+    pairs: Sequence[Tree],
+    reference: Float[Tensor, "pair 2"] | None,
+    loss: PairLoss,
+    cost: Cost,
+    *,
+    see: Callable[[Sequence[int], Float[Tensor, "response token"]], None] = lambda positions, logprobs: None,
 ) -> Loss:
-    """The loss of the micro-batches of one optimiser step on `pairs`, whose reference log-probabilities are given."""
+    """The loss of the micro-batches of one optimiser step on `pairs`, whose reference log-probabilities are given.
+
+    Args:
+        see: shown the pairs of each micro-batch and the log-probabilities of their tokens: chosen, rejected, chosen, ….
+    """
     at_rank: Tensor | None = None
     if ranks_batch(loss):
         assert reference is not None
@@ -200,8 +210,10 @@ def pair_step(
     def of_micro_batch(positions: Sequence[int]) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         rows = list(positions)
         batch = pack([pairs[i] for i in rows]).to(policy.device)
+        logprobs = response_logprobs(policy.model, batch)
+        see(rows, logprobs)
         scored = ScoredPairs(
-            logprob=masked_sum(response_logprobs(policy.model, batch), batch.mask).view(-1, 2),
+            logprob=masked_sum(logprobs, batch.mask).view(-1, 2),
             tokens=batch.mask.sum(1).view(-1, 2),
             reference=None if reference is None else reference[rows].to(policy.device),
             reference_at_rank=None if at_rank is None else at_rank[rows].to(policy.device),

@@ -46,7 +46,7 @@ class Objective:
             mini_batch: all rows of the optimiser step; their counts are what the loss is divided by.
         """
         settings, learned = self.settings, self.learned[rows]
-        batch, old = self.rollout.batch.rows(rows), self.rollout.logprobs[rows]
+        old = self.rollout.logprobs[rows]
         counts = {
             "responses": int(self.learned[mini_batch].any(1).sum()),
             "tokens": int(self.learned[mini_batch].sum()),
@@ -70,7 +70,8 @@ class Objective:
                 assert scored.logits is not None
                 logits = scored.logits / settings.temperature
                 with torch.no_grad():
-                    reference_logits = response_logits(self.reference, batch) / settings.temperature
+                    reference_logits = response_logits(self.reference, self.rollout.batch.rows(rows))
+                    reference_logits /= settings.temperature
             penalties = kl_in_loss(
                 settings.kl_penalty,
                 logprobs,
