@@ -47,6 +47,9 @@ STEPS = ("cpu_seconds", "wall_seconds", "tokens", "longest")
 """What a worker says of each turn."""
 
 
+WHO = {"ours": "preflab", "generate": "generate", "grpo": "trl-1.16", "ppo": "trl-1.9.2"}
+
+
 @dataclass(frozen=True)
 class Worker:
     """Someone who works, and how."""
@@ -81,30 +84,31 @@ class Row:
 
 
 def _workers(**settings: str) -> tuple[Worker, ...]:
-    """who="setting setting …"; - in names of peers is _ here."""
-    return tuple(
-        Worker(who.replace("__", ".").replace("_", "-"), setting)
-        for who, all_ in settings.items()
-        for setting in all_.split()
-    )
+    """who="setting setting …", where who is one of WHO."""
+    return tuple(Worker(WHO[who], setting) for who, all_ in settings.items() for setting in all_.split())
 
 
 def _sampling(what: str, at_least: float, work: Work) -> Row:
     return Row(
         work,
-        _workers(preflab="fp32", generate="fp32-dynamic fp32-static"),
+        _workers(ours="fp32", generate="fp32-dynamic fp32-static"),
         (Comparison(what, "preflab fp32", "generate fp32", at_least),),
     )
+
+
+TRL = "fp32 fp32-checkpointing bf16 bf16-checkpointing fp32-own-gelu"
+OWN_GELU = "with GPT-2's own GELU"
 
 
 def _grpo(beta: float) -> Row:
     what = f"GRPO update, tiny GPT-2, 8 × 8 responses of 64 tokens, β = {beta:g}"
     return Row(
         Work("gpt2-tiny", "grpo", prompts=8, samples=8, beta=beta),
-        _workers(preflab="quiet figures", trl_1__16="fp32 fp32-checkpointing bf16 bf16-checkpointing fp32-static"),
+        _workers(ours="quiet figures", grpo=f"{TRL} fp32-static"),
         (
             Comparison(f"{what}, no figures", "preflab quiet", "trl-1.16", 1.9),
-            Comparison(f"{what}, with figures", "preflab figures", "trl-1.16", 1.9),
+            Comparison(f"{what}, no figures, {OWN_GELU}", "preflab quiet", "trl-1.16 fp32-own-gelu", 1.9),
+            Comparison(f"{what}, figures", "preflab figures", "trl-1.16", 1.9),
         ),
     )
 
@@ -124,7 +128,7 @@ ROWS = {
     ),
     "small": Row(
         Work("gpt2-small", new_tokens=32),
-        _workers(preflab="fp32 bf16", generate="bf16-dynamic bf16-static fp32-dynamic"),
+        _workers(ours="fp32 bf16", generate="bf16-dynamic bf16-static fp32-dynamic"),
         (
             Comparison("GPT-2 small, 64 prompts of 32 tokens, 32 new, bf16", "preflab bf16", "generate bf16", 1.4),
             Comparison("GPT-2 small, the same, bf16 against fp32", "preflab bf16", "generate fp32", 2.2),
@@ -139,15 +143,12 @@ ROWS = {
     "grpo-kl": _grpo(0.04),
     "ppo": Row(
         Work("gpt2-tiny", "ppo", beta=0.05, epochs=4),
-        _workers(
-            preflab="figures-separate quiet-separate figures-shared quiet-shared",
-            trl_1__9__2="fp32 fp32-checkpointing bf16 bf16-checkpointing",
-        ),
+        _workers(ours="separate shared", ppo=TRL),
         (
-            Comparison(f"{PPO}, separate value model, with figures", "preflab figures-separate", "trl-1.9.2", 1.3),
-            Comparison(f"{PPO}, separate value model, no figures", "preflab quiet-separate", "trl-1.9.2", 1.3),
-            Comparison(f"{PPO}, shared trunk, with figures", "preflab figures-shared", "trl-1.9.2", 2.2),
-            Comparison(f"{PPO}, shared trunk, no figures", "preflab quiet-shared", "trl-1.9.2", 2.2),
+            Comparison(f"{PPO}, separate value model", "preflab separate", "trl-1.9.2", 1.3),
+            Comparison(f"{PPO}, separate value model, {OWN_GELU}", "preflab separate", "trl-1.9.2 fp32-own-gelu", 1.3),
+            Comparison(f"{PPO}, shared trunk", "preflab shared", "trl-1.9.2", 2.2),
+            Comparison(f"{PPO}, shared trunk, {OWN_GELU}", "preflab shared", "trl-1.9.2 fp32-own-gelu", 2.2),
         ),
     ),
 }

@@ -32,8 +32,15 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "bf16": {"bf16": True, "gradient_checkpointing": False},
     "bf16-checkpointing": {"bf16": True, "gradient_checkpointing": True},
     "fp32-static": {"bf16": False, "gradient_checkpointing": False, "cache_implementation": "static"},
+    "fp32-own-gelu": {"bf16": False, "gradient_checkpointing": False},
 }
-"""bf16: autocast, on fp32 weights. The last one GRPO's alone: PPOTrainer has no such switch."""
+"""bf16: autocast, on fp32 weights. static is GRPO's alone: PPOTrainer has no such switch."""
+
+
+def activation(setting: str) -> dict[str, str]:
+    """GPT-2's own GELU takes eight kernels; one kernel computes the same, as the model's config asks for here, and as
+    preflab runs every GPT-2."""
+    return {"activation_function": "gelu_new"} if setting.endswith("own-gelu") else {}
 
 
 class Turns(TrainerCallback):
@@ -71,7 +78,7 @@ class OddShare(torch.nn.Module):
         return states
 
 
-def grpo(path: Path, work: Work, options: dict[str, Any], turns: Turns, updates: int) -> Any:
+def grpo(path: Path, work: Work, options: dict[str, Any], loading: dict[str, Any], turns: Turns, updates: int) -> Any:
     tokenizer = AutoTokenizer.from_pretrained(path)
     every = Work(**vars(work) | {"prompts": work.prompts * updates})
     rows = [{"prompt": text_of(prompt)} for prompt in prompts_of(every, 0, len(tokenizer))]
@@ -85,14 +92,14 @@ def grpo(path: Path, work: Work, options: dict[str, Any], turns: Turns, updates:
         max_completion_length=work.new_tokens, num_iterations=work.epochs, max_steps=updates, logging_steps=1,
         **options,
     )  # fmt: skip
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(path, **loading)
     return trl.GRPOTrainer(
         model=model, reward_funcs=reward, args=config, train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer, callbacks=[turns],
     )  # fmt: skip
 
 
-def ppo(path: Path, work: Work, options: dict[str, Any], turns: Turns, updates: int) -> Any:
+def ppo(path: Path, work: Work, options: dict[str, Any], loading: dict[str, Any], turns: Turns, updates: int) -> Any:
     from trl.experimental.ppo import PPOConfig, PPOTrainer  # which TRL 1.16 has no more
 
     tokenizer = AutoTokenizer.from_pretrained(path)
@@ -104,8 +111,8 @@ def ppo(path: Path, work: Work, options: dict[str, Any], turns: Turns, updates: 
         local_rollout_forward_batch_size=work.responses, num_sample_generations=0, num_ppo_epochs=work.epochs,
         kl_coef=work.beta, **options,
     )  # fmt: skip
-    policy, reference = (AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32) for _ in range(2))
-    value = AutoModelForSequenceClassification.from_pretrained(path, num_labels=1, dtype=torch.float32)
+    policy, reference = (AutoModelForCausalLM.from_pretrained(path, **loading) for _ in range(2))
+    value = AutoModelForSequenceClassification.from_pretrained(path, num_labels=1, **loading)
     data = Dataset.from_list(rows)
     return PPOTrainer(
         args=config, processing_class=tokenizer, model=policy, ref_model=reference, value_model=value,
@@ -135,8 +142,10 @@ def main() -> None:
         facts: dict[str, Any] = {
             "versions": {module.__name__: module.__version__ for module in (trl, torch, transformers)},
         }
+        loading = {"dtype": torch.float32} | activation(given.setting)
+        turns = Turns(gate, facts, given.device)
         make = grpo if work.method == "grpo" else ppo
-        trainer = make(given.folder / work.shape, work, options, Turns(gate, facts, given.device), given.updates)
+        trainer = make(given.folder / work.shape, work, options, loading, turns, given.updates)
         facts |= {
             "loaded_bytes": resident_bytes(),
             "optimizer": str(trainer.args.optim),
