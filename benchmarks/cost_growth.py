@@ -29,7 +29,6 @@ import transformers
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from dpo_speed import commit, machine
 from gemm import rates
 from preflab.config.training import Optimizer
 from preflab.data.encode import Tree
@@ -39,6 +38,7 @@ from preflab.models.flops import flops
 from preflab.models.scoring import reading, response_logprobs
 from preflab.report.figures import COLOURS, INK, STYLE, Picture, to_svg
 from preflab.training.optimizer import Stepper
+from turns import commit, machine
 
 OUT = Path(__file__).parent / "results" / "cost_growth.json"
 PICTURE = Path(__file__).parent.parent / "docs" / "measured" / "cost-growth.svg"

@@ -13,23 +13,36 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
-import shutil
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-HERE = Path(__file__).parent
+from turns import (
+    HERE,
+    PEERS,
+    Call,
+    add_arguments,
+    commit,
+    commits,
+    environment,
+    in_turn,
+    machine,
+    machines,
+    of_peer,
+    on_core,
+    spread,
+    summary,
+    versions,
+)
+
 OUT = HERE / "results" / "dpo_speed.json"
-PEERS = {"trl-1.16": "TRL 1.16", "trl-1.9.2": "TRL 1.9.2"}
+STEPS = ("cpu_seconds", "wall_seconds", "loss", "gradient_norm")
+"""What a worker says of each step."""
 
 
 @dataclass(frozen=True)
@@ -131,143 +144,51 @@ SWEEP = "sweep"
 CEILING = Worker("ceiling")
 
 
-class Process:
-    """A worker under way."""
-
-    def __init__(self, worker: Worker, command: list[str], environment: dict[str, str]) -> None:
-        self.worker = worker
-        self.errors: IO[str] = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115  (until `end`)
-        self.process = subprocess.Popen(
-            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True
-        )
-
-    def line(self) -> dict[str, Any]:
-        """What it says at the end of its turn.
-
-        Raises:
-            SystemExit: it died; its last words are printed.
-        """
-        assert self.process.stdout is not None
-        said = self.process.stdout.readline()
-        if not said:
-            self.errors.seek(0)
-            sys.exit(f"{self.worker.name} ({self.worker.method}) died:\n{self.errors.read()[-3000:]}")
-        found: dict[str, Any] = json.loads(said)
-        return found
-
-    def turn(self) -> dict[str, Any]:
-        """Let it take one step."""
-        assert self.process.stdin is not None
-        self.process.stdin.write("go\n")
-        self.process.stdin.flush()
-        return self.line()
-
-    def end(self) -> None:
-        """Let it go: it reads the end of its input, and leaves."""
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        try:
-            self.process.wait(timeout=60)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-        self.errors.close()
-
-
-def command_of(worker: Worker, given: argparse.Namespace) -> list[str]:
-    pinned = ["taskset", "-c", str(given.core)] if shutil.which("taskset") else []
+def call_of(worker: Worker, given: argparse.Namespace) -> Call:
     if worker is CEILING:
-        return [*pinned, sys.executable, str(HERE / "gemm.py"), "--worker", "--products", *given.products]
-    python, script = (
-        (sys.executable, HERE / "preflab_worker.py")
-        if worker.who == "preflab"
-        else (given.trl_python, HERE / "peers" / "trl_train.py")
-    )
+        probe = [sys.executable, HERE / "gemm.py", "--worker", "--products", *given.products]
+        return Call(worker.name, on_core(given.core, probe), environment())
     chosen = ["--method", worker.method, "--setting", worker.setting, "--order", worker.order]
-    return [*pinned, str(python), str(script), str(given.folder), *chosen, "--frozen", str(given.frozen)]
-
-
-def environment_of(worker: Worker, given: argparse.Namespace) -> dict[str, str]:
-    """One thread, and each his own library."""
-    found = os.environ | {"OMP_NUM_THREADS": "1"}
     if worker.who in PEERS:
-        found.pop("PYTHONPATH", None)
-    if worker.who == "trl-1.9.2":
-        found["PYTHONPATH"] = str(given.trl_old)
-    return found
+        python, around = of_peer(worker.who, given)
+        script = HERE / "peers" / "trl_train.py"
+    else:
+        python, around, script = Path(sys.executable), environment(), HERE / "preflab_worker.py"
+    command = on_core(given.core, [python, script, given.folder, *chosen, "--frozen", given.frozen])
+    return Call(worker.name, command, around)
 
 
 def run(group: Group, given: argparse.Namespace) -> dict[str, Any]:
     """All steps of a group's workers, in turn."""
     invited = [worker for worker in group.workers if worker.who == "preflab" or worker.who in given.peers]
-    under_way: list[Process] = []
-    try:
-        told: dict[str, list[dict[str, Any]]] = {}
-        for worker in (*invited, CEILING):  # set up one after the other
-            under_way.append(Process(worker, command_of(worker, given), environment_of(worker, given)))
-            told[worker.name] = [under_way[-1].line()]
-            print(f"  {worker.name}: ready", file=sys.stderr)
-        for step in range(given.steps):
-            for process in under_way:
-                told[process.worker.name].append(process.turn())
-                print(f"  {process.worker.name}: step {step + 1}", file=sys.stderr)
-    finally:
-        for process in under_way:
-            process.end()
+    told = in_turn([call_of(worker, given) for worker in (*invited, CEILING)], given.steps)
     ceiling = [line["rates"] for line in told.pop(CEILING.name)[1:]]
     return {
         "began": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         "commit": commit(),
         "machine": machine(),
         "ceiling_flops_per_second": {name: [rates[name] for rates in ceiling] for name in ceiling[0]},
-        "workers": {worker.name: summary(worker, told[worker.name]) for worker in invited},
-    }
-
-
-def summary(worker: Worker, told: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """A worker's steps, and what it said beside them."""
-    steps = ("cpu_seconds", "wall_seconds", "loss", "gradient_norm")
-    facts: dict[str, Any] = {}
-    for line in told:
-        facts |= {name: value for name, value in line.items() if name not in (*steps, "peak_bytes")}
-    return {
-        "method": worker.method,
-        "order": worker.order,
-        "peak_bytes": told[-1]["peak_bytes"],
-        "steps": {name: [line[name] for line in told[1:]] for name in steps},
-        "warm_up_loss": told[0]["loss"],
-        **facts,
+        "workers": {
+            worker.name: {
+                "method": worker.method,
+                "order": worker.order,
+                "warm_up_loss": told[worker.name][0]["loss"],
+                **summary(told[worker.name], STEPS),
+            }
+            for worker in invited
+        },
     }
 
 
 def sweep(given: argparse.Namespace) -> dict[str, Any]:
     """How often five values of β read the reference."""
     worker = Worker("preflab", "fp32")
-    command = [*command_of(worker, given), "--sweep"]
-    done = subprocess.run(command, env=environment_of(worker, given), stdout=subprocess.PIPE, text=True, check=True)
+    call = call_of(worker, given)
+    done = subprocess.run(
+        [*call.command, "--sweep"], env=call.environment, stdout=subprocess.PIPE, text=True, check=True
+    )
     found: dict[str, Any] = json.loads(done.stdout)
     return {"commit": commit(), "machine": machine(), **found}
-
-
-def commit() -> str:
-    """The commit that was measured; + where files differ from it."""
-    git = partial(subprocess.run, cwd=HERE, capture_output=True, text=True, check=False)
-    changed = git(["git", "status", "--porcelain", "--untracked-files=no"]).stdout.strip()
-    return git(["git", "rev-parse", "--short", "HEAD"]).stdout.strip() + ("+" if changed else "")
-
-
-def machine() -> dict[str, Any]:
-    """Processor, cores, memory; no names."""
-    lines = [line.partition(":") for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()]
-    said = {name.strip(): value.strip() for name, _, value in lines}
-    bf16 = [flag for flag in ("avx512_bf16", "amx_bf16") if flag in said.get("flags", "").split()]
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return {
-        "processor": said.get("model name", platform.machine()),
-        "cores": os.cpu_count(),
-        "memory_gib": round(memory / 2**30),
-        "bf16": bf16,
-        "load": round(os.getloadavg()[0], 1),
-    }
 
 
 # ------------------------------------------------------------------------------------------------------------- tables
@@ -282,12 +203,6 @@ def ratios(ours: dict[str, Any], theirs: dict[str, Any]) -> list[float]:
 def together(ours: dict[str, Any], theirs: dict[str, Any]) -> float:
     """Theirs over ours, all steps together: what an epoch takes, as the batches have the whole set's mean lengths."""
     return sum(theirs["steps"]["cpu_seconds"]) / sum(ours["steps"]["cpu_seconds"])
-
-
-def spread(values: Sequence[float], digits: int = 2) -> str:
-    """Median, smallest and largest."""
-    low, high = min(values), max(values)
-    return f"{statistics.median(values):.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
 def whole(worker: dict[str, Any]) -> float:
@@ -361,27 +276,15 @@ def table(results: dict[str, Any]) -> str:
 def notes(results: dict[str, Any]) -> list[str]:
     """Machine, versions, ceilings, data, commits: what the figures hold for."""
     rows = [row for name, row in results["rows"].items() if name != SWEEP]
-    said = []
-    for machine_ in {json.dumps({k: v for k, v in row["machine"].items() if k != "load"}): 0 for row in rows}:
-        one = json.loads(machine_)
-        said.append(
-            f"One core of {one['cores']} ({one['processor']}, {', '.join(one['bf16']) or 'no bf16 instructions'}, "
-            f"{one['memory_gib']} GiB)."
-        )
+    said = machines(rows)
     rates: dict[str, list[float]] = {}
     for row in rows:
         for name, values in row["ceiling_flops_per_second"].items():
             rates.setdefault(name, []).extend(value / 1e9 for value in values)
     shown = "; ".join(f"{name} {spread(values, 0)}" for name, values in rates.items())
     said.append(f"Products, GFLOP/s: {shown}.")
-    versions = {
-        f"{package} {version}"
-        for row in rows
-        for worker in row["workers"].values()
-        for package, version in worker["versions"].items()
-    }
     data = results["data"]
-    said.append(f"Versions: {', '.join(sorted(versions))}.")
+    said.append(versions(rows))
     lengths = ", ".join(f"{name} {of['mean']:.0f}/{of['median']:.0f}" for name, of in data["lengths"].items())
     said.append(
         f"Pairs: {data['source']}, {data['pairs']}; tokens, mean/median: {lengths}; measured, tokens a pair: "
@@ -391,7 +294,7 @@ def notes(results: dict[str, Any]) -> list[str]:
         )
         + "."
     )
-    said.append(f"Commits: {', '.join(sorted({row['commit'] for row in results['rows'].values()}))}.")
+    said.append(commits(results["rows"].values()))
     return said
 
 
@@ -404,13 +307,9 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", choices=[*GROUPS, SWEEP], default=[*GROUPS, SWEEP])
     parser.add_argument("--steps", type=int, default=6, help="after the warm-up step; at most the batches of the data")
     parser.add_argument("--peers", nargs="+", choices=["none", *PEERS], default=list(PEERS))
-    parser.add_argument("--trl-python", type=Path, default=Path("runs/trl-env/bin/python"))
-    parser.add_argument("--trl-old", type=Path, default=Path("runs/trl-1.9.2"), help="where TRL 1.9.2 lies")
     parser.add_argument("--frozen", type=int, default=8, help="blocks, in rows that freeze some")
-    parser.add_argument("--core", type=int, default=0)
     parser.add_argument("--products", nargs="+", default=["large", "mlp", "head"], help="of the probe")
-    parser.add_argument("--out", type=Path, default=OUT)
-    parser.add_argument("--table", action="store_true", help="print the tables of --out, run nothing")
+    add_arguments(parser, OUT)
     given = parser.parse_args()
 
     if given.table:

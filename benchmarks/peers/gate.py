@@ -41,5 +41,14 @@ class Gate:
 
 def peak_bytes() -> int:
     """The largest resident memory of this process so far (VmHWM)."""
+    return _status("VmHWM:")
+
+
+def resident_bytes() -> int:
+    """Resident memory of this process (VmRSS)."""
+    return _status("VmRSS:")
+
+
+def _status(field: str) -> int:
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
