@@ -282,8 +282,9 @@ def test_no_cast_that_was_made_without_gradients_is_used_with_them() -> None:
 
 @needs_bf16
 @pytest.mark.parametrize("precision", COARSE)
-def test_the_sampler_s_logprobs_are_those_of_a_scoring_pass(precision: Precision) -> None:
-    model = at_work(ordinary("llama"), precision)
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_the_sampler_s_logprobs_are_those_of_a_scoring_pass(family: str, precision: Precision) -> None:
+    model = at_work(ordinary(family), precision)
     prompts = [(1, 2, 3), (4,), (5, 6)]
     responses = sample(model, prompts, keys=["a", "b", "c"], end_id=0, max_new_tokens=12, seed=0, samples=4)
     batch = pack([response.tree for response in responses])

@@ -23,12 +23,6 @@ COLUMNS = 64
 """Columns for response tokens that a cache begins with; they are doubled when full."""
 
 
-def kept_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
-    """Of keys and values of that dtype. As in the tree layout: on a CPU, torch's products of bf16 round scores to 8
-    bits, and torch's attention in bf16 is slower."""
-    return dtype if device.type == "cuda" else torch.promote_types(dtype, torch.float32)
-
-
 class Cache:
     """Of some rows, each a response in the making."""
 
@@ -81,7 +75,7 @@ class Cache:
         rows, heads, channels = query.shape
         few = key.shape[1]
         keys, values = self._kept(self.keys[layer], key), self._kept(self.values[layer], value)
-        query = query.to(keys.dtype) * (channels**-0.5 if scaling is None else scaling)
+        query = query * (channels**-0.5 if scaling is None else scaling)
         query = query.view(rows * few, heads // few, channels)
         scores = torch.bmm(query, keys.transpose(1, 2))
         if self.shared:
@@ -93,10 +87,10 @@ class Cache:
             scores.view(rows, heads, -1)[..., : self.places] += self.bias[:rows]
         weights = wide(scores).softmax(-1).to(values.dtype)
         if not self.shared:
-            return torch.bmm(weights, values).view(rows, heads, -1).to(key.dtype)
+            return torch.bmm(weights, values).view(rows, heads, -1)
         front = torch.bmm(self._together(weights[..., : self.places], few), self.prompt_values[layer].flatten(0, 1))
         attended = torch.bmm(weights[..., self.places :], values)
-        return attended.add_(self._apart(front, few)).view(rows, heads, -1).to(key.dtype)
+        return attended.add_(self._apart(front, few)).view(rows, heads, -1)
 
     def advance(self) -> None:
         """Go to the next column, before a step."""
@@ -198,18 +192,17 @@ class _Reading:
         scaling: float | None = None,
         softcap: float | None = None,
     ) -> Float[Tensor, "cell head other"]:
-        dtype = kept_dtype(key.dtype, key.device)
-        queries, keys, values = (self._padded(part.to(dtype)) for part in (query, key, value))
+        queries, keys, values = (self._padded(part) for part in (query, key, value))
         self._keep(layer, keys, values)
         if few := query.shape[1] // key.shape[1] - 1:
             keys, values = (part.repeat_interleave(few + 1, 1) for part in (keys, values))
         mask = None
         if softcap is not None:
-            mask = torch.full((self.places, self.places), -torch.inf, dtype=dtype, device=key.device).triu_(1)[
+            mask = torch.full((self.places, self.places), -torch.inf, dtype=key.dtype, device=key.device).triu_(1)[
                 None, None
             ]
         attended = attend(queries, keys, values, mask, scaling=scaling, dropout=0.0, softcap=softcap)
-        cells = attended.transpose(1, 2).flatten(0, 1).to(query.dtype)
+        cells = attended.transpose(1, 2).flatten(0, 1)
         return cells if self.cells is None else cells.index_select(0, self.cells)
 
     def _padded(self, part: Float[Tensor, "cell head channel"]) -> Float[Tensor, "prompt head place channel"]:

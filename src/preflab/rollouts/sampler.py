@@ -19,7 +19,6 @@ from preflab.errors import NumericError
 from preflab.models.checkpointing import altered
 from preflab.models.head import head_of
 from preflab.progress import say
-from preflab.rollouts.cache import kept_dtype
 from preflab.rollouts.cohort import Finished
 from preflab.rollouts.decoder import Decoder
 from preflab.rollouts.gpt2 import GPT2, is_gpt2
@@ -157,7 +156,7 @@ def sampled_at_once(model: Any, longest: int) -> int:
         return SAMPLED_AT_ONCE
     few = getattr(config, "num_key_value_heads", None) or heads
     channels = getattr(config, "head_dim", None) or config.hidden_size // heads
-    token_bytes = 2 * config.num_hidden_layers * few * channels * kept_dtype(model.dtype, model.device).itemsize
+    token_bytes = 2 * config.num_hidden_layers * few * channels * model.dtype.itemsize
     return max(1, min(SAMPLED_AT_ONCE, CACHE_BYTES // (token_bytes * longest)))
 
 
