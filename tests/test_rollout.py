@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from cells import cells_through
+from cells import cells_through, sampling
 from enumerable import (
     END_ID,
     ShareOf,
@@ -38,6 +38,7 @@ from preflab.models.load import Policy, copy_of
 from preflab.models.precision import has_bf16, work_in
 from preflab.models.trunk import split_of
 from preflab.rewards.protocol import Answer
+from preflab.rollouts.modules import modules_of
 from preflab.rollouts.sampler import sample
 from preflab.runs import JSON, read_lines
 from preflab.training import online, rollout
@@ -48,6 +49,7 @@ from preflab.training.ppo import train_ppo
 from preflab.training.rollout import PromptIds, roll_out
 from test_flops import IN_PLACE
 from tiny import tiny_policy
+from untimed import untimed
 
 STILL = Optimizer(learning_rate=0.0, warmup_steps=0)
 MOVING = Optimizer(learning_rate=1e-3, warmup_steps=0)
@@ -89,17 +91,17 @@ def train(
             cost = train_online_dpo(policy, reference, reward, prompts, settings, run, **limits)
         case _:
             cost = train_policy_gradient(policy, reference, reward, prompts, settings, run, **limits)
-    return cost, read_lines(run.metrics)
+    return cost, untimed(read_lines(run.metrics))
 
 
 @contextmanager
 def passes(**models: Any) -> Iterator[Counter[tuple[str, bool]]]:
-    """How often each body is run, with gradients (True) and without; sampling, which keeps a cache, is left out."""
+    """How often each body is run, with gradients (True) and without; sampling is left out."""
     found: Counter[tuple[str, bool]] = Counter()
 
     def watch(name: str, body: Any) -> Any:
         def count(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
-            if not kwargs.get("use_cache"):
+            if not sampling(kwargs):
                 found[name, torch.is_grad_enabled()] += 1
 
         return body.register_forward_pre_hook(count, with_kwargs=True)
@@ -297,11 +299,12 @@ def test_a_frozen_trunk_runs_once_a_rollout_and_changes_nothing(
         freeze(policy.model, 1)
         for model, trained in ((policy.model, True), (reference, False)):  # what is tried once is tried here
             head_of(model)
+            modules_of(model, 64)
             split_of(model.base_model, 1, trained=trained)
         blocks: Counter[bool] = Counter()
 
         def count(module: Any, args: Any, kwargs: dict[str, Any], blocks: Counter[bool] = blocks) -> None:
-            blocks[kwargs.get("past_key_values") is None] += 1
+            blocks[not sampling(kwargs)] += 1
 
         for model in (policy.model, reference):
             model.transformer.h[0].attn.register_forward_pre_hook(count, with_kwargs=True)

@@ -115,7 +115,8 @@ class _Pass:
                 raise NotServed(f"its attention takes {name}")
         if value.shape != key.shape:
             raise NotServed("its values have other sizes than its keys")
-        q, k, v = (part[0].transpose(0, 1).contiguous() for part in (query, key, value))
+        # Autocast leaves rotated queries and keys in float32.
+        q, k, v = (part[0].transpose(0, 1).to(value.dtype).contiguous() for part in (query, key, value))
         with _uncast(query.device.type):  # what attends has a precision of its own
             return self.attend(layer, q, k, v, scaling=scaling, softcap=softcap).unsqueeze(0)
 

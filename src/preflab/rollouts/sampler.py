@@ -8,13 +8,16 @@ rounding, and every arm meets the same luck. What is sampled is the policy, unle
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from preflab.config.load import check
 from preflab.config.sampling import NO_WARP, Warp
+from preflab.data.pack import Reading, readings
 from preflab.errors import NumericError
 from preflab.models.checkpointing import altered
 from preflab.models.head import head_of
@@ -127,6 +130,24 @@ def decoder_of(model: Any, longest: int) -> Decoder | None:
     if altered(model):
         return None
     return GPT2(model) if is_gpt2(model) else modules_of(model, longest)
+
+
+def sampled_reading(model: Any, responses: Sequence[Response], *, calls: int = 1) -> Reading:
+    """What it took to sample these responses: the tokens of a prompt once for all that one call gives, or once for each
+    where `decoder_of` knows none. A response's last token is not read.
+
+    Args:
+        calls: among how many calls of `sample` the responses to each prompt were divided.
+    """
+    trees = [response.tree for response in responses]
+    shared = replace(readings(trees)[1], spared=0)
+    prompts = {tree.prompt: len(tree.prompt) for tree in trees}.values()
+    every = [len(tree.prompt) for tree in trees]
+    again: Iterable[int] = [n for n in prompts for _ in range(calls - 1)]
+    if decoder_of(model, shared.longest + 1) is None:
+        again = (Counter(every) - Counter(prompts)).elements()
+    more = list(again)
+    return shared + Reading(cells=sum(more), seen=sum(n * (n + 1) // 2 for n in more))
 
 
 def _say_which(model: Any, decoder: Decoder | None, longest: int) -> None:

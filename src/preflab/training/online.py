@@ -181,7 +181,7 @@ def run_online(
         phases.enter("reward")
         asked = [prompt for prompt in chosen for _ in at]
         scores = assess(reward, answers(encoder, asked, responses))
-        pay(session.cost, policy, responses, scores, gold=gold)
+        pay(session.cost, policy, responses, scores, calls=sum(1 for _ in groupby(at)), gold=gold)
         return Drawn(responses, scores.values)
 
     earlier = read_lines(run.metrics)

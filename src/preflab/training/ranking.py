@@ -121,7 +121,7 @@ def rank_responses(
         phases.leave("")
         figures = phases.figures(sum(len(response.tokens) for response in sampled))
         show(len(ranking.temperatures), figures | {"reward": sum(scores.totals) / len(scores.totals)})
-    pay(cost, policy, sampled, scores, gold=gold)
+    pay(cost, policy, sampled, scores, calls=len(ranking.temperatures), gold=gold)
     rewards = [
         value - missing_end_penalty * (not response.ended)
         for value, response in zip(scores.totals, responses, strict=True)

@@ -23,6 +23,7 @@ from preflab.models.precision import in_bf16
 from preflab.models.scoring import Read, of_distributions, read, reading, rows_at_once
 from preflab.rewards.protocol import Answer, Score, Scores
 from preflab.rollouts.response import Response
+from preflab.rollouts.sampler import sampled_reading
 from preflab.training.cost import Cost
 from preflab.training.micro_batches import MicroBatches, back_in_order
 
@@ -169,13 +170,12 @@ def pay(
     responses: Sequence[Response],
     scores: Scores,
     *,
+    calls: int = 1,
     gold: bool = False,
 ) -> None:
-    """Add to `cost` what it took to sample responses from `policy`, and to reward them."""
-    tokens = sum(len(response.tokens) for response in responses)
-    read = [len(response.prompt) + len(response.tokens) - 1 for response in responses]  # a last token is not read
-    cost.generated_tokens += tokens
-    cost.flops += flops(policy.model, Reading(sum(read), sum(n * (n + 1) // 2 for n in read), tokens))
+    """Add to `cost` what it took to sample responses from `policy`, in so many calls, and to reward them."""
+    cost.generated_tokens += sum(len(response.tokens) for response in responses)
+    cost.flops += flops(policy.model, sampled_reading(policy.model, responses, calls=calls))
     if gold:
         cost.gold_calls += scores.calls
         return
