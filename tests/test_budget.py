@@ -32,7 +32,7 @@ def taken(rule: str, some: Sequence[Tree]) -> int:
 
 
 @pytest.mark.parametrize("rule", RULES)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(given_trees=batches, budget=st.integers(1, 120))
 def test_every_tree_once_within_the_budget_unless_alone(rule: str, given_trees: list[Tree], budget: int) -> None:
     parts = first_fit(given_trees, budget, RULES[rule])
@@ -42,7 +42,7 @@ def test_every_tree_once_within_the_budget_unless_alone(rule: str, given_trees: 
 
 
 @pytest.mark.parametrize("rule", RULES)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(given_trees=batches, budget=st.integers(1, 120), seed=st.integers(0, 9))
 def test_the_order_of_the_trees_changes_nothing(rule: str, given_trees: list[Tree], budget: int, seed: int) -> None:
     shuffled = Random(seed).sample(given_trees, len(given_trees))
@@ -53,7 +53,7 @@ def test_the_order_of_the_trees_changes_nothing(rule: str, given_trees: list[Tre
     assert contents(given_trees) == contents(shuffled)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(given_trees=batches)
 def test_a_tree_opens_a_micro_batch_only_where_it_fits_in_none(given_trees: list[Tree]) -> None:
     """In none of those that stood before it, as they were then."""

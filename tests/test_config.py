@@ -14,7 +14,7 @@ from typing import Any, get_args, get_type_hints
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import preflab
@@ -232,7 +232,6 @@ words = st.text(st.characters(codec="utf-8", exclude_characters="\0")) | st.samp
 )
 
 
-@settings(deadline=None)
 @given(beta=numbers, rate=st.floats(0, 1), model=words, prompt=st.lists(words))
 def test_any_values_survive_the_round_trip(
     tmp_path_factory: pytest.TempPathFactory, beta: float, rate: float, model: str, prompt: list[str]

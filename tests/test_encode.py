@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as FastTokenizer
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
@@ -99,7 +99,6 @@ def text_of(ids: tuple[int, ...], name: str) -> str:
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
-@settings(deadline=None)
 @given(prompt=st.text(st.characters(codec="utf-8")), response=st.text(st.characters(codec="utf-8")))
 def test_any_text_decodes_to_itself(name: str, prompt: str, response: str) -> None:
     enc = ENCODERS[name]

@@ -337,7 +337,7 @@ def test_a_window_that_no_sequence_reaches_is_no_obstacle(capsys: pytest.Capture
     assert not capsys.readouterr().err
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=25, derandomize=True)
 @given(
     shapes=st.lists(
         st.tuples(st.integers(1, 40), st.lists(st.integers(1, 24), min_size=1, max_size=8)), min_size=1, max_size=5

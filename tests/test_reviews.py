@@ -171,13 +171,13 @@ def test_a_prefix_is_a_review_only_where_a_sentence_ends(drawn):
             assert parse_review(prefix).grammatical is (prefix.endswith(".") and prefix.count(".") >= 2)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.text())
 def test_total_on_any_text(text):
     assert -1 <= review_sentiment(text) <= 1
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(st.sampled_from([*sorted(vocabulary()), ".", ". ", ",", " ", "  ", "The", "I", "\ud800"])))
 def test_total_on_words_of_the_grammar(pieces):
     parse = parse_review(" ".join(pieces))
