@@ -127,7 +127,7 @@ def sample(
 def decoder_of(model: Any, longest: int) -> Decoder | None:
     """What runs the model's layers on sequences of up to `longest` tokens; None: the model itself, with the cache that
     it has."""
-    if altered(model):
+    if altered(model) or head_of(model) is None:
         return None
     return GPT2(model) if is_gpt2(model) else modules_of(model, longest)
 
