@@ -253,7 +253,9 @@ def test_while_a_method_learns_no_states_of_the_sampler_are_held(tmp_path: Path)
         return watcher(rollout, update, memory)
 
     taken = iter([True, False, True, False, False, True, True])  # of four prompts, of two in their place, of one
-    loop(tmp_path, step, keep=lambda responses, scores: next(taken, True), refill_rounds=3, asserted=lambda update: True)
+    loop(
+        tmp_path, step, keep=lambda responses, scores: next(taken, True), refill_rounds=3, asserted=lambda update: True
+    )
     assert all(rollout.sampler_gap is None for rollout in watcher.rollouts)  # their states stood for a pass
     assert held == [0, 0, 0]
 
