@@ -249,7 +249,7 @@ def test_while_a_method_learns_no_states_of_the_sampler_are_held(tmp_path: Path)
     watcher, held = Watcher(), list[int]()
 
     def step(rollout: Rollout, update: int, memory: dict[str, float]) -> Taken:
-        held.append(sum(isinstance(one, Response) and one.states is not None for one in gc.get_objects()))
+        held.append(sum(type(one) is Response and one.states is not None for one in gc.get_objects()))
         return watcher(rollout, update, memory)
 
     taken = iter([True, False, True, False, False, True, True])  # of four prompts, of two in their place, of one
