@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import math
 import weakref
@@ -174,6 +175,18 @@ def test_a_window_counts_where_a_layer_has_it() -> None:
     assert why_not(every_other, 11) == "attention window of 10"
     assert model_of("qwen2_moe").config.sliding_window is not None
     assert why_not(model_of("qwen2_moe"), 10**6) is None
+
+
+def test_what_a_configuration_says_is_asked_again_where_it_was_edited() -> None:
+    """A window that came after the trial, and another soft-cap of the logits."""
+    model = copy.deepcopy(model_of("gemma2"))
+    assert why_not(model, 20) is None
+    model.config.sliding_window = 10
+    assert why_not(model, 20) == "attention window of 10"
+    for cap in (30.0, 0.5):
+        model.config.final_logit_softcapping = cap
+        assert (head := head_of(model)) is not None
+        assert head.cap == cap
 
 
 def test_a_rope_that_depends_on_the_length_is_taken_up_to_where_it_does() -> None:

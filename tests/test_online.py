@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from preflab.models.load import Policy, copy_of
 from preflab.models.scoring import response_logprobs
 from preflab.rewards.learned import LearnedReward
 from preflab.rewards.protocol import Answer
+from preflab.rollouts.response import Response
 from preflab.rollouts.sampler import sample
 from preflab.runs import read_lines
 from preflab.training.cost import Cost
@@ -240,6 +242,22 @@ def test_only_kept_prompts_reach_the_step_and_others_are_sampled_in_their_place(
     dropped = [line["dropped_responses"] for line in lines]
     assert sum(dropped) > 0
     assert cost.reward_calls == 36 + sum(dropped)
+
+
+def test_while_a_method_learns_no_states_of_the_sampler_are_held(tmp_path: Path) -> None:
+    """They are as large as a layer's activations; also those of prompts that were dropped, or took their place."""
+    watcher, held = Watcher(), list[int]()
+
+    def step(rollout: Rollout, update: int, memory: dict[str, float]) -> Taken:
+        held.append(sum(type(one) is Response and one.states is not None for one in gc.get_objects()))
+        return watcher(rollout, update, memory)
+
+    taken = iter([True, False, True, False, False, True, True])  # of four prompts, of two in their place, of one
+    loop(
+        tmp_path, step, keep=lambda responses, scores: next(taken, True), refill_rounds=3, asserted=lambda update: True
+    )
+    assert all(rollout.sampler_gap is None for rollout in watcher.rollouts)  # their states stood for a pass
+    assert held == [0, 0, 0]
 
 
 class Counting:

@@ -6,9 +6,11 @@ import copy
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import Tensor, nn
 
 from preflab.cli.main import COMMANDS, main
@@ -25,8 +27,9 @@ from preflab.models.load import new_reward_model, save_model
 from preflab.models.precision import has_bf16, work_in
 from preflab.models.scoring import logprobs_of, reading, response_logprobs
 from preflab.models.trunk import frozen_trunk, stored_bytes
+from preflab.rollouts.sampler import sample
 from preflab.runs import RunFolder, read_json
-from preflab.training.memory import Alive, kept_by_optimizer, peak_of, shape_of, watched
+from preflab.training.memory import Alive, kept_by_optimizer, peak_of, sampling_peak, shape_of, watched
 from preflab.training.offline import Loss, fit, total_steps
 from preflab.training.plan import cut_offline
 from preflab.training.session import Session
@@ -96,6 +99,32 @@ def test_so_is_the_peak_in_bf16_with_frozen_blocks(precision: Precision, on: boo
         told = peak_of(loss, [model], LARGE)
         real = watched(lambda: loss(LARGE), [model], vocabulary=model.get_input_embeddings().weight.shape[0])
     assert told.total == pytest.approx(peak(real), rel=0.15)
+
+
+@pytest.mark.parametrize("prompt", [10, 200])
+@pytest.mark.parametrize("name", ["gpt2", "llama", "mamba"])
+def test_the_peak_of_sampling_is_told_by_small_samples(name: str, prompt: int) -> None:
+    """Of a model that was not sampled before: what is tried once is no part of it. Long prompts are read in parts."""
+    model, told = (copy.deepcopy(sampled_model(name)) for _ in range(2))
+    prompts = [(row, *range(prompt - 1)) for row in range(40)]
+
+    def draw() -> None:
+        keys = [str(row) for row in range(len(prompts))]
+        sample(model, prompts, keys=keys, end_id=-1, max_new_tokens=20, seed=0, batch_size=len(prompts))
+
+    draw()
+    taken = peak(watched(draw, [model], vocabulary=256))
+    estimate = sampling_peak(told, [3, prompt], len(prompts), 20).total
+    assert 0.8 * taken < estimate < 1.5 * taken
+
+
+def sampled_model(name: str) -> Any:
+    size = {"vocab_size": 256, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
+    config = transformers.AutoConfig.for_model(name, **size)
+    if name == "llama":
+        config.intermediate_size = 64
+    with torch.random.fork_rng(devices=[]):
+        return transformers.AutoModelForCausalLM.from_config(config).eval()
 
 
 def test_gradients_of_earlier_micro_batches_are_there_from_the_start() -> None:

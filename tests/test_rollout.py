@@ -324,6 +324,35 @@ def test_a_frozen_trunk_runs_once_a_rollout_and_changes_nothing(
     assert max(float((start[name] - weight).abs().max()) for name, weight in weights.items()) > 1e-3
 
 
+def test_values_that_warm_up_read_the_frozen_trunk_that_the_scorer_ran(tmp_path: Path) -> None:
+    """In such an update no pass of the policy follows sampling but the scorer's, and the values' own."""
+    policy = tiny_policy(width=64)
+    freeze(policy.model, 1)
+    runs = [0]
+
+    def count(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        runs[0] += not sampling(kwargs)
+
+    split_of(policy.model.base_model, 1, trained=True)  # what is tried once is tried here
+    modules_of(policy.model, 64)
+    policy.model.transformer.h[0].attn.register_forward_pre_hook(count, with_kwargs=True)
+    at_update: list[int] = []
+
+    class Reward(Odd):
+        def __call__(self, answers: Sequence[Answer]) -> list[float]:
+            at_update.append(runs[0])
+            return super().__call__(answers)
+
+    settings = PPO(
+        **SHARED | {"updates": 2}, freeze_blocks=1, value_trunk="shared", kl_coefficient=0.0, value_warmup_updates=1
+    )
+    train(
+        tmp_path, settings, policy=policy, reference=copy_of(policy.model), prompts=tiny_prompt_ids(4), reward=Reward(),
+        longest=9, log_every=5,
+    )  # fmt: skip
+    assert at_update[1] - at_update[0] == math.ceil(16 / 5)
+
+
 class Odd:
     name = "odd"
 

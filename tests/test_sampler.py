@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -14,6 +15,9 @@ from preflab.data.pack import pack
 from preflab.errors import NumericError
 from preflab.models.load import Policy
 from preflab.models.scoring import response_logprobs
+from preflab.rollouts import queue
+from preflab.rollouts.cohort import Cohort, next_states
+from preflab.rollouts.decoder import Decoder
 from preflab.rollouts.gpt2 import is_gpt2
 from preflab.rollouts.response import Response
 from preflab.rollouts.sampler import sample
@@ -191,6 +195,22 @@ def test_a_cache_that_grows_keeps_what_it_has(policy: Policy, monkeypatch: pytes
     expected = draw(policy, samples=3)
     monkeypatch.setattr("preflab.rollouts.cache.COLUMNS", 2)
     assert same(draw(policy, samples=3), expected)
+
+
+def test_the_room_of_rows_that_are_done_is_given_back(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Long responses keep no room for those that began with them, while others begin."""
+    held = [0]
+
+    def seen(decoder: Decoder, cohorts: Sequence[Cohort]) -> list[torch.Tensor]:
+        held.append(sum(len(cohort.cache.keys[0]) for cohort in cohorts))
+        return next_states(decoder, cohorts)
+
+    monkeypatch.setattr(queue, "next_states", seen)
+    prompts = tuple((5 + number, *range(20, 40)) for number in range(60))
+    responses = draw(policy, prompts, keys=[str(number) for number in range(60)], batch_size=16)
+    lengths = [len(response.tokens) for response in responses]
+    assert min(lengths) < 4 < 20 < max(lengths)
+    assert 16 <= max(held) <= 22
 
 
 def test_prompts_read_in_parts_are_prompts_read_at_once(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:

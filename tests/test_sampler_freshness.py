@@ -16,6 +16,8 @@ import torch
 import transformers
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from transformers.masking_utils import eager_mask
+from transformers.models.gpt2.modeling_gpt2 import eager_attention_forward
 
 from held_up import drawn, more_likely, small_gpt2, some_prompts, unalike
 from preflab.data.pack import pack
@@ -229,6 +231,29 @@ def hook_of_the_model(model: Any) -> None:
     model.register_forward_hook(hook)
 
 
+def hook_of_the_head(model: Any) -> None:
+    model.lm_head.register_forward_hook(lambda module, args, output: output * 0.5)
+
+
+def layer_with_its_weights_the_other_way_round(model: Any) -> None:
+    attention = model.transformer.h[0].attn
+    linear = nn.Linear(16, 16)
+    linear.weight, linear.bias = attention.c_proj.weight, attention.c_proj.bias
+    attention.c_proj = linear
+
+
+def attention_of_ones_own(model: Any) -> None:
+    model.config._attn_implementation = "sharper"
+
+
+def _sharper(module: Any, query: Tensor, *others: Any, **more: Any) -> Any:
+    return eager_attention_forward(module, 3 * query, *others, **more)
+
+
+transformers.AttentionInterface.register("sharper", _sharper)
+transformers.AttentionMaskInterface.register("sharper", eager_mask)
+
+
 def another_forward_of_the_model(model: Any) -> None:
     model.forward = partial(_without_end, model.forward)
 
@@ -279,7 +304,8 @@ def blocks_in_another_order(model: Any) -> None:
 
 
 INSIDE = (
-    adapter, parametrization, hook_of_a_block, hook_before_a_block, hook_of_the_model, another_forward_of_the_model,
+    adapter, parametrization, hook_of_a_block, hook_before_a_block, hook_of_the_model, hook_of_the_head,
+    layer_with_its_weights_the_other_way_round, attention_of_ones_own, another_forward_of_the_model,
     another_forward_of_a_block, head_with_a_bias, another_norm, another_activation, more_tokens,
     blocks_in_another_order,
 )  # fmt: skip

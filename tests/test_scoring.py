@@ -130,10 +130,11 @@ def test_logprobs_do_not_depend_on_batch_mates_their_order_or_padding(model: Any
 def test_the_head_runs_on_response_positions_only(model: Any) -> None:
     shapes: list[tuple[int, ...]] = []
     batch = pack([Tree("long", tuple(range(1, 30)), ((5, 6, 7),)), Tree("short", tuple(range(1, 5)), ((8,),))])
-    response_logits(model, batch)  # how the model gets to its logits is found out on two tokens, once
     hook = model.get_output_embeddings().register_forward_hook(
         lambda module, args, output: shapes.append(tuple(output.shape))
     )
+    response_logits(model, batch)  # how the model gets to its logits, with that hook, is found out on two tokens, once
+    shapes.clear()
     response_logits(model, batch)
     hook.remove()
     assert shapes == [(2, 3, VOCABULARY)]

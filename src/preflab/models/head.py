@@ -93,25 +93,27 @@ class Head:
 def head_of(model: Any) -> Head | None:
     """How the model gets from its last states to logits; None where that is not found out.
 
-    What its configuration says is held against the model itself, once: the output layer is made to give known
-    numbers, and what the model makes of them, and what it gave the layer to read, is compared.
+    What its configuration says is held against the model itself, once for each head that it says and for each set of
+    hooks around it: the output layer is made to give known numbers, and what the model makes of them, and what it gave
+    the layer to read, is compared.
     """
-    if model not in _heads:
-        _heads[model] = _found(model)
-    return _heads[model]
-
-
-_heads: WeakKeyDictionary[Any, Head | None] = WeakKeyDictionary()
-
-
-@torch.no_grad()
-def _found(model: Any) -> Head | None:
-    config = model.config
-    head = Head(
+    table, config = model.get_output_embeddings(), model.config
+    said = Head(
         scale=getattr(model, "logit_scale", None) or 1.0 / (getattr(config, "logits_scaling", None) or 1.0),
         cap=getattr(config, "final_logit_softcapping", None),
     )
-    table = model.get_output_embeddings()
+    around = [part for part in (model, table) if part is not None]
+    tried = said, tuple(hook for part in around for hook in (*part._forward_pre_hooks, *part._forward_hooks))
+    if model not in _heads or _heads[model][0] != tried:
+        _heads[model] = tried, _found(model, table, said)
+    return _heads[model][1]
+
+
+_heads: WeakKeyDictionary[Any, tuple[tuple[Head, tuple[int, ...]], Head | None]] = WeakKeyDictionary()
+
+
+@torch.no_grad()
+def _found(model: Any, table: Any, head: Head) -> Head | None:
     read: list[Tensor] = []
     given: list[Tensor] = []
 
@@ -123,7 +125,7 @@ def _found(model: Any) -> Head | None:
     ids = torch.arange(2, device=model.device).unsqueeze(0)
     if table is None:
         return None
-    hook = table.register_forward_hook(replaced)
+    hook = table.register_forward_hook(replaced, prepend=True)  # so that others' hooks are seen
     try:
         with without_dropout(model), working(model):
             logits = model(input_ids=ids, use_cache=False).logits

@@ -21,6 +21,8 @@ from preflab.models.precision import wide
 
 COLUMNS = 64
 """Columns for response tokens that a cache begins with; they are doubled when full."""
+MOST_USED = 0.75
+"""Where no larger share of its rows is in use, the room of the others is given back: the next cohort takes it."""
 
 
 class Cache:
@@ -96,9 +98,7 @@ class Cache:
         """Go to the next column, before a step."""
         if self.filled == self.columns:
             self.columns = min(self.first + 2 * (self.columns - self.first), self.limit)
-            for kept in (self.keys, self.values):
-                for layer, full in enumerate(kept):
-                    kept[layer] = self._longer(full)
+            self._resize()
         self.filled += 1
 
     def leave(self, moves: Sequence[tuple[int, int]], rows: int) -> None:
@@ -113,12 +113,16 @@ class Cache:
         del self.prompt_of[rows:]
         if self.shared:
             self._regroup()
+        if rows <= MOST_USED * len(self.keys[0]):
+            self._resize()
 
-    def _longer(self, full: Tensor) -> Tensor:
+    def _resize(self) -> None:
+        """Room for the rows that there are and for `columns`, no more."""
         rows = len(self.prompt_of)
-        longer = full.new_empty(rows, full.shape[1], self.columns, full.shape[3])
-        longer[:, :, : self.filled] = full[:rows, :, : self.filled]
-        return longer
+        for kept in (self.keys, self.values):
+            for layer, full in enumerate(kept):
+                kept[layer] = full.new_empty(rows, full.shape[1], self.columns, full.shape[3])
+                kept[layer][:, :, : self.filled] = full[:rows, :, : self.filled]
 
     def _kept(self, full: Tensor, newest: Tensor) -> Float[Tensor, "row_few column channel"]:
         """What is kept of a layer's keys or values, the newest put at its end."""

@@ -23,19 +23,24 @@ from preflab.models.precision import of_products, working
 from preflab.rollouts.decoder import Attend
 
 KNOWN = {GPT2LMHeadModel, GPT2Model, GPT2Block, GPT2Attention, GPT2MLP, Conv1D}
-KNOWN |= {nn.Embedding, nn.LayerNorm, nn.Linear, nn.Dropout, nn.ModuleList}
+KNOWN |= {nn.Embedding, nn.LayerNorm, nn.Dropout, nn.ModuleList}
 
 
 def is_gpt2(model: Any) -> bool:
     """Whether this file computes what the model does: GPT-2 as transformers has it, with nothing put in or around."""
-    if type(model) is not GPT2LMHeadModel or model.training:
+    if type(model) is not GPT2LMHeadModel or any(part.training for part in model.modules()):
         return False
     config = model.config
     if config.add_cross_attention or config.reorder_and_upcast_attn:
         return False
+    if config._attn_implementation not in ("eager", "sdpa"):  # what else may be registered is anyone's
+        return False
     body: Any = model.transformer
     activations = {block.mlp.act for block in body.h}
-    known = all(type(part) in KNOWN or part in activations for part in model.modules())
+    known = all(
+        type(part) in KNOWN or part in activations or (part is model.lm_head and type(part) is nn.Linear)
+        for part in model.modules()
+    )
     spared = spared_mlp(model.base_model)  # its hooks are for trees alone
     hooked = any(part._forward_pre_hooks or part._forward_hooks for part in model.modules() if part is not spared)
     return known and not hooked

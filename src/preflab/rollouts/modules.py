@@ -1,8 +1,8 @@
 """A decoder of any causal model of transformers: its own modules, on one row of cells, their attention handed over.
 
-Which models that suits is tried, once for each: one whose layers all ask transformers for their attention function,
-and ask it for no more than a decoder's attention does, and whose states come out as those of its own pass, sequence by
-sequence.
+Which models that suits is tried, once for each and for each configuration that it is given: one whose layers all ask
+transformers for their attention function, and ask it for no more than a decoder's attention does, and whose states come
+out as those of its own pass, sequence by sequence.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from preflab.models.head import close, head_of, without_dropout
+from preflab.models.load import heard
 from preflab.models.precision import wide, working
 from preflab.models.served import attending, configs_of, first_unseen
 from preflab.rollouts.decoder import Attend
@@ -58,10 +59,13 @@ def why_not(model: Any, longest: int) -> str | None:
     """Why the model has no decoder through its modules for sequences of up to `longest` tokens; None where it has."""
     if model.training:
         return "it is in training mode"
-    if model not in _reach:
+    if head_of(model) is None:
+        return "its logits are more than a product of its last states"
+    said = heard(model.config)  # windows and the like may be edited
+    if model not in _reach or _reach[model][0] != said:
         with without_dropout(model), working(model):
-            _reach[model] = _tried(model)
-    reach = _reach[model]
+            _reach[model] = said, _tried(model)
+    reach = _reach[model][1]
     if isinstance(reach, str):
         return reach
     if longest > reach:
@@ -144,7 +148,7 @@ ROWS = ((1, 2, 3, 4, 0, 5), (5, 1, 0, 1), (4, 3, 2, 5, 1), (0, 1, 5, 2, 4))
 STEPS = 3
 """How many of each row's tokens come one by one."""
 
-_reach: WeakKeyDictionary[Any, int | str] = WeakKeyDictionary()
+_reach: WeakKeyDictionary[Any, tuple[dict[str, Any], int | str]] = WeakKeyDictionary()
 
 
 @torch.no_grad()
@@ -154,8 +158,6 @@ def _tried(model: Any) -> int | str:
     positions = getattr(body.config, "max_position_embeddings", None)
     if len(body.get_input_embeddings().weight) < 6 or (positions or 6) < 6:
         return "it is too small to try"
-    if head_of(model) is None:
-        return "its logits are more than a product of its last states"
 
     def cells(rows: Sequence[int], begins: Sequence[int], ends: Sequence[int], *, masked: bool = False) -> Any:
         """The states of some rows' next tokens, and the pass that made them."""

@@ -66,7 +66,7 @@ def sample(
         end_id: the end token; nothing is sampled after it.
         max_new_tokens: length limit of a response, ≥ 1.
         temperature: T > 0: tokens come from softmax(logits / T).
-        greedy: take the likeliest token; the seed and the temperature then play no part.
+        greedy: take the likeliest token; the seed then plays no part, the temperature in log-probabilities alone.
         warp: top-k, top-p, repetition penalty. Behaviour log-probabilities are those of what is then sampled.
         mask: which tokens may follow; likewise.
         stop: texts that end a response, beside the end token.
@@ -127,7 +127,7 @@ def sample(
 def decoder_of(model: Any, longest: int) -> Decoder | None:
     """What runs the model's layers on sequences of up to `longest` tokens; None: the model itself, with the cache that
     it has."""
-    if altered(model):
+    if altered(model) or head_of(model) is None:
         return None
     return GPT2(model) if is_gpt2(model) else modules_of(model, longest)
 

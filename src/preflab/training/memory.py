@@ -16,7 +16,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, pairwise
 from types import ModuleType
 from typing import Any
@@ -31,7 +31,9 @@ from preflab.data.encode import Tree
 from preflab.data.pack import Reading, readings
 from preflab.models import head, scoring
 from preflab.models.scoring import reads_tree
-from preflab.rollouts.sampler import sample
+from preflab.rollouts.cache import COLUMNS
+from preflab.rollouts.cohort import READ_AT_ONCE
+from preflab.rollouts.sampler import decoder_of, sample
 from preflab.training.cost import resident_bytes
 from preflab.training.optimizer import Stepper
 
@@ -212,33 +214,45 @@ def peak_of(
 
 
 def sampling_peak(model: Any, prompt_tokens: Sequence[int], rows: int, max_new_tokens: int) -> Peak:
-    """The peak of sampling, longest prompts first: of reading the prompts, or of the last token, when the cache of keys
-    and values is full. Both are seen on one and two rows of short prompts."""
+    """The peak of sampling, longest prompts first: of reading the last prompts that are read together, or of the last
+    token, when the cache of keys and values is full. Both are seen on one and two rows of short prompts."""
     vocabulary = model.get_input_embeddings().weight.shape[0]
     longest = max(prompt_tokens)
     read: list[Alive] = []
     last: list[Alive] = []
-    sizes = [(1, LENGTHS[0]), (2, 2 * LENGTHS[0]), (2, 2 * LENGTHS[1])]
-    for count, places in sizes:
+    sizes = [(LENGTHS[0], 1), (2 * LENGTHS[0], 2), (2 * LENGTHS[1], 2)]
+
+    def run(size: tuple[int, int], tokens: int) -> None:
+        places, count = size
         # Prompts of their own: those of several responses are kept once.
         prompts = [tuple((row + place) % vocabulary for place in range(places // count)) for row in range(count)]
+        keys = [str(number) for number in range(count)]
+        sample(model, prompts, keys=keys, end_id=-1, max_new_tokens=tokens, seed=0)
 
-        def run(tokens: int, prompts: list[tuple[int, ...]] = prompts) -> None:
-            keys = [str(number) for number in range(len(prompts))]
-            sample(model, prompts, keys=keys, end_id=-1, max_new_tokens=tokens, seed=0)
-
-        first = watched(lambda run=run: run(1), [model], vocabulary=vocabulary)  # type: ignore[misc]
-        both = watched(lambda run=run: run(2), [model], vocabulary=vocabulary)  # type: ignore[misc]
+    run(sizes[0], 2)  # what is tried once a model is tried here
+    for size in sizes:
+        first = watched(lambda size=size: run(size, 1), [model], vocabulary=vocabulary)  # type: ignore[misc]
+        both = watched(lambda size=size: run(size, 2), [model], vocabulary=vocabulary)  # type: ignore[misc]
         begin = len(first.others)
         read.append(first)
         last.append(Alive(both.logits[begin:], both.others[begin:], both.gradients[begin:]))
-    found = []
-    for seen, tokens in ((read, 0), (last, max_new_tokens)):
-        at = [*sizes, (rows, rows * (longest + tokens))]
-        others, logits = _at(at, [alive.others for alive in seen]), _at(at, [alive.logits for alive in seen])
+    full = rows * (longest + max_new_tokens)
+
+    def at(seen: Sequence[Alive], tokens: int, count: int) -> Peak:
+        size = [*sizes, (tokens, count)]
+        others, logits = _at(size, [alive.others for alive in seen]), _at(size, [alive.logits for alive in seen])
         top = int((others + logits).argmax())
-        found.append(Peak(int(logits[top]), int(others[top]), 0))
-    return max(found, key=lambda peak: peak.total)
+        return Peak(int(logits[top]), int(others[top]), 0)
+
+    at_last = at(last, full, rows)
+    if decoder_of(model, longest + max_new_tokens) is None:  # all prompts of a batch at once
+        return max(at(read, rows * longest, rows), at_last, key=lambda peak: peak.total)
+    together = max(1, min(rows, READ_AT_ONCE // longest))
+    reading = at(read, together * longest, together)
+    # Beside these prompts the cache has room for the others, and for the first tokens of all responses.
+    room = rows * (longest + min(COLUMNS, max_new_tokens)) - together * longest
+    reading = replace(reading, others=reading.others + at_last.others * room // full)
+    return max(reading, at_last, key=lambda peak: peak.total)
 
 
 def summed_gradients(models: Sequence[nn.Module]) -> int:

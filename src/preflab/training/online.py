@@ -195,7 +195,8 @@ def run_online(
             logged = done % log_every == 0 or done == settings.updates
             checked = update == 0 and starts_at_reference
             reads_states = logged or measured or apart or of_states is not None
-            states = reads_states and asserted(update) and not in_bf16(policy.model)
+            stands = asserted(update) and not in_bf16(policy.model)  # the sampler's numbers for a pass of the policy
+            states = reads_states and stands
             origins.clear()
             phases.begin()
             with session.step(update, lambda: list(origins)):
@@ -207,8 +208,9 @@ def run_online(
                     if missing == 0:
                         break
                     more = draw(missing, len(origins), update, states=states)
-                    drawn = _joined(drawn, more)
+                    drawn = _joined(drawn, more.bare())
                     kept = _joined(kept, _kept(more, keep, settings.responses))
+                    del more  # and with it the states of what was dropped
                 if not kept.responses and update == 0:
                     raise NumericError(
                         "in update 1 all responses to a prompt got the same reward, for each of "
@@ -218,7 +220,7 @@ def run_online(
                 # A policy that has reached the top of its reward learns nothing more, and need not stop for it.
                 looked_at = kept if kept.responses else drawn.first(settings.batch.size)
                 phases.enter("score")
-                passes = settings.epochs + (logged or measured or referred or checked)
+                passes = settings.epochs + (logged or measured or referred or checked or not stands)
                 refill(policy.model, [response.tree for response in looked_at.responses], again=passes > 1)
                 rollout = roll_out(
                     policy,
