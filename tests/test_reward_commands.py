@@ -135,7 +135,7 @@ def test_columns_that_no_reward_reads_are_counted(run: Run, shelf: Path) -> None
     [
         ("mine.py:lenght", 2, 'there is no function "lenght" in mine.py; did you mean "length"?'),
         ("mien.py:length", 2, 'there is no file mien.py; did you mean "mine.py"?'),
-        ("verifier:anwser", 3, '"anwser" missing, fields present: prompt, answer, level'),
+        ("verifier:anwser", 3, 'no column "anwser", which the reward reads; did you mean "answer"?'),
         ("no/such/model", 2, 'there is no model "no/such/model"'),
         ("fitted:none.jsonl", 3, "none.jsonl isn't there"),
         ("regx:a", 2, 'there is no kind of reward "regx"; did you mean "regex"?'),
