@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import pty
-import math
 import re
 import subprocess
 import sys

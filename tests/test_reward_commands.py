@@ -165,6 +165,7 @@ def test_a_run_that_its_reward_stopped_goes_on_with_nothing_lost(run: Run, shelf
     assert [line["step"] for line in read_lines(Path("out/metrics.jsonl"))] == [1]
     code, _, said = run(*command)
     assert (code, "going on at step 1" in said) == (0, True)
+    assert not Path("out/crash.json").exists()
     whole = ["train", "grpo", *given(shelf, "whole"), "--reward", "mine.py:length", *flags]
     assert run(*whole)[0] == 0
     one, other = (AutoModelForCausalLM.from_pretrained(Path(name) / "model").state_dict() for name in ("out", "whole"))

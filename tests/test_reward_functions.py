@@ -242,6 +242,18 @@ def test_a_function_is_loaded_from_a_file(tmp_path: Path) -> None:
     assert score(FunctionReward(penalty, "f"), ANSWERS) == [0.0, -1.0, 0.0]
 
 
+def test_two_functions_of_a_file_share_what_it_holds_until_it_changes(tmp_path: Path) -> None:
+    file = tmp_path / "shared.py"
+    source = (
+        "seen = []\ndef one(completions): return seen.append(1) or [0.0]\ndef two(completions): return [len(seen)]\n"
+    )
+    file.write_text(source)
+    one, two = (FunctionReward(load_function(f"{file}:{name}"), name) for name in ("one", "two"))
+    assert (score(one, ANSWERS[:1]), score(two, ANSWERS[:1])) == ([0.0], [1.0])
+    file.write_text(source.replace("len(seen)", "7 + len(seen)"))
+    assert score(FunctionReward(load_function(f"{file}:two"), "two"), ANSWERS[:1]) == [7.0]
+
+
 def test_a_function_is_loaded_from_a_module_beside_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "rewards_of_mine").mkdir()
     (tmp_path / "rewards_of_mine" / "size.py").write_text(SOURCE)

@@ -263,7 +263,9 @@ def read_term(text: str) -> RewardTerm:
             if kind.endswith(".py") and not value:
                 raise ConfigError(f"name the function, too: {kind}:function")
             if "+" in rest and _FUNCTION.fullmatch(rest.partition("+")[0].strip()):
-                raise ConfigError(f"the + of a sum stands between spaces: {' + '.join(map(str.strip, rest.split('+')))}")
+                raise ConfigError(
+                    f"the + of a sum stands between spaces: {' + '.join(map(str.strip, rest.split('+')))}"
+                )
             hint = nearest(kind, KINDS)
             if _FUNCTION.fullmatch(rest) and ("." in kind or hint.startswith("known")):
                 return FunctionTerm(function=rest, **shared)
@@ -277,12 +279,8 @@ def _read(text: str) -> tuple[RewardTerm, ...]:
 
 def _given(value: str, text: str) -> str:
     if not value:
-        raise ConfigError(f'"{text}" is no reward: a model\'s folder, file.py:function, or one of the kinds {_kinds()}')
+        raise ConfigError(f'"{text}" is no reward; one is written {" or ".join(SHORT.values())}')
     return value
-
-
-def _kinds() -> str:
-    return ", ".join(f"{kind}:…" for kind in KINDS)
 
 
 def _named(term: RewardTerm, name: str) -> RewardTerm:

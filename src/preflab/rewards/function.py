@@ -89,8 +89,8 @@ class FunctionReward:
         return self.function(**{name: values for name, values in given.items() if everything or name in asked})
 
     def _failure(self, error: BaseException, batch: Sequence[Answer]) -> str:
-        """One sentence: what was raised, where, and for which response. Of a batch, that which raises is halved and called
-        again until one response is left: a call may take long, and so there are few."""
+        """One sentence: what was raised, where, and for which response. A batch that raises is halved and called again
+        until one response is left: a call may take long, and so there are few."""
         said = f"reward {self.name} raised {_said(error)}{self._place(error)}"
         if len(batch) == 1:
             return f"{said} for {named(batch[0])}"
@@ -152,8 +152,12 @@ def _run_file(path: Path) -> ModuleType:
         beside = [file.name for file in path.parent.glob("*.py")] if path.parent.is_dir() else []
         hint = f"; {nearest(path.name, beside)}" if beside else ""
         raise ConfigError(f"there is no file {path}{hint}")
-    # A name of its own: two files called reward.py are two modules, and neither hides an installed one.
-    name = f"preflab_reward_{path.stem}_{sha256(str(path.resolve()).encode()).hexdigest()[:12]}"
+    # A name of its own: two files called reward.py are two modules, and neither hides an installed one. Two functions
+    # of one file are of one module, run once, as long as the file stays as it is.
+    place = sha256(str(path.resolve()).encode() + b"\0" + path.read_bytes()).hexdigest()[:12]
+    name = f"preflab_reward_{path.stem}_{place}"
+    if name in sys.modules:
+        return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None

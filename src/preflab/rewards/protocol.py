@@ -121,7 +121,9 @@ def counted(name: str, values: Any, answers: Sequence[Answer]) -> Sequence[Any]:
         NumericError: there is not.
     """
     if not hasattr(values, "__len__") or isinstance(values, str | Mapping | Set) or getattr(values, "ndim", 1) == 0:
-        raise NumericError(f"reward {name} returned {type(values).__name__}, not a list of numbers, one for each response")
+        raise NumericError(
+            f"reward {name} returned {type(values).__name__}, not a list of numbers, one for each response"
+        )
     if len(values) != len(answers):
         raise NumericError(
             f"reward {name} returned {len(values)} values for {len(answers)} responses; return one for each"
