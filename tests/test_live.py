@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import pty
 import re
@@ -69,7 +70,7 @@ def text(raw: str) -> list[str]:
 @pytest.mark.parametrize("width", [60, 80, 100, 180])
 def test_the_panel_shows_figures_with_their_beginning_and_trend_and_fits(width: int) -> None:
     lines = text(drawn(panel(), width))
-    assert {cell_len(line) for line in lines} == {min(width, 100)}
+    assert {cell_len(line) for line in lines} == {min(width - 2, 100)}
     rows = {line.split()[1]: " ".join(line.strip("│").split()) for line in lines[1:9]}
     assert rows["reward"] == "reward 2.50 from 0.25 ▁▂▃▃▄▅▆▆▇█"
     assert rows["KL"] == "KL 5.00 nats from 0.50 ▁▂▃▃▄▅▆▆▇█"
@@ -104,7 +105,7 @@ def test_generated_text_can_write_no_markup_and_no_control_sequence() -> None:
         assert not set(raw) & set("\x07\x9b\r\u202e\u2028\ud800")
         lines = text(raw)
         assert "\x1b" not in "".join(lines)
-        assert {cell_len(line) for line in lines} == {width}
+        assert {cell_len(line) for line in lines} == {width - 2}
         raw.encode()
     assert "[red]a[/red] �[31m�[2J�]0;title��31m⏎�b⏎� 😀 大きな映画は" in plain(NASTY)
 
@@ -112,7 +113,7 @@ def test_generated_text_can_write_no_markup_and_no_control_sequence() -> None:
 def test_long_samples_are_cut_and_the_end_of_a_prompt_is_kept() -> None:
     long = Sample("once " * 1000 + "the plot was", " good" * 1000, "sample")
     lines = text(drawn(panel((long,)), 60))
-    shown = lines[lines.index("│" + " " * 58 + "│") + 1 : -1]
+    shown = lines[lines.index("│" + " " * 56 + "│") + 1 : -1]
     assert len(shown) == 3
     assert "sample  …" in shown[0]
     assert "the plot was" in " ".join(shown[0].split() + shown[1].split())
@@ -161,6 +162,16 @@ def test_a_trend_of_any_length_is_means_of_equally_many_values() -> None:
     assert (trend.first, trend.now, trend.each) == (values[0], values[-1], 128)
     expected = [sum(values[i : i + 128]) / 128 for i in range(0, len(trend.means) * 128, 128)]
     assert trend.means == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("values", [[1.0, math.inf], [math.nan, 2.0, 3.0], [-math.inf]])
+def test_a_figure_that_is_not_finite_is_told_and_the_panel_stands(values: list[float]) -> None:
+    view = View("PPO", 4)
+    for value in values:
+        view.add({"reward": value})
+    lines = text(drawn(view, 80))
+    assert f"reward  {values[-1]:.2f}" in re.sub(r" {2,}", "  ", lines[2])
+    assert len(lines) == 4
 
 
 def test_trends_of_a_resumed_run_begin_where_the_run_began(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -135,7 +135,7 @@ def test_columns_that_no_reward_reads_are_counted(run: Run, shelf: Path) -> None
     [
         ("mine.py:lenght", 2, 'there is no function "lenght" in mine.py; did you mean "length"?'),
         ("mien.py:length", 2, 'there is no file mien.py; did you mean "mine.py"?'),
-        ("verifier:anwser", 3, '"anwser" missing, fields present: prompt, answer, level'),
+        ("verifier:anwser", 3, 'no column "anwser", which the reward reads; did you mean "answer"?'),
         ("no/such/model", 2, 'there is no model "no/such/model"'),
         ("fitted:none.jsonl", 3, "none.jsonl isn't there"),
         ("regx:a", 2, 'there is no kind of reward "regx"; did you mean "regex"?'),
@@ -165,6 +165,7 @@ def test_a_run_that_its_reward_stopped_goes_on_with_nothing_lost(run: Run, shelf
     assert [line["step"] for line in read_lines(Path("out/metrics.jsonl"))] == [1]
     code, _, said = run(*command)
     assert (code, "going on at step 1" in said) == (0, True)
+    assert not Path("out/crash.json").exists()
     whole = ["train", "grpo", *given(shelf, "whole"), "--reward", "mine.py:length", *flags]
     assert run(*whole)[0] == 0
     one, other = (AutoModelForCausalLM.from_pretrained(Path(name) / "model").state_dict() for name in ("out", "whole"))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from preflab.errors import ConfigError, NumericError
 from preflab.rewards import Answer, FunctionReward, assess, load_function, score
@@ -75,6 +76,9 @@ def test_one_number_a_token_is_kept_and_added_up() -> None:
         ([0.0, float("-inf"), 0.0], r"gave -inf, .*' three'"),
         ([0.0, True, 0.0], r"gave True, .*' three'"),
         ([0.0, "1", 0.0], r"gave '1', .*' three'"),
+        ([0.0, 10**400, 0.0], r"gave 10000\d*\.\.\.\d*000, not a finite number, .*' three'"),
+        ([0.0, torch.tensor(1j), 0.0], r"gave tensor\(0.\+1.j\), .*' three'"),
+        ([0.0, "so\nlong " * 999, 0.0], r"gave '.{20,40}', .*' three'"),
         ([[0.0, 0.0], [1.0, 2.0], 0.0], r"gave 2 numbers to the 3 tokens of the response ' three'"),
         ([[0.0, 0.0], [1.0, float("nan"), 2.0], 0.0], r"gave nan, .* to token 2 of the response ' three'"),
         ([0.0, 1.0], r"returned 2 values for 3 responses"),
@@ -129,8 +133,31 @@ def test_a_batch_that_raises_where_no_response_does_is_not_hidden() -> None:
             raise ValueError("too many")
         return [0.0]
 
-    with pytest.raises(NumericError, match=r"ValueError: too many .* on a batch of 3 responses, none of which raises"):
+    said = r"ValueError: too many .* on a batch of 3 responses; neither half of 2 of them .* first is .*' three'"
+    with pytest.raises(NumericError, match=said):
         score(FunctionReward(reward, "f"), ANSWERS)
+
+
+def test_the_response_that_raises_is_found_in_few_calls() -> None:
+    answers = [Answer("?", str(number), (1,), (2,), True) for number in range(512)]
+    calls = []
+
+    def reward(completions: list[str]) -> list[float]:
+        calls.append(len(completions))
+        if "499" in completions:
+            raise ValueError("no")
+        return [0.0] * len(completions)
+
+    with pytest.raises(NumericError, match=r"no .* on a batch of 512 responses; alone, the response '499' .* it too$"):
+        score(FunctionReward(reward, "f"), answers)
+    assert len(calls) <= 1 + 2 * 9
+
+
+def test_no_response_gets_no_reward() -> None:
+    def reward(completions: list[str]) -> list[float]:
+        raise AssertionError("called for nothing")
+
+    assert score(FunctionReward(reward, "f"), []) == []
 
 
 def test_ctrl_c_is_no_fault_of_the_reward() -> None:
@@ -213,6 +240,18 @@ def test_a_function_is_loaded_from_a_file(tmp_path: Path) -> None:
     assert score(FunctionReward(penalty, "f"), ANSWERS) == [0.0, -1.0, 0.0]
     assert score(FunctionReward(load_function(f"{tmp_path}/other/my rewards.py:penalty"), "f"), ANSWERS[:1]) == [7.0]
     assert score(FunctionReward(penalty, "f"), ANSWERS) == [0.0, -1.0, 0.0]
+
+
+def test_two_functions_of_a_file_share_what_it_holds_until_it_changes(tmp_path: Path) -> None:
+    file = tmp_path / "shared.py"
+    source = (
+        "seen = []\ndef one(completions): return seen.append(1) or [0.0]\ndef two(completions): return [len(seen)]\n"
+    )
+    file.write_text(source)
+    one, two = (FunctionReward(load_function(f"{file}:{name}"), name) for name in ("one", "two"))
+    assert (score(one, ANSWERS[:1]), score(two, ANSWERS[:1])) == ([0.0], [1.0])
+    file.write_text(source.replace("len(seen)", "7 + len(seen)"))
+    assert score(FunctionReward(load_function(f"{file}:two"), "two"), ANSWERS[:1]) == [7.0]
 
 
 def test_a_function_is_loaded_from_a_module_beside_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,6 +48,8 @@ def test_a_pattern_sees_the_response_alone() -> None:
         (None, 4, "4.0", True),
         (None, 0.5, " .5", True),
         (None, 1234, "1,234", True),
+        (None, 2**53 + 1, "9,007,199,254,740,993", True),  # no float is that number
+        (None, 2**53 + 1, "9007199254740992", False),
         (None, 4, "four", False),
         (None, 4, "4 apples", False),
         (r"####\s*(\S+)", "18", "9 and 9 makes #### 18", True),

@@ -71,6 +71,10 @@ WRONG = {
     "": '"" is no reward',
     "runs/rm + ": '"" is no reward',
     "regex:": '"regex:" is no reward',
+    "verifier": '"verifier" is a kind of reward: say of what, verifier:answer',
+    "verifier:answer:": '"verifier:answer:" is no reward',
+    "length.py:": r"name the function, too: length\.py:function",
+    "length.py:penalty+regex:a": r"the \+ of a sum stands between spaces: length\.py:penalty \+ regex:a",
     "classifier:toxic": "a classifier needs its folder and a label: classifier:FOLDER:LABEL",
     "regex:(": r"pattern = \(: no regular expression: missing \), unterminated subpattern at position 0",
     "verifier:answer:[": r"extract = \[: no regular expression",
@@ -85,6 +89,12 @@ def test_what_can_t_be_read_is_refused_before_anything_is_loaded(text: str) -> N
     arguments = ["--model", "m", "--data", "d", "--out", "o", f"--reward={text}"]
     with pytest.raises(ConfigError, match=WRONG[text]):
         parse("train grpo", "TrainGRPO", arguments)
+
+
+def test_a_second_reward_takes_no_place_of_the_first() -> None:
+    flags = ["--model", "m", "--data", "d", "--out", "o", "--reward", "length.py:f", "--reward=regex:a"]
+    with pytest.raises(ConfigError, match="--reward is given twice; give one weighted sum"):
+        parse("train grpo", "TrainGRPO", flags)
 
 
 YAML = r"""

@@ -273,7 +273,7 @@ def test_columns_that_rewards_ask_for_stay_with_their_prompt(write: Callable[...
         DataError, match=r':2: the prompt of data.jsonl:1 again, with another "answer"; keep one of them$'
     ):
         read_prompts(write(rows[0], {"prompt": "2 + 2?", "answer": 5}), columns=("answer",))
-    with pytest.raises(DataError, match=r'"anwser" missing, fields present: prompt, answer; "answer": did you mean'):
+    with pytest.raises(DataError, match=r'no column "anwser", which the reward reads; did you mean "answer"'):
         read_prompts(write(rows[1]), columns=("anwser",))
     with pytest.raises(DataError, match=r':2: "answer" missing, fields present: prompt$'):
         read_prompts(write(rows[1], {"prompt": "a"}), columns=("answer",))

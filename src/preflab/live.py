@@ -6,6 +6,7 @@ Drawing is rich's, in a thread of its own; the run only hands over what it knows
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -204,12 +205,14 @@ class Trend:
 
     def __init__(self, value: float) -> None:
         self.first = self.now = value
-        self.means: list[float] = [value]
+        self.means: list[float] = [value] if math.isfinite(value) else []
         self.each, self.waiting = 1, list[float]()
 
     def add(self, value: float) -> None:
         """The next value."""
         self.now = value
+        if not math.isfinite(value):
+            return  # told, but there is no block for it
         self.waiting.append(value)
         if len(self.waiting) < self.each:
             return
@@ -235,6 +238,8 @@ def sparkline(values: Sequence[float], width: int) -> str:
     >>> sparkline([1, 1, 5, 5, 3, 3], 3)
     '▁█▅'
     """
+    if not values:
+        return ""
     pooled = _pooled(values, width)
     low, high = min(pooled), max(pooled)
     if high == low:
@@ -287,11 +292,12 @@ class View:
             self.seconds = {phase: figures[f"{phase}_seconds"] for phase in PHASES}
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        width = min(options.max_width, WIDEST)
+        # Two columns are left to the terminal's echo of Ctrl-C: one that wraps would move the panel off its place.
+        width = min(options.max_width - len("^C"), WIDEST)
         parts: list[RenderableType] = [self.bar]
         trends, samples = self.trends, self.samples
         if trends:
-            parts.append(_table(trends, spacious=width >= 80))
+            parts.append(_table(trends, spacious=width >= 78))
         if any(self.seconds.values()):
             parts.append(self._shares())
         # Below a low terminal's edge nothing could be drawn over: samples give way first.

@@ -30,6 +30,10 @@ def parse(name: str, class_name: str, arguments: list[str]) -> Any:
     for flag in LISTS:  # of a list given twice the parser would drop the first silently
         if sum(argument == flag or argument.startswith(f"{flag}=") for argument in flags) > 1:
             raise ConfigError(f"{flag} is given twice; give it once, with all its values")
+    if sum(flag.partition("=")[0] == "--reward" for flag in flags) > 1:
+        raise ConfigError(
+            '--reward is given twice; give one weighted sum: --reward "runs/reward/model + 0.1*length.py:f"'
+        )
     _refuse_unknown(flags, cls)
     default = None
     if cls is commands.Compare:

@@ -138,6 +138,15 @@ class VerifierTerm(Term):
 
 RewardTerm = ModelTerm | FunctionTerm | ClassifierTerm | FittedTerm | RegexTerm | VerifierTerm
 KINDS: dict[str, type[RewardTerm]] = {cls.kind: cls for cls in get_args(RewardTerm)}
+SHORT = {
+    "model": "runs/reward/model",
+    "function": "length.py:penalty",
+    "classifier": "classifier:FOLDER:LABEL",
+    "fitted": "fitted:reviews.jsonl",
+    "regex": "regex:PATTERN",
+    "verifier": "verifier:answer",
+}
+"""How a term of each kind is written."""
 
 _WEIGHT = re.compile(r"([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*\*\s*")
 _NAME = re.compile(r"([A-Za-z_][\w.-]*)\s*=\s*")
@@ -233,6 +242,8 @@ def read_term(text: str) -> RewardTerm:
             model = value if colon else rest
             if model.endswith(".py"):
                 raise ConfigError(f"name the function, too: {model}:function")
+            if model in KINDS and not colon and not Path(model).exists():
+                raise ConfigError(f'"{model}" is a kind of reward: say of what, {SHORT[model]}')
             return ModelTerm(model=_given(model, text), **shared)
         case "function":
             return FunctionTerm(function=_given(value, text), **shared)
@@ -247,8 +258,14 @@ def read_term(text: str) -> RewardTerm:
             return RegexTerm(pattern=_given(value, text), **shared)
         case "verifier":
             column, colon, extract = value.partition(":")
-            return VerifierTerm(column=_given(column, text), extract=extract if colon else None, **shared)
+            return VerifierTerm(column=_given(column, text), extract=_given(extract, text) if colon else None, **shared)
         case _:
+            if kind.endswith(".py") and not value:
+                raise ConfigError(f"name the function, too: {kind}:function")
+            if "+" in rest and _FUNCTION.fullmatch(rest.partition("+")[0].strip()):
+                raise ConfigError(
+                    f"the + of a sum stands between spaces: {' + '.join(map(str.strip, rest.split('+')))}"
+                )
             hint = nearest(kind, KINDS)
             if _FUNCTION.fullmatch(rest) and ("." in kind or hint.startswith("known")):
                 return FunctionTerm(function=rest, **shared)
@@ -262,12 +279,8 @@ def _read(text: str) -> tuple[RewardTerm, ...]:
 
 def _given(value: str, text: str) -> str:
     if not value:
-        raise ConfigError(f'"{text}" is no reward: a model\'s folder, file.py:function, or one of the kinds {_kinds()}')
+        raise ConfigError(f'"{text}" is no reward; one is written {" or ".join(SHORT.values())}')
     return value
-
-
-def _kinds() -> str:
-    return ", ".join(f"{kind}:…" for kind in KINDS)
 
 
 def _named(term: RewardTerm, name: str) -> RewardTerm:

@@ -82,6 +82,9 @@ def read_prompts(
     Raises DataError by the policies above, and for a prompt that stands twice with different values of `columns`.
     """
     file = _File(path)
+    for name in columns or ():  # a name that a setting gives: it is that which may be misspelt, not the file's
+        if name not in file.columns:
+            raise DataError(f'{path}: no column "{name}", which the reward reads; {nearest(name, file.columns)}')
     texts: list[tuple[Row, str]]
     if "prompt" not in file.columns and {"chosen", "rejected"} <= set(file.columns):
         texts = [(row, prompt) for row, prompt, _, _ in _pair_texts(file)]

@@ -69,7 +69,7 @@ class FunctionReward:
             NumericError: it raised something (`__cause__`; the response is named), or returned the wrong number of
                 values.
         """
-        size = self.batch_size or len(answers)
+        size = self.batch_size or max(1, len(answers))
         values: list[Any] = []
         for begin in range(0, len(answers), size):
             batch = answers[begin : begin + size]
@@ -89,18 +89,28 @@ class FunctionReward:
         return self.function(**{name: values for name, values in given.items() if everything or name in asked})
 
     def _failure(self, error: BaseException, batch: Sequence[Answer]) -> str:
-        """One sentence: what was raised, where, and for which response. Of a batch, responses are tried one by one."""
+        """One sentence: what was raised, where, and for which response. A batch that raises is halved and called again
+        until one response is left: a call may take long, and so there are few."""
         said = f"reward {self.name} raised {_said(error)}{self._place(error)}"
         if len(batch) == 1:
             return f"{said} for {named(batch[0])}"
         said += f" on a batch of {len(batch)} responses"
-        for answer in batch:
+        fewest, last = batch, error
+        while len(fewest) > 1 and (found := self._raising_half(fewest)):
+            fewest, last = found
+        if len(fewest) > 1:
+            return f"{said}; neither half of {len(fewest)} of them raises by itself; the first is {named(fewest[0])}"
+        what = "it too" if _said(last) == _said(error) else _said(last)
+        return f"{said}; alone, {named(fewest[0])} raises {what}"
+
+    def _raising_half(self, batch: Sequence[Answer]) -> tuple[Sequence[Answer], BaseException] | None:
+        middle = len(batch) // 2
+        for half in (batch[:middle], batch[middle:]):
             try:
-                self._call([answer])
-            except (Exception, SystemExit) as alone:
-                what = "it too" if _said(alone) == _said(error) else _said(alone)
-                return f"{said}; alone, {named(answer)} raises {what}"
-        return f"{said}, none of which raises alone; the first is {named(batch[0])}"
+                self._call(half)
+            except (Exception, SystemExit) as error:
+                return half, error
+        return None
 
     def _place(self, error: BaseException) -> str:
         """The deepest line of the function's own file."""
@@ -142,8 +152,12 @@ def _run_file(path: Path) -> ModuleType:
         beside = [file.name for file in path.parent.glob("*.py")] if path.parent.is_dir() else []
         hint = f"; {nearest(path.name, beside)}" if beside else ""
         raise ConfigError(f"there is no file {path}{hint}")
-    # A name of its own: two files called reward.py are two modules, and neither hides an installed one.
-    name = f"preflab_reward_{path.stem}_{sha256(str(path.resolve()).encode()).hexdigest()[:12]}"
+    # A name of its own: two files called reward.py are two modules, and neither hides an installed one. Two functions
+    # of one file are of one module, run once, as long as the file stays as it is.
+    place = sha256(str(path.resolve()).encode() + b"\0" + path.read_bytes()).hexdigest()[:12]
+    name = f"preflab_reward_{path.stem}_{place}"
+    if name in sys.modules:
+        return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any, Protocol, SupportsFloat, TypeGuard, runtime_checkable
@@ -120,9 +121,13 @@ def counted(name: str, values: Any, answers: Sequence[Answer]) -> Sequence[Any]:
         NumericError: there is not.
     """
     if not hasattr(values, "__len__") or isinstance(values, str | Mapping | Set) or getattr(values, "ndim", 1) == 0:
-        raise NumericError(f"reward {name} returned {type(values).__name__}, not a list of numbers")
+        raise NumericError(
+            f"reward {name} returned {type(values).__name__}, not a list of numbers, one for each response"
+        )
     if len(values) != len(answers):
-        raise NumericError(f"reward {name} returned {len(values)} values for {len(answers)} responses")
+        raise NumericError(
+            f"reward {name} returned {len(values)} values for {len(answers)} responses; return one for each"
+        )
     return values
 
 
@@ -141,12 +146,12 @@ def _checked(name: str, value: object, answer: Answer) -> Score:
         for place, one in enumerate(tokens):
             if not _is_finite(one):
                 raise NumericError(
-                    f"reward {name} gave {one!r}, not a finite number, to token {place + 1} of {named(answer)}"
+                    f"reward {name} gave {_seen(one)}, not a finite number, to token {place + 1} of {named(answer)}"
                 )
         found = tuple(float(one) for one in tokens)
         return Score(math.fsum(found), found)
     if not _is_finite(value):
-        raise NumericError(f"reward {name} gave {value!r}, not a finite number, to {named(answer)}")
+        raise NumericError(f"reward {name} gave {_seen(value)}, not a finite number, to {named(answer)}")
     return Score(float(value))
 
 
@@ -157,4 +162,14 @@ def _is_row(value: object) -> TypeGuard[Sequence[Any]]:
 
 def _is_finite(value: object) -> TypeGuard[SupportsFloat]:
     truth = isinstance(value, bool) or str(getattr(value, "dtype", "")).removeprefix("torch.") == "bool"
-    return isinstance(value, SupportsFloat) and not truth and not _is_row(value) and math.isfinite(value)
+    if truth or not isinstance(value, SupportsFloat) or _is_row(value):
+        return False
+    try:
+        return math.isfinite(float(value))
+    except (ArithmeticError, TypeError, ValueError, RuntimeError):  # an int beyond floats, a complex tensor
+        return False
+
+
+def _seen(value: object) -> str:
+    """A value as a message shows it: on one line, and its beginning alone where it is long."""
+    return " ".join(reprlib.repr(value).split())

@@ -85,8 +85,11 @@ class Verifier:
         return text
 
 
-def _number(text: str) -> float | None:
-    try:
-        return float(text.strip().replace(",", ""))
-    except ValueError:
-        return None
+def _number(text: str) -> int | float | None:
+    digits = text.strip().replace(",", "")
+    for read in (int, float):  # an integer beyond 2^53 is another one as a float
+        try:
+            return read(digits)
+        except ValueError:
+            pass
+    return None

@@ -51,6 +51,7 @@ class Session:
             self.memory = dict(found.state.get("memory", {}))
             say(f"going on at step {found.step} of {run.path}")
         run.rewind(self.start)
+        (run.path / "crash.json").unlink(missing_ok=True)  # of an earlier start; it would seem to be of this one
         self.saved_at = time.monotonic()
         self.stop_signal: int | None = None
 
