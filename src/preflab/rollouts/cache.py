@@ -20,7 +20,7 @@ from preflab.models.attention import attend
 from preflab.models.precision import wide
 
 COLUMNS = 16
-"""By how many columns a cache grows when it is full, or by an eighth where that is more.
+"""A cache's columns are a multiple of this many; when full, it grows by so many, and an eighth.
 
 Few are empty, so that all are multiplied: a part of the columns is not dense, and torch takes 2 to 4 times as long for
 a batched product with it on a CPU.
@@ -30,12 +30,11 @@ a batched product with it on a CPU.
 class Cache:
     """Of some rows, each a response in the making."""
 
-    def __init__(self, lengths: Sequence[int], responses: Sequence[int], limit: int, device: torch.device) -> None:
+    def __init__(self, lengths: Sequence[int], responses: Sequence[int], device: torch.device) -> None:
         """
         Args:
             lengths: of each prompt, in tokens.
             responses: to each prompt; their rows are in this order.
-            limit: how many response tokens may ever be kept.
         """
         self.lengths = list(lengths)
         self.places = max(lengths)
@@ -45,7 +44,6 @@ class Cache:
         self.first = 0 if self.shared else self.places
         self.filled = self.first
         """Columns that are filled; the others hold zeros."""
-        self.limit = self.first + limit
         self.columns = self._grown()
         self.device = device
         # Of each layer.
@@ -121,8 +119,8 @@ class Cache:
             self._regroup()
 
     def _grown(self) -> int:
-        """Columns of a cache that has some more than it filled."""
-        return min(self.filled + max(COLUMNS, self.filled // 8), self.limit)
+        """Columns of a cache that has more than it filled."""
+        return (self.filled // COLUMNS + 1 + self.filled // (8 * COLUMNS)) * COLUMNS
 
     def _longer(self, full: Tensor) -> Tensor:
         rows = len(self.prompt_of)
