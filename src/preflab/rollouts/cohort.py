@@ -53,7 +53,7 @@ class Cohort:
         self.prompts = [prompt for prompt, _ in groups]
         self.responses = [count for _, count in groups]
         lengths = [len(prompt) for prompt in self.prompts]
-        self.cache = Cache(lengths, self.responses, limit - 1, device)
+        self.cache = Cache(lengths, self.responses, device)
         self.starts: Int[Tensor, " row"] = torch.tensor([len(prompt) for prompt in prompts], device=device)
         """The positions of the first response tokens."""
         self.uniforms = uniforms
