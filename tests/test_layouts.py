@@ -361,7 +361,7 @@ def test_any_mixture_of_lengths_gives_the_numbers_of_each_response_alone(
         torch.testing.assert_close(whole[batch.mask], expected, atol=3e-5, rtol=1e-5)
         torch.testing.assert_close(response_logprobs(model, batch.rows(some)), whole[some], atol=3e-5, rtol=1e-5)
     states = attention.tree_states(model.base_model, layout := laid_as_tree(batch, ends=ends))
-    plain = flat(batch)
+    plain = flat(batch, ends=True)
     other = model.base_model(input_ids=plain.token_ids).last_hidden_state.flatten(0, 1)
     torch.testing.assert_close(states[layout.before[batch.mask]], other[plain.before[batch.mask]], atol=1e-4, rtol=1e-4)
     if ends:

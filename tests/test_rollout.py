@@ -20,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from cells import cells_through, sampling
 from enumerable import (
     END_ID,
+    FIRST_LETTER,
     ShareOf,
     letters_policy,
     letters_prompts,
@@ -265,6 +266,23 @@ def test_ppo_runs_each_body_as_often_as_the_page_says(trunk: Any, coefficient: f
     assert seen["policy", True] == 3 * steps
     assert seen["policy", False] == 0
     assert seen["reference", False] == (3 if coefficient else 1) * rolls
+
+
+def test_a_prompt_is_read_once_for_its_responses_in_whatever_order_they_are_stepped_on(tmp_path: Path) -> None:
+    read: list[list[int]] = []
+    policy = letters_policy(spread=4.0)
+    prompts = [PromptIds(f"p:{i}", "aaaaaaaa", (FIRST_LETTER + i,) * 12) for i in range(4)]
+
+    def count(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        if torch.is_grad_enabled():
+            read.append((kwargs["position_ids"] == 11).nonzero()[:, 1].tolist())
+
+    with cells_through(policy.model):
+        hook = policy.model.base_model.register_forward_pre_hook(count, with_kwargs=True)
+        settings = RLOO(**SHARED | {"batch": RolloutBatch(size=16, mini=16, micro=4)})
+        train(tmp_path, settings, policy=policy, prompts=prompts)
+        hook.remove()
+    assert [len(lasts) for lasts in read] == [1, 1, 1, 1]  # one prompt, its last token at place 11, a micro-batch
 
 
 TRUNKS: dict[str, Callable[[], Online]] = {

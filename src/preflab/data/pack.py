@@ -120,14 +120,14 @@ class Layout:
     """The cell before each response token; any cell where masked."""
     last: Int[Tensor, " response"]
     """The cell of the last token of each response, if that is laid out."""
+    asked: Int[Tensor, " cell"]
+    """The cells whose last state is read: those of `before` and `last`, of a prompt its last one."""
     position_ids: Int[Tensor, "row position"] | None = None
     """None: each row counts from 0."""
     segments: tuple[Segments, ...] = ()
     """In the order of cells; empty where every row is a causal sequence of its own."""
     slots: Int[Tensor, " position"] | None = None
     """Where each cell stands among the padded queries of all segments."""
-    asked: Int[Tensor, " cell"] | None = None
-    """The cells whose last state is read: those of `before` and `last`, of a prompt its last one. None: any."""
     longest: int = 0
     """The most tokens that a token of a tree may see, itself counted."""
 
@@ -136,13 +136,19 @@ class Layout:
         return self if self.token_ids.device == device else _to(self, device)
 
 
-def flat(batch: Packed) -> Layout:
-    """A row a response: prompt, response, padding."""
+def flat(batch: Packed, *, ends: bool) -> Layout:
+    """A row a response: prompt, response, padding.
+
+    Args:
+        ends: whether the state of each response's last token is asked for.
+    """
     rows, width = batch.token_ids.shape
     begins = torch.arange(rows, device=batch.starts.device) * width + batch.starts
     steps = torch.arange(batch.mask.shape[1], device=batch.mask.device)
     before = (begins.unsqueeze(1) - 1 + steps).clamp(max=rows * width - 1)
-    return Layout(batch.token_ids, before, begins + batch.mask.sum(1) - 1)
+    last = begins + batch.mask.sum(1) - 1
+    asked = torch.cat([before[batch.mask], last]) if ends else before[batch.mask]
+    return Layout(batch.token_ids, before, last, asked=asked)
 
 
 def tree(batch: Packed, *, ends: bool) -> Layout:
@@ -256,7 +262,7 @@ class Reading:
     predicted: int = 0
     """Response tokens: where the output head runs."""
     spared: int = 0
-    """Cells whose last state nobody reads: in the tree layout those of a prompt but its last one."""
+    """Cells whose last state nobody reads: those of a prompt but its last one, and padding."""
     longest: int = 0
     """The most cells that one cell attends to."""
 
@@ -277,7 +283,7 @@ def readings(given: Packed | Sequence[Tree], *, ends: bool = False) -> tuple[Rea
         ends: as for `tree`.
 
     >>> readings([Tree("a:1", (5, 6), ((7, 8), (9, 10, 11)))])
-    (Reading(cells=10, seen=30, predicted=5, spared=0, longest=5), Reading(cells=5, seen=13, predicted=5, spared=1, \
+    (Reading(cells=10, seen=30, predicted=5, spared=5, longest=5), Reading(cells=5, seen=13, predicted=5, spared=1, \
 longest=4))
     """
     if isinstance(given, Packed):
@@ -290,7 +296,8 @@ longest=4))
     predicted = sum(length for *_, length in rows)
     prompts = {prompt: start for prompt, start, _ in rows}.values()
     fed = [(start, length - (not ends)) for _, start, length in rows]
-    copied = Reading(len(rows) * width, len(rows) * width * (width + 1) // 2, predicted, 0, width)
+    cells = len(rows) * width
+    copied = Reading(cells, cells * (width + 1) // 2, predicted, cells - predicted - ends * len(rows), width)
     shared = Reading(
         sum(prompts) + sum(length for _, length in fed),
         sum(start * (start + 1) // 2 for start in prompts)

@@ -1,8 +1,9 @@
 """The last block's MLP, on the cells alone whose last state is read.
 
-In the tree layout that is a prompt's last cell and those of its responses. The blocks below need every cell, for keys
-and values; an MLP works token by token, and above the last one nothing asks for the others: two thirds of a block saved
-on each prompt. Two hooks do it, in the tree layout alone; `models/tree_check.py` tries whether the model agrees.
+Those are a prompt's last cell and those of its responses. The blocks below need every cell, for keys and values; an MLP
+works token by token, and above the last one nothing asks for the others: two thirds of a block saved on each prompt,
+and on padding. Two hooks do it, where `models/scoring.py` runs the body; `models/tree_check.py` tries whether the model
+agrees.
 """
 
 from __future__ import annotations
@@ -42,13 +43,13 @@ def _last_mlp(body: Any) -> nn.Module | None:
 
 def _picked(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
     this = under_way()
-    return None if this is None else (args[0].index_select(1, this.layout.asked), *args[1:])
+    return None if this is None else (args[0].flatten(0, 1).index_select(0, this.layout.asked).unsqueeze(0), *args[1:])
 
 
 def _put_back(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
     this = under_way()
     if this is None:
         return None
-    asked, cells = this.layout.asked, this.layout.token_ids.shape[1]
-    assert asked is not None  # a tree
-    return output.new_zeros(1, cells, output.shape[-1]).index_copy(1, asked, output)
+    rows, width = this.layout.token_ids.shape
+    whole = output.new_zeros(rows * width, output.shape[-1]).index_copy(0, this.layout.asked, output[0])
+    return whole.view(rows, width, -1)

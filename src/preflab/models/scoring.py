@@ -221,7 +221,7 @@ def _scalars(model: Any, states: Float[Tensor, "*any width"]) -> Float[Tensor, "
 @at_work
 def _own_logits(model: nn.Module, batch: Packed) -> Float[Tensor, "response token vocabulary"]:
     """From the model's own forward, in the flat layout."""
-    layout = flat(batch)
+    layout = flat(batch, ends=False)
     kept = torch.arange(int(batch.starts.min()) - 1, batch.token_ids.shape[1], device=batch.token_ids.device)
     logits = model(input_ids=batch.token_ids, use_cache=False, logits_to_keep=kept).logits
     width = batch.token_ids.shape[1]
@@ -232,6 +232,8 @@ def _own_logits(model: nn.Module, batch: Packed) -> Float[Tensor, "response toke
 def reads_tree(model: Any, copied: Reading, shared: Reading) -> bool:
     """Whether a batch is read in the tree layout; of what either layout takes, cells and the longest count."""
     if not hasattr(model, "score") and head_of(model) is None:
+        return False
+    if not takes_trees(model.base_model):  # tried even where no tree is to be read: the last MLP is, with it
         return False
     return shared.cells <= TREE_SHARE * copied.cells and takes_trees(model.base_model, shared.longest)
 
@@ -246,7 +248,7 @@ def _states(model: Any, batch: Packed, *, ends: bool = False) -> tuple[Float[Ten
             return body_states(body, batch, layout, ends=ends), layout
         except NoTree as reason:
             say_no_tree(body, str(reason))
-    layout = flat(batch)
+    layout = flat(batch, ends=ends)
     return body_states(body, batch, layout, ends=ends), layout
 
 

@@ -58,7 +58,7 @@ def _tried(body: Any) -> bool:
     batch = small_batch(body)
     if batch is None:
         return False
-    plain = flat(batch)
+    plain = flat(batch, ends=True)
     expected = body(input_ids=plain.token_ids, use_cache=False).last_hidden_state.flatten(0, 1)
     problem = _problem(body, batch, expected)
     if problem is None:
@@ -73,7 +73,7 @@ def _tried(body: Any) -> bool:
 
 def _problem(body: Any, batch: Packed, expected: Float[Tensor, "cell width"]) -> str | None:
     """Why the model's states in the tree layout are not the expected ones of the flat layout; None where they are."""
-    layout, plain = tree(batch, ends=True), flat(batch)
+    layout, plain = tree(batch, ends=True), flat(batch, ends=True)
     try:
         found = tree_states(body, layout)
     except NoTree as reason:

@@ -29,10 +29,11 @@ from torch import Tensor, nn
 from preflab.config.training import Trunk
 from preflab.data.encode import Tree
 from preflab.data.pack import Layout, Packed, Reading, flat, readings, tree
-from preflab.models.attention import NoTree, tree_states
+from preflab.models.attention import NoTree, Pass, tree_states
 from preflab.models.freezing import frozen_digest, frozen_names, transformer_blocks
 from preflab.models.head import close, without_dropout
 from preflab.models.load import heard
+from preflab.models.served import attending
 from preflab.models.state_file import StateFile, budget_bytes
 from preflab.models.tree_check import small_batch, takes_trees
 from preflab.progress import say
@@ -92,7 +93,8 @@ def whole(body: Any, layout: Layout, *, layers: int | None = None) -> Cells:
     """The last hidden state of every cell; of `layers` it is known that they attend, None: of all."""
     if layout.segments:
         return tree_states(body, layout, layers=layers)
-    states: Tensor = body(input_ids=layout.token_ids, use_cache=False).last_hidden_state
+    with attending(Pass(layout)):  # each layer attends for itself
+        states: Tensor = body(input_ids=layout.token_ids, use_cache=False).last_hidden_state
     return states.flatten(0, 1)
 
 
@@ -236,7 +238,7 @@ class States:
         fresh: dict[bytes, Cells] = {}
         if missing:
             part = batch.rows(torch.tensor(missing, device=batch.starts.device))
-            laid = tree(part, ends=ends) if layout.segments else flat(part)
+            laid = tree(part, ends=ends) if layout.segments else flat(part, ends=ends)
             states, parts = self._run(body, split, part, laid, ends=ends), _pieces(part, laid, ends=ends)
             self._keep(states, parts, ends=ends)
             fresh = {piece.key: states[piece.cells] for row in parts for piece in row}
@@ -387,7 +389,7 @@ def _tried(body: Any, blocks: int, *, trained: bool) -> Split | str:
         return "it is too small to try"
     if len(stack) != body.config.num_hidden_layers:
         return "its blocks are not one stack"
-    layouts = [flat(batch)] + ([tree(batch, ends=True)] if takes_trees(body) else [])
+    layouts = [flat(batch, ends=True)] + ([tree(batch, ends=True)] if takes_trees(body) else [])
     try:
         with torch.enable_grad():
             states, given = Split(stack, blocks).trunk(body, layouts[0])

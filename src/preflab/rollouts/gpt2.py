@@ -41,7 +41,7 @@ def is_gpt2(model: Any) -> bool:
         type(part) in KNOWN or part in activations or (part is model.lm_head and type(part) is nn.Linear)
         for part in model.modules()
     )
-    spared = spared_mlp(model.base_model)  # its hooks are for trees alone
+    spared = spared_mlp(model.base_model)  # its hooks do nothing here
     hooked = any(part._forward_pre_hooks or part._forward_hooks for part in model.modules() if part is not spared)
     return known and not hooked
 

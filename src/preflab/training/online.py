@@ -277,7 +277,9 @@ def mini_batches(count: int, settings: Online, update: int, *, seed: int) -> Ite
 
 
 def micro_rows(micro_batches: MicroBatches, rollout: Rollout, rows: Tensor) -> list[Tensor]:
-    """The rows of a mini-batch that are in memory at once, part by part."""
+    """The rows of a mini-batch that are in memory at once, part by part; in the rollout's order, so that responses to
+    one prompt are together, and it is read once."""
+    rows = rows.sort().values
     return [rows[part] for part in micro_batches.of([rollout.responses[row].tree for row in rows.tolist()])]
 
 
