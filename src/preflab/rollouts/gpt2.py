@@ -91,10 +91,16 @@ class _Block:
     def rest(
         self, x: Float[Tensor, "cell width"], attended: Float[Tensor, "cell width"]
     ) -> Float[Tensor, "cell width"]:
-        """The block's output."""
-        x = x + self._product(attended, self.out)
-        inner = self.act(self._product(_normed(x, self.norms[1]), self.up))
-        return x.add_(self._product(inner, self.down))
+        """The block's output, in the place of what it was given."""
+        x = self._added(x, attended, self.out)
+        return self._added(x, self.act(self._product(_normed(x, self.norms[1]), self.up)), self.down)
+
+    def _added(self, x: Tensor, cells: Tensor, weights: tuple[Tensor, Tensor]) -> Tensor:
+        """x + a product, in its place; a product in another precision is rounded before it is added."""
+        if x.dtype != self.dtype:
+            return x.add_(self._product(cells, weights))
+        bias, weight = weights
+        return x.add_(bias).addmm_(cells, weight)
 
     def _product(self, cells: Tensor, weights: tuple[Tensor, Tensor]) -> Tensor:
         bias, weight = weights
