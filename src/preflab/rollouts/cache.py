@@ -29,6 +29,11 @@ MOST_USED = 0.75
 """Where no larger share of its rows is in use, the room of the others is given back: the next cohort takes it."""
 
 
+def grown(filled: int) -> int:
+    """Columns of a cache that has more than are filled."""
+    return (filled // COLUMNS + 1 + filled // (8 * COLUMNS)) * COLUMNS
+
+
 class Cache:
     """Of some rows, each a response in the making."""
 
@@ -46,7 +51,7 @@ class Cache:
         self.first = 0 if self.shared else self.places
         self.filled = self.first
         """Columns that are filled; the others hold zeros."""
-        self.columns = self._grown()
+        self.columns = grown(self.filled)
         self.device = device
         # Of each layer.
         self.keys: list[Float[Tensor, "row few column channel"]] = []
@@ -101,7 +106,7 @@ class Cache:
     def advance(self) -> None:
         """Go to the next column, before a step."""
         if self.filled == self.columns:
-            self.columns = self._grown()
+            self.columns = grown(self.filled)
             self._resize()
         self.filled += 1
 
@@ -119,10 +124,6 @@ class Cache:
             self._regroup()
         if rows <= MOST_USED * len(self.keys[0]):
             self._resize()
-
-    def _grown(self) -> int:
-        """Columns of a cache that has more than it filled."""
-        return (self.filled // COLUMNS + 1 + self.filled // (8 * COLUMNS)) * COLUMNS
 
     def _resize(self) -> None:
         """Room for the rows that there are and for `columns`, no more."""

@@ -31,7 +31,7 @@ from preflab.data.encode import Tree
 from preflab.data.pack import Reading, readings
 from preflab.models import head, scoring
 from preflab.models.scoring import reads_tree
-from preflab.rollouts.cache import COLUMNS
+from preflab.rollouts.cache import COLUMNS, grown
 from preflab.rollouts.cohort import READ_AT_ONCE
 from preflab.rollouts.sampler import decoder_of, sample
 from preflab.training.cost import resident_bytes
@@ -220,7 +220,8 @@ def sampling_peak(model: Any, prompt_tokens: Sequence[int], rows: int, max_new_t
     longest = max(prompt_tokens)
     read: list[Alive] = []
     last: list[Alive] = []
-    sizes = [(LENGTHS[0], 1), (2 * LENGTHS[0], 2), (2 * LENGTHS[1], 2)]
+    # One token short of columns that a cache has, all of them filled at the second token.
+    sizes = [(COLUMNS - 1, 1), (2 * COLUMNS - 2, 2), (4 * COLUMNS - 2, 2)]
 
     def run(size: tuple[int, int], tokens: int) -> None:
         places, count = size
@@ -236,7 +237,10 @@ def sampling_peak(model: Any, prompt_tokens: Sequence[int], rows: int, max_new_t
         begin = len(first.others)
         read.append(first)
         last.append(Alive(both.logits[begin:], both.others[begin:], both.gradients[begin:]))
-    full = rows * (longest + max_new_tokens)
+    columns = grown(longest)
+    while columns < longest + max_new_tokens - 1:
+        columns = grown(columns)
+    full = rows * columns
 
     def at(seen: Sequence[Alive], tokens: int, count: int) -> Peak:
         size = [*sizes, (tokens, count)]
@@ -250,7 +254,7 @@ def sampling_peak(model: Any, prompt_tokens: Sequence[int], rows: int, max_new_t
     together = max(1, min(rows, READ_AT_ONCE // longest))
     reading = at(read, together * longest, together)
     # Beside these prompts the cache has room for the others, and for the first tokens of all responses.
-    room = rows * (longest + min(COLUMNS, max_new_tokens)) - together * longest
+    room = rows * grown(longest) - together * longest
     reading = replace(reading, others=reading.others + at_last.others * room // full)
     return max(reading, at_last, key=lambda peak: peak.total)
 
