@@ -287,7 +287,7 @@ def test_the_plain_loop_gives_logprobs_of_a_fresh_pass(name: str) -> None:
     assert way_of(model, 30) is WAYS[name]
     uniforms = torch.rand(len(PROMPTS), 12, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     tokens, logprobs = decode(
-        model, PROMPTS, uniforms, end_id=END, max_new_tokens=12, rows=range(len(PROMPTS)), watch=watch(model, 12, 0.8)
+        model, PROMPTS, uniforms, max_new_tokens=12, rows=range(len(PROMPTS)), watch=watch(model, 12, 0.8)
     )
     lengths = []
     for prompt, ids, found in zip(PROMPTS, tokens.tolist(), logprobs, strict=True):
@@ -303,9 +303,7 @@ def test_the_plain_loop_gives_logprobs_of_a_fresh_pass(name: str) -> None:
 @torch.no_grad()
 def test_greedy_in_the_plain_loop_is_transformers_generate(name: str) -> None:
     model = model_of(name, *SHORT.get(name, ()))
-    tokens, _ = decode(
-        model, PROMPTS, None, end_id=END, max_new_tokens=10, rows=range(len(PROMPTS)), watch=watch(model, 10, 1.0)
-    )
+    tokens, _ = decode(model, PROMPTS, None, max_new_tokens=10, rows=range(len(PROMPTS)), watch=watch(model, 10, 1.0))
     for prompt, ids in zip(PROMPTS, tokens.tolist(), strict=True):
         given = torch.tensor([prompt])
         theirs = model.generate(

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from preflab.rollouts.cache import Cache
 from preflab.rollouts.decoder import Decoder
+from preflab.rollouts.watch import Watch
 
 READ_AT_ONCE = 2048
 """How many tokens of prompts go through the model together, where no prompt alone is longer."""
@@ -104,13 +105,15 @@ class Cohort:
         """Whether the limit is reached."""
         return self.length == self.tokens.shape[1]
 
-    def ended(self, end_id: int, last: int) -> list[int]:
-        """The rows with an end token among their last tokens, so many; all where the limit is reached."""
-        rows = len(self.rows)
+    def done(self, watch: Watch, last: int) -> list[int]:
+        """The places of rows with an end token among their last tokens, so many, or whose end was read as it came; all
+        where the limit is reached."""
         if self.full:
-            return list(range(rows))
-        newest = self.tokens[:rows, max(0, self.length - last) : self.length]
-        found: list[int] = (newest == end_id).any(1).nonzero().flatten().tolist()
+            return list(range(len(self.rows)))
+        if watch.reads:
+            return [place for place, row in enumerate(self.rows) if watch.ended[row]]
+        newest = self.tokens[: len(self.rows), max(0, self.length - last) : self.length]
+        found: list[int] = (newest == watch.end_id).any(1).nonzero().flatten().tolist()
         return found
 
     def leave(self, places: Sequence[int]) -> list[Finished]:

@@ -51,7 +51,6 @@ def decode(
     prompts: Prompts,
     uniforms: Float[Tensor, "row step"] | None,
     *,
-    end_id: int,
     max_new_tokens: int,
     rows: Sequence[int],
     watch: Watch,
@@ -62,7 +61,7 @@ def decode(
         rows: the prompts' numbers in `watch`.
     """
     way = way_of(model, max(map(len, prompts)) + max_new_tokens)
-    tokens = torch.full((len(prompts), max_new_tokens), end_id, device=model.device)
+    tokens = torch.full((len(prompts), max_new_tokens), watch.end_id, device=model.device)
     logprobs = torch.zeros(tokens.shape, device=model.device)
     for places in _batches(prompts, way):
         place = torch.tensor(places, device=model.device)
@@ -75,7 +74,7 @@ def decode(
                 numbers, loop.logits(drawn), None if uniforms is None else uniforms[place, step]
             )
             tokens[place, step], logprobs[place, step] = drawn, chosen
-            ended |= drawn == end_id
+            ended |= drawn == watch.end_id
             if all(watch.ended[number] for number in numbers) or bool(ended.all()):
                 break
     return tokens, logprobs

@@ -36,7 +36,6 @@ class Draws:
 
     seed: int | None
     """None: the likeliest is taken."""
-    end_id: int
     limit: int
     """How many tokens a response may have, at least 1."""
 
@@ -94,7 +93,5 @@ def in_cohorts(
         ):
             cohort.take(*taken, keep_states=states)
             if step % every == 0 or cohort.full:
-                stopped = [place for place, row in enumerate(cohort.rows) if watch.ended[row]]
-                read = watch.reads and not cohort.full
-                yield from cohort.leave(stopped if read else cohort.ended(draws.end_id, every))
+                yield from cohort.leave(cohort.done(watch, every))
         cohorts = [cohort for cohort in cohorts if cohort.rows]

@@ -87,7 +87,7 @@ def sample(
     queue = [rows[row] for row in order]
     longest = len(queue[0][1]) + max_new_tokens
     size = batch_size or sampled_at_once(model, longest)
-    draws = Draws(None if greedy else seed, end_id, max_new_tokens)
+    draws = Draws(None if greedy else seed, max_new_tokens)
     watch = Watch(
         [prompt for _, prompt, _ in queue],
         [key for key, _, _ in queue],
@@ -189,7 +189,6 @@ def _in_batches(model: Any, queue: Sequence[Row], draws: Draws, watch: Watch, si
             model,
             [queue[row][1] for row in rows],
             draws.uniforms([queue[row] for row in rows], model.device),
-            end_id=draws.end_id,
             max_new_tokens=draws.limit,
             rows=rows,
             watch=watch,
