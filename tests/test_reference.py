@@ -28,6 +28,7 @@ from preflab.models.head import head_of
 from preflab.models.load import Policy, copy_of, load_policy, save_model
 from preflab.models.reference import Entry, ReferenceCache, reference_logprobs, user_cache
 from preflab.models.scoring import logprobs_of
+from preflab.models.tree_check import takes_trees
 from preflab.runs import read_json, read_lines
 from preflab.training.preference import train_preference
 from preflab.training.unpaired import judged_pairs, train_unpaired
@@ -56,6 +57,7 @@ def counted(model: Any) -> Iterator[list[int]]:
     """The rows of each forward pass of a model, a row a response."""
     rows: list[int] = []
     head_of(model)  # what the model can do is found out once
+    takes_trees(model.base_model)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scoring, "TREE_SHARE", 0.0)
         hook = model.base_model.register_forward_pre_hook(
