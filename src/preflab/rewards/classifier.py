@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import Pipeline, make_pipeline
 from torch import Tensor
 
 from preflab.data.records import Rating
 from preflab.errors import ConfigError, DataError, nearest
 from preflab.models.load import Policy
 from preflab.rewards.protocol import Answer
+
+if TYPE_CHECKING:
+    from sklearn.pipeline import Pipeline
 
 Reads = Literal["text", "response"]
 
@@ -134,6 +134,11 @@ def fitted(ratings: Sequence[Rating], name: str) -> Pipeline:
     Raises:
         DataError: the texts are all of one label, or share no word.
     """
+    # Here alone: it takes a second and 70 MiB, which no other reward needs.
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+
     if len({rating.label for rating in ratings}) < 2:
         raise DataError(f"{name}: a classifier needs texts of both labels, 0 and 1; add some")
     pipeline = make_pipeline(
