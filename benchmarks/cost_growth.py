@@ -23,20 +23,18 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-import matplotlib as mpl
 import torch
 import transformers
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from gemm import rates
+from growth import growth_picture
 from preflab.config.training import Optimizer
 from preflab.data.encode import Tree
 from preflab.data.pack import pack, readings
 from preflab.losses import masked_sum
 from preflab.models.flops import flops
 from preflab.models.scoring import reading, response_logprobs
-from preflab.report.figures import COLOURS, INK, STYLE, Picture, to_svg
+from preflab.report.figures import Picture
 from preflab.training.optimizer import Stepper
 from turns import commit, machine
 
@@ -156,36 +154,20 @@ def points(name: str, steps: int, most: int | None) -> Iterator[Point]:
 def picture(results: dict[str, Any]) -> Picture:
     """A panel an axis: seconds a prompt as measured, and what the counted operations take at the ceiling."""
     ceiling = results["ceiling_flops_per_second"]
-    with mpl.rc_context(STYLE | {"font.size": 9.5}):
-        figure = Figure(figsize=(9.2, 5.2), layout="constrained")
-        figure.patch.set_alpha(0)
-        panels = list(figure.subplots(2, 3).flat)
-        for axes, (name, rows) in zip(panels, results["axes"].items(), strict=False):
-            axes.patch.set_alpha(0)
-            axes.set_title(TITLES[name], fontsize=9.5, loc="left")
-            axes.set_xscale("log")
-            axes.set_yscale("log")
-            axes.grid(color=INK, alpha=0.12, linewidth=0.6)
-            values = [row["value"] for row in rows]
-            axes.set_xticks(values, [_short(value) for value in values], fontsize=7.5)
-            axes.xaxis.set_minor_formatter(NullFormatter())
-            axes.yaxis.set_minor_formatter(NullFormatter())
-            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-            series = {
-                "measured": ([row["seconds"] for row in rows], COLOURS[0], "-", "o"),
-                "counted operations at the ceiling": ([row["flops"] / ceiling for row in rows], COLOURS[1], "-", "s"),
-                "of it measured in the optimiser": ([row["optimizer_seconds"] for row in rows], COLOURS[2], "--", "^"),
-            }
-            for title, (heights, colour, dashes, marker) in series.items():
-                axes.plot(values, heights, color=colour, linestyle=dashes, marker=marker, markersize=4, linewidth=1.3,
-                          label=title)  # fmt: skip
-        handles, titles = panels[0].get_legend_handles_labels()
-        for axes in panels[len(results["axes"]) :]:
-            axes.set_axis_off()
-        panels[-1].legend(handles, titles, loc="center left", frameon=False)
-        figure.supylabel("CPU seconds a prompt", fontsize=9.5)
-    title = "CPU seconds a prompt of a training step, measured and counted"
-    return Picture("cost-growth", title, "", to_svg(figure, "cost-growth", title))
+    return growth_picture(
+        "cost-growth",
+        "CPU seconds a prompt of a training step, measured and counted",
+        results["axes"],
+        {
+            "measured": lambda row: row["seconds"],
+            "counted operations at the ceiling": lambda row: row["flops"] / ceiling,
+            "of it measured in the optimiser": lambda row: row["optimizer_seconds"],
+        },
+        titles=TITLES,
+        heights="CPU seconds a prompt",
+        tick=_short,
+        height="{:g}".format,
+    )
 
 
 def _short(value: int) -> str:

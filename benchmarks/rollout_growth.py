@@ -27,15 +27,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import torch
 import transformers
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from gemm import Product
+from growth import growth_picture
 from peers.work import Work, prompts_of
-from preflab.report.figures import COLOURS, INK, STYLE, Picture, to_svg
+from preflab.report.figures import Picture
 from preflab.rollouts.sampler import sample
 from rollout_models import gpt2
 from turns import HERE, commit, machine
@@ -190,36 +188,20 @@ def points(name: str, calls: int, most: int | None, bandwidth: float) -> Iterato
 
 def picture(results: dict[str, Any]) -> Picture:
     """A panel an axis: tokens a CPU second as measured, and what each limit would let through."""
-    with mpl.rc_context(STYLE | {"font.size": 9.5}):
-        figure = Figure(figsize=(9.2, 5.2), layout="constrained")
-        figure.patch.set_alpha(0)
-        panels = list(figure.subplots(2, 3).flat)
-        for axes, (name, rows) in zip(panels, results["axes"].items(), strict=False):
-            axes.patch.set_alpha(0)
-            axes.set_title(TITLES[name], fontsize=9.5, loc="left")
-            axes.set_xscale("log")
-            axes.set_yscale("log")
-            axes.grid(color=INK, alpha=0.12, linewidth=0.6)
-            values = [row["value"] for row in rows]
-            axes.set_xticks(values, [str(value) for value in values], fontsize=7.5)
-            axes.xaxis.set_minor_formatter(NullFormatter())
-            axes.yaxis.set_minor_formatter(NullFormatter())
-            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-            series = {
-                "measured": ("seconds", COLOURS[0], "-", "o"),
-                "matrix products alone": ("products_seconds", COLOURS[1], "-", "s"),
-                "memory alone": ("memory_seconds", COLOURS[2], "--", "^"),
-            }
-            for title, (of, colour, dashes, marker) in series.items():
-                axes.plot(values, [1 / row[of] for row in rows], color=colour, linestyle=dashes, marker=marker,
-                          markersize=4, linewidth=1.3, label=title)  # fmt: skip
-        handles, titles = panels[0].get_legend_handles_labels()
-        for axes in panels[len(results["axes"]) :]:
-            axes.set_axis_off()
-        panels[-1].legend(handles, titles, loc="center left", frameon=False)
-        figure.supylabel("sampled tokens a CPU second", fontsize=9.5)
-    title = "Sampled tokens a CPU second, measured and at two limits"
-    return Picture("rollout-growth", title, "", to_svg(figure, "rollout-growth", title))
+    return growth_picture(
+        "rollout-growth",
+        "Sampled tokens a CPU second, measured and at two limits",
+        results["axes"],
+        {
+            "measured": lambda row: 1 / row["seconds"],
+            "matrix products alone": lambda row: 1 / row["products_seconds"],
+            "memory alone": lambda row: 1 / row["memory_seconds"],
+        },
+        titles=TITLES,
+        heights="sampled tokens a CPU second",
+        tick=str,
+        height="{:,.0f}".format,
+    )
 
 
 def main() -> None:
