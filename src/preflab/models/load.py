@@ -119,14 +119,9 @@ def load_reward_model(
         ConfigError: there is no such model, it has several labels, or the device can't work in that precision.
     """
     check_precision(precision, device)
-    with _explained(name):
-        tokenizer = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
-        model = _weights(
-            transformers.AutoModelForSequenceClassification,
-            name,
-            trust_remote_code,
-            remedy="`preflab train reward` makes a reward model",
-        )
+    model, tokenizer = _sequence_classifier(
+        name, trust_remote_code, remedy="`preflab train reward` makes a reward model"
+    )
     if model.config.num_labels != 1 or not hasattr(model, "score"):
         raise ConfigError(
             f"{name} has {model.config.num_labels} labels; a reward model has one: `preflab train reward`"
@@ -148,9 +143,7 @@ def load_classifier(
         ConfigError: there is no such model, it has one label, or the device can't work in that precision.
     """
     check_precision(precision, device)
-    with _explained(name):
-        tokenizer = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
-        model = _weights(transformers.AutoModelForSequenceClassification, name, trust_remote_code)
+    model, tokenizer = _sequence_classifier(name, trust_remote_code)
     if model.config.num_labels == 1:
         raise ConfigError(f"{name} has one label: it is a reward model, not a classifier; name it without classifier:")
     tokenizer.truncation_side = "left"
@@ -194,7 +187,19 @@ def save_model(policy: Policy, folder: Path) -> None:
             raise StorageError(f"can't write {folder}: {error}; free space or choose another --out") from None
 
 
-def _weights(auto: Any, name: str | Path, trust_remote_code: bool, *, remedy: str = "save or fetch it again") -> Any:
+AGAIN = "save or fetch it again"
+"""What helps where a model is not whole."""
+
+
+def _sequence_classifier(name: str | Path, trust_remote_code: bool, *, remedy: str = AGAIN) -> tuple[Any, Any]:
+    """A model with a score head, and its tokenizer."""
+    with _explained(name):
+        tokenizer = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+        model = _weights(transformers.AutoModelForSequenceClassification, name, trust_remote_code, remedy=remedy)
+    return model, tokenizer
+
+
+def _weights(auto: Any, name: str | Path, trust_remote_code: bool, *, remedy: str = AGAIN) -> Any:
     """The model; where weights are missing transformers would draw them at random without a word."""
     model, info = auto.from_pretrained(
         name,

@@ -127,9 +127,17 @@ def sample(
 def decoder_of(model: Any, longest: int) -> Decoder | None:
     """What runs the model's layers on sequences of up to `longest` tokens; None: the model itself, with the cache that
     it has."""
-    if altered(model) or head_of(model) is None:
+    if not has_decoder(model, longest):
         return None
     return GPT2(model) if is_gpt2(model) else modules_of(model, longest)
+
+
+def has_decoder(model: Any, longest: int) -> bool:
+    """Whether `decoder_of` knows one, without making it: that casts a model's weights where it works in another
+    precision."""
+    if altered(model) or head_of(model) is None:
+        return False
+    return is_gpt2(model) or why_not(model, longest) is None
 
 
 def sampled_reading(model: Any, responses: Sequence[Response], *, calls: int = 1) -> Reading:
@@ -144,7 +152,7 @@ def sampled_reading(model: Any, responses: Sequence[Response], *, calls: int = 1
     prompts = {tree.prompt: len(tree.prompt) for tree in trees}.values()
     every = [len(tree.prompt) for tree in trees]
     again: Iterable[int] = [n for n in prompts for _ in range(calls - 1)]
-    if decoder_of(model, shared.longest + 1) is None:
+    if not has_decoder(model, shared.longest + 1):
         again = (Counter(every) - Counter(prompts)).elements()
     more = list(again)
     return shared + Reading(cells=sum(more), seen=sum(n * (n + 1) // 2 for n in more))

@@ -33,7 +33,7 @@ from preflab.models import head, scoring
 from preflab.models.scoring import reads_tree
 from preflab.rollouts.cache import COLUMNS, grown
 from preflab.rollouts.cohort import READ_AT_ONCE
-from preflab.rollouts.sampler import decoder_of, sample
+from preflab.rollouts.sampler import has_decoder, sample
 from preflab.training.cost import resident_bytes
 from preflab.training.optimizer import Stepper
 
@@ -249,7 +249,7 @@ def sampling_peak(model: Any, prompt_tokens: Sequence[int], rows: int, max_new_t
         return Peak(int(logits[top]), int(others[top]), 0)
 
     at_last = at(last, full, rows)
-    if decoder_of(model, longest + max_new_tokens) is None:  # all prompts of a batch at once
+    if not has_decoder(model, longest + max_new_tokens):  # all prompts of a batch at once
         return max(at(read, rows * longest, rows), at_last, key=lambda peak: peak.total)
     together = max(1, min(rows, READ_AT_ONCE // longest))
     reading = at(read, together * longest, together)
