@@ -26,7 +26,7 @@ from preflab.rewards.classifier import ClassifierReward, FittedReward, label_ind
 from preflab.rewards.function import FunctionReward, load_function
 from preflab.rewards.learned import LearnedReward
 from preflab.rewards.protocol import Reward
-from preflab.rewards.rules import PatternReward, Verifier
+from preflab.rewards.rules import PatternReward, Verifier, is_verifiable
 from preflab.rewards.sum import RewardSum, Weighted
 
 
@@ -125,14 +125,14 @@ def learned_rewards(reward: Reward) -> list[LearnedReward]:
 
 def models_of(reward: Reward) -> list[Policy]:
     """Every transformer that it runs."""
-    found = [one.classifier if isinstance(one, ClassifierReward) else None for one in single_rewards(reward)]
-    return [one.model for one in learned_rewards(reward)] + [one for one in found if one is not None]
+    classifiers = [one.classifier for one in single_rewards(reward) if isinstance(one, ClassifierReward)]
+    return [one.model for one in learned_rewards(reward)] + classifiers
 
 
 def _check_answers(prompts: Sequence[Prompt], column: str) -> None:
     for prompt in prompts:
         value = prompt.fields.get(column)
-        if isinstance(value, bool) or not isinstance(value, str | int | float):
+        if not is_verifiable(value):
             raise DataError(f'{prompt.origin}: "{column}" must be text or a number, to be verified against')
         if isinstance(value, str) and not value.strip():
             raise DataError(f'{prompt.origin}: "{column}" is empty: no response could be right')

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeGuard
 
 from preflab.errors import DataError
 from preflab.rewards.protocol import Answer, named
@@ -66,7 +67,7 @@ class Verifier:
 
     def _right(self, answer: Answer) -> bool:
         expected = answer.fields.get(self.column)
-        if isinstance(expected, bool) or not isinstance(expected, str | int | float):
+        if not is_verifiable(expected):
             raise DataError(f'the column "{self.column}" holds no text or number beside {named(answer)}')
         given = self._given(answer.response)
         if given is None:
@@ -83,6 +84,11 @@ class Verifier:
             return None
         text: str | None = matches[-1][1 if matches[-1].re.groups else 0]
         return text
+
+
+def is_verifiable(expected: object) -> TypeGuard[str | int | float]:
+    """Whether a response can be held against this: text, or a number."""
+    return isinstance(expected, str | int | float) and not isinstance(expected, bool)
 
 
 def _number(text: str) -> int | float | None:
