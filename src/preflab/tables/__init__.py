@@ -1,0 +1,1 @@
+"""Tables: rows ⇄ tokens, a language model that writes rows, and what its rows are worth."""
