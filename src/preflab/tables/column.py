@@ -97,9 +97,8 @@ class Numbers:
         """
         place = self.place(text)
         if not self.rounded and place.denominator != 1:
-            raise ValueError(
-                f"{text} has more decimals than any training row" if self.decimals else f"{text} is no integer"
-            )
+            reason = "has more decimals than any training row" if self.decimals else "is no whole number"
+            raise ValueError(f"{text} {reason}")
         if not 0 <= round(place) < self.size:
             raise ValueError(f"{text} is beyond {self.text(0)} … {self.text(self.size - 1)}")
         return round(place)
@@ -114,14 +113,8 @@ class Numbers:
 
     def value(self, point: int) -> float:
         """As a float, for what needs a distance; days since 1970 for dates."""
-        return (
-            float(self.low + point) if not self.decimals else float(Fraction(self.low + point) / _tens(self.decimals))
-        )
-
-
-@lru_cache
-def _tens(power: int) -> Fraction:
-    return Fraction(10) ** power
+        steps = self.low + point
+        return steps / 10**self.decimals if self.decimals > 0 else float(steps * 10**-self.decimals)
 
 
 Unit = Literal["day", "hour", "minute", "second", "millisecond", "microsecond", "nanosecond"]
@@ -142,10 +135,9 @@ _ISO = re.compile(r"\d{4}-\d\d-\d\d(?:([ T])\d\d:\d\d(:\d\d)?(?:\.(\d{1,9}))?)?(
 
 @lru_cache(maxsize=256)
 def _reader(pattern: str) -> re.Pattern[str]:
-    parts = _PARTS.split(pattern)
     marked = (
-        f"(?P<{part[0]}>{_PART_DIGITS.get(part, rf'\d{{{len(part)}}}')})" if place % 2 else re.escape(part)
-        for place, part in enumerate(parts)
+        f"(?P<{part[0]}>{_PART_DIGITS.get(part, '[0-9]' * len(part))})" if place % 2 else re.escape(part)
+        for place, part in enumerate(_PARTS.split(pattern))
     )
     return re.compile("".join(marked), re.ASCII)
 
