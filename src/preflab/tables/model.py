@@ -78,6 +78,7 @@ def number_features(
 
 
 def _standard(values: Float[np.ndarray, " token"]) -> Float[np.ndarray, " token"]:
+    values = values / max(1.0, np.abs(values).max())  # so that squares stay finite
     spread = values.std()
     return (values - values.mean()) / spread if spread > 0 else np.zeros_like(values)
 
