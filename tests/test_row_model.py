@@ -115,7 +115,9 @@ def test_a_fit_comes_near_the_entropy_of_what_the_rows_were_drawn_from(tmp_path:
         batch = pack([Tree("row", encoding.prompt(), (encoding.response(codes.tolist()),))])
         logits = response_logits(model, batch)[0]
         for slot, token, line in zip(encoding.slots, encoding.response(codes.tolist()), logits, strict=False):
-            total -= count * float(line[slot.first : slot.first + slot.count].log_softmax(0)[token - slot.first].detach())
+            total -= count * float(
+                line[slot.first : slot.first + slot.count].log_softmax(0)[token - slot.first].detach()
+            )
     assert total / len(fresh) == pytest.approx(entropy(), abs=0.05)
     assert report["validation_nats"] == pytest.approx(entropy(), abs=0.1)
 
