@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from preflab.errors import ConfigError
-from preflab.tables.column import Column, Numbers
+from preflab.tables.column import Column, Numbers, Times
 from preflab.tables.conditions import codes_of, count, everything, narrowed, of_values, present, read
 
 RISK = Column("Risk", "category", levels=("Bad", "Good"))
@@ -148,31 +148,32 @@ def test_values_that_mean_nothing_are_refused() -> None:
         values(Score=object())
 
 
-class Days(Numbers):
-    """Dates, one a day."""
-
-    def text(self, point: int) -> str:
-        return date.fromordinal(self.low + point).isoformat()
-
-    def point(self, text: str) -> int:
-        return super().point(str(date.fromisoformat(text).toordinal()))
-
-    def value(self, point: int) -> float:
-        return float(self.low + point - date(1970, 1, 1).toordinal())
+DAY = Column("day", "datetime", numbers=Times(19_723, 5, (), unit="day", pattern="DD.MM.YYYY"))  # from 1 January 2024
 
 
 @pytest.mark.parametrize(
     "where", [">=2024-01-03", (date(2024, 1, 3), None), (pd.Timestamp(2024, 1, 2, 12), None), ">2024-01-02 06:00"]
 )
 def test_dates_are_compared_as_dates(where: Any) -> None:
-    column = Column("day", "datetime", numbers=Days(date(2024, 1, 1).toordinal(), 5, ()))
-    legal = narrowed(of_values({"day": where}, [column]), [column])["day"]
-    assert [column.text(code) for code in codes_of(legal)] == ["2024-01-03", "2024-01-04", "2024-01-05"]
+    legal = narrowed(of_values({"day": where}, [DAY]), [DAY])["day"]
+    assert [DAY.text(code) for code in codes_of(legal)] == ["03.01.2024", "04.01.2024", "05.01.2024"]
 
 
 def test_a_day_is_a_date() -> None:
-    column = Column("day", "datetime", numbers=Days(date(2024, 1, 1).toordinal(), 5, ()))
-    assert codes_of(narrowed(of_values({"day": date(2024, 1, 2)}, [column]), [column])["day"]) == [1]
+    for day in (date(2024, 1, 2), pd.Timestamp(2024, 1, 2), "02.01.2024", "2024-01-02"):
+        assert codes_of(narrowed(of_values({"day": day}, [DAY]), [DAY])["day"]) == [1]
+
+
+def test_large_integers_are_compared_to_the_last_digit() -> None:
+    column = Column("n", "integer", numbers=Numbers(2**60, 10, ()))
+    assert codes_of(narrowed([read(f"n>{2**60 + 7}", [column])], [column])["n"]) == [8, 9]
+    assert codes_of(narrowed(of_values({"n": 2**60 + 1}, [column]), [column])["n"]) == [1]
+
+
+def test_decimals_are_compared_to_the_last_digit() -> None:
+    column = Column("p", "decimal", numbers=Numbers(0, 101, (), decimals=2, style="fixed", shown=2))
+    assert codes_of(narrowed([read("p>=0.975", [column])], [column])["p"]) == [98, 99, 100]
+    assert codes_of(narrowed(of_values({"p": 0.1}, [column]), [column])["p"]) == [10]
 
 
 OPERATORS = {

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
-from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
+from fractions import Fraction
 from functools import reduce
 from typing import Any, Literal
 
 import pandas as pd
 
 from preflab.errors import ConfigError
-from preflab.tables.column import Column, Numbers
+from preflab.tables.column import Column
 from preflab.tables.encoding import Legal
 
 Operator = Literal["=", "!=", ">=", "<=", ">", "<"]
@@ -48,6 +50,7 @@ def read(text: str, columns: Sequence[Column]) -> Condition:
     Raises:
         ConfigError: there is no such column, or no operator.
 
+    >>> from preflab.tables.column import Numbers
     >>> ages = Column("age", "integer", levels=("",), missing=("",), numbers=Numbers(18, 73, (0, 7)))
     >>> for text in ("age>=30", "age = 30|40", 'age!=', '"age"<65'):
     ...     condition = read(text, [ages])
@@ -77,6 +80,7 @@ def of_values(where: Mapping[str, Any], columns: Sequence[Column]) -> list[Condi
     Raises:
         ConfigError: there is no such column, or a value is none of these.
 
+    >>> from preflab.tables.column import Numbers
     >>> ages = Column("age", "integer", levels=("",), missing=("",), numbers=Numbers(18, 73, (0, 7)))
     >>> [str(condition) for condition in of_values({"age": (30, 39)}, [ages])]
     ['age>=30', 'age<=39']
@@ -109,6 +113,7 @@ def narrowed(conditions: Iterable[Condition], columns: Sequence[Column]) -> dict
         ConfigError: a value is not legal in its column, an inequality asks a column without numbers, no cell meets all
             conditions on a column, or the column is not written by the model.
 
+    >>> from preflab.tables.column import Numbers
     >>> ages = Column("age", "integer", levels=("", "-9"), missing=("",), numbers=Numbers(18, 73, (0, 7)))
     >>> legal = narrowed([read("age>=30", [ages]), read("age!=40", [ages])], [ages])["age"]
     >>> legal.spans, legal.levels
@@ -192,9 +197,9 @@ def _equal(value: str, column: Column) -> Legal:
             if value.lower() in meaning and (same := [one for one in column.levels if one.lower() in meaning]):
                 return only(column.code(same[0]))
     if column.numbers is not None and value:
-        low, high = _first(column, value, bisect_left), _first(column, value, bisect_right)
-        if low < high:
-            return Legal(spans=((low, high - 1),))
+        _place(value, column)
+        with suppress(ValueError):
+            return only(column.numbers.point(value))
     raise ConfigError(_not_legal(value, column))
 
 
@@ -205,45 +210,29 @@ def _beyond(condition: Condition, column: Column) -> Legal:
         whole = f"{condition.operator}{value}"
         hint = f'; did you mean "{column.name}={whole}"?' if whole in column.levels else "; use = or !="
         raise ConfigError(f'"{column.name}" is a {column.kind}, which has no order{hint}')
-    end = column.numbers.size - 1
+    low, high, place = 0, column.numbers.size - 1, _place(value, column)
     match condition.operator:
         case ">=":
-            low, high = _first(column, value, bisect_left), end
+            low = max(low, math.ceil(place))
         case ">":
-            low, high = _first(column, value, bisect_right), end
+            low = max(low, math.floor(place) + 1)
         case "<=":
-            low, high = 0, _first(column, value, bisect_right) - 1
+            high = min(high, math.floor(place))
         case _:
-            low, high = 0, _first(column, value, bisect_left) - 1
+            high = min(high, math.ceil(place) - 1)
     if low > high:
         raise ConfigError(f'"{column.name}" goes {_reach(column)}; choose a value within')
     return Legal(spans=((low, high),))
 
 
-def _first(column: Column, text: str, side: Callable[..., int]) -> int:
-    """The first point at (`bisect_left`) or behind (`bisect_right`) a value, which need be no point itself."""
-    numbers = column.numbers
-    assert numbers is not None
+def _place(text: str, column: Column) -> Fraction:
+    """Where a value lies on the column's scale; it need be no point."""
+    assert column.numbers is not None
     try:
-        point = numbers.point(text)
+        return column.numbers.place(text)
     except ValueError:
-        pass
-    else:
-        return point + (side is bisect_right)
-    return side(range(numbers.size), _value(text, column), key=numbers.value)
-
-
-def _value(text: str, column: Column) -> float:
-    """What stands in a text, as the column's scale has it: a number, or days since 1970."""
-    try:
-        if column.kind == "datetime":
-            return (pd.Timestamp(text) - pd.Timestamp(0)) / pd.Timedelta(days=1)
-        value = float(text)
-    except (ValueError, TypeError):
-        value = float("nan")
-    if value != value:
-        raise ConfigError(f'"{text}" is no {_said(column)}; "{column.name}" goes {_reach(column)}')
-    return value
+        said = "date" if column.kind == "datetime" else "number"
+        raise ConfigError(f'"{text}" is no {said}; "{column.name}" goes {_reach(column)}') from None
 
 
 def _range(column: Column, ends: tuple[Any, ...]) -> list[Condition]:
@@ -328,24 +317,12 @@ def _not_legal(value: str, column: Column) -> str:
     if value == "":
         return f'"{column.name}" has no missing values'
     if column.numbers is not None:
-        near = _near_point(_value(value, column), column.numbers)
         codes = [level for level in column.levels if level]
         beside = f" (or {', '.join(codes[:NAMED])})" if codes else ""
-        return f'"{column.name}" goes {_reach(column)}{beside}; the nearest value is {near}'
+        return f'"{column.name}" goes {_reach(column)}{beside}; the nearest value is {column.numbers.text(column.numbers.nearest(value))}'
     if column.kind == "constant":
         return f'"{column.name}" is always "{column.levels[0] if column.levels else ""}"'
     return f'"{value}" is no value of "{column.name}"; {_nearest(value, column.levels)}'
-
-
-def _near_point(value: float, numbers: Numbers) -> str:
-    place = min(bisect_left(range(numbers.size), value, key=numbers.value), numbers.size - 1)
-    if place and value - numbers.value(place - 1) <= numbers.value(place) - value:
-        place -= 1
-    return numbers.text(place)
-
-
-def _said(column: Column) -> str:
-    return "date" if column.kind == "datetime" else "number"
 
 
 def _reach(column: Column) -> str:
