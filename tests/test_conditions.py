@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from preflab.errors import ConfigError
 from preflab.tables.column import Column, Numbers, Times
-from preflab.tables.conditions import codes_of, count, everything, narrowed, of_values, present, read
+from preflab.tables.conditions import codes_of, count, legal_codes, of_values, present, read
+from preflab.tables.encoding import legal_of
 
 RISK = Column("Risk", "category", levels=("Bad", "Good"))
 SCORE = Column("Score", "integer", levels=("", "NA", "-9", "-8"), missing=("", "NA"), numbers=Numbers(-2, 13, (0, 7)))
@@ -29,13 +30,13 @@ COLUMNS = [RISK, SCORE, INCOME, SMOKES, UNIT, NUMBER, ODD, SHORT, SPACED]
 
 def cells(*conditions: str) -> dict[str, list[str]]:
     """The cells that meet conditions, as they are written."""
-    legal = narrowed([read(text, COLUMNS) for text in conditions], COLUMNS)
+    legal = legal_codes([read(text, COLUMNS) for text in conditions], COLUMNS)
     by_name = {column.name: column for column in COLUMNS}
     return {name: [by_name[name].text(code) for code in codes_of(one)] for name, one in legal.items()}
 
 
 def values(**where: Any) -> dict[str, list[str]]:
-    legal = narrowed(of_values(where, COLUMNS), COLUMNS)
+    legal = legal_codes(of_values(where, COLUMNS), COLUMNS)
     by_name = {column.name: column for column in COLUMNS}
     return {name: [by_name[name].text(code) for code in codes_of(one)] for name, one in legal.items()}
 
@@ -155,25 +156,25 @@ DAY = Column("day", "datetime", numbers=Times(19_723, 5, (), unit="day", pattern
     "where", [">=2024-01-03", (date(2024, 1, 3), None), (pd.Timestamp(2024, 1, 2, 12), None), ">2024-01-02 06:00"]
 )
 def test_dates_are_compared_as_dates(where: Any) -> None:
-    legal = narrowed(of_values({"day": where}, [DAY]), [DAY])["day"]
+    legal = legal_codes(of_values({"day": where}, [DAY]), [DAY])["day"]
     assert [DAY.text(code) for code in codes_of(legal)] == ["03.01.2024", "04.01.2024", "05.01.2024"]
 
 
 def test_a_day_is_a_date() -> None:
     for day in (date(2024, 1, 2), pd.Timestamp(2024, 1, 2), "02.01.2024", "2024-01-02"):
-        assert codes_of(narrowed(of_values({"day": day}, [DAY]), [DAY])["day"]) == [1]
+        assert codes_of(legal_codes(of_values({"day": day}, [DAY]), [DAY])["day"]) == [1]
 
 
 def test_large_integers_are_compared_to_the_last_digit() -> None:
     column = Column("n", "integer", numbers=Numbers(2**60, 10, ()))
-    assert codes_of(narrowed([read(f"n>{2**60 + 7}", [column])], [column])["n"]) == [8, 9]
-    assert codes_of(narrowed(of_values({"n": 2**60 + 1}, [column]), [column])["n"]) == [1]
+    assert codes_of(legal_codes([read(f"n>{2**60 + 7}", [column])], [column])["n"]) == [8, 9]
+    assert codes_of(legal_codes(of_values({"n": 2**60 + 1}, [column]), [column])["n"]) == [1]
 
 
 def test_decimals_are_compared_to_the_last_digit() -> None:
     column = Column("p", "decimal", numbers=Numbers(0, 101, (), decimals=2, style="fixed", shown=2))
-    assert codes_of(narrowed([read("p>=0.975", [column])], [column])["p"]) == [98, 99, 100]
-    assert codes_of(narrowed(of_values({"p": 0.1}, [column]), [column])["p"]) == [10]
+    assert codes_of(legal_codes([read("p>=0.975", [column])], [column])["p"]) == [98, 99, 100]
+    assert codes_of(legal_codes(of_values({"p": 0.1}, [column]), [column])["p"]) == [10]
 
 
 OPERATORS = {
@@ -201,6 +202,6 @@ def test_any_conjunction_holds_for_exactly_the_cells_for_which_each_part_does(as
 
 
 def test_present_is_everything_but_marks_of_missing_values() -> None:
-    assert count(everything(SCORE)) == 4 + 13
+    assert count(legal_of(SCORE)) == 4 + 13
     assert [SCORE.text(code) for code in codes_of(present(SCORE))][:2] == ["-8", "-9"]
     assert count(present(SCORE)) == 2 + 13

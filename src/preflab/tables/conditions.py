@@ -11,16 +11,18 @@ from dataclasses import dataclass
 from datetime import date
 from fractions import Fraction
 from functools import reduce
+from operator import and_
 from typing import Any, Literal
 
 import pandas as pd
 
 from preflab.errors import ConfigError
 from preflab.tables.column import Column
-from preflab.tables.encoding import Legal
+from preflab.tables.encoding import Legal, legal_of
 
 Operator = Literal["=", "!=", ">=", "<=", ">", "<"]
 _OPERATOR = re.compile(r"\s*(!=|>=|<=|=|>|<)\s*", re.S)
+_QUOTED = re.compile(r'\s*"((?:[^"]|"")*)"', re.S)
 NAMED = 8
 """How many names or values a message lists."""
 YES, NO = frozenset({"true", "1", "yes", "t", "y"}), frozenset({"false", "0", "no", "f", "n"})
@@ -104,7 +106,7 @@ def of_values(where: Mapping[str, Any], columns: Sequence[Column]) -> list[Condi
     return found
 
 
-def narrowed(conditions: Iterable[Condition], columns: Sequence[Column]) -> dict[str, Legal]:
+def legal_codes(conditions: Iterable[Condition], columns: Sequence[Column]) -> dict[str, Legal]:
     """The codes that meet every condition, for each column that the model writes and a condition names.
 
     Special codes and missing values are no numbers: an inequality leaves them out.
@@ -115,10 +117,10 @@ def narrowed(conditions: Iterable[Condition], columns: Sequence[Column]) -> dict
 
     >>> from preflab.tables.column import Numbers
     >>> ages = Column("age", "integer", levels=("", "-9"), missing=("",), numbers=Numbers(18, 73, (0, 7)))
-    >>> legal = narrowed([read("age>=30", [ages]), read("age!=40", [ages])], [ages])["age"]
+    >>> legal = legal_codes([read("age>=30", [ages]), read("age!=40", [ages])], [ages])["age"]
     >>> legal.spans, legal.levels
     (((12, 21), (23, 72)), frozenset())
-    >>> sorted(narrowed([read("age!=40", [ages])], [ages])["age"].levels)
+    >>> sorted(legal_codes([read("age!=40", [ages])], [ages])["age"].levels)
     [-2, -1]
     """
     found: dict[str, list[tuple[Condition, Legal]]] = {}
@@ -127,8 +129,8 @@ def narrowed(conditions: Iterable[Condition], columns: Sequence[Column]) -> dict
         found.setdefault(column.name, []).append((condition, _legal(condition, column)))
     legal: dict[str, Legal] = {}
     for name, pairs in found.items():
-        both = reduce(_and, (one for _, one in pairs))
-        if not both.levels and not both.spans:
+        both = reduce(and_, (one for _, one in pairs), legal_of(find(name, columns)))
+        if not both:
             asked = " and ".join(f'"{condition}"' for condition, _ in pairs)
             raise ConfigError(f'no cell of "{name}" meets {asked}; leave one out, or widen it')
         if find(name, columns).written:
@@ -148,15 +150,9 @@ def find(name: str, columns: Sequence[Column]) -> Column:
     raise ConfigError(f'there is no column "{name}"; {_nearest(name, [column.name for column in columns])}')
 
 
-def everything(column: Column) -> Legal:
-    """All legal codes of a column."""
-    spans = () if column.numbers is None else ((0, column.numbers.size - 1),)
-    return Legal(frozenset(range(-len(column.levels), 0)), spans)
-
-
 def present(column: Column) -> Legal:
     """All legal codes of a column but its marks of missing values."""
-    return _without(everything(column), Legal(frozenset(column.code(mark) for mark in column.missing)))
+    return _without(legal_of(column), Legal(frozenset(column.code(mark) for mark in column.missing)))
 
 
 def count(legal: Legal) -> int:
@@ -181,7 +177,7 @@ def _legal(condition: Condition, column: Column) -> Legal:
     try:
         if condition.operator in ("=", "!="):
             asked = reduce(_or, (_equal(value, column) for value in condition.values))
-            return asked if condition.operator == "=" else _without(everything(column), asked)
+            return asked if condition.operator == "=" else _without(legal_of(column), asked)
         return _beyond(condition, column)
     except ConfigError as error:
         raise ConfigError(f'"{condition}": {error}') from None
@@ -267,9 +263,8 @@ def _cell(column: Column, value: Any) -> str:
 
 def _taken_apart(text: str, columns: Sequence[Column]) -> tuple[str, Any, str]:
     """Name, operator, value."""
-    if quoted := re.match(r'\s*"((?:[^"]|"")*)"', text):
-        if operator := _OPERATOR.match(text, quoted.end()):
-            return quoted[1].replace('""', '"'), operator[1], text[operator.end() :].rstrip()
+    if (quoted := _QUOTED.match(text)) and (operator := _OPERATOR.match(text, quoted.end())):
+        return quoted[1].replace('""', '"'), operator[1], text[operator.end() :].rstrip()
     for name in sorted((column.name for column in columns), key=len, reverse=True):
         begin = len(text) - len(text.lstrip()) if not text.startswith(name) else 0
         if text.startswith(name, begin) and (operator := _OPERATOR.match(text, begin + len(name))):
@@ -286,13 +281,6 @@ def _quoted(value: str) -> bool:
 
 def _unquoted(value: str) -> str:
     return value[1:-1].replace('""', '"') if _quoted(value) else value
-
-
-def _and(one: Legal, other: Legal) -> Legal:
-    spans = [
-        (max(low, a), min(high, b)) for low, high in one.spans for a, b in other.spans if max(low, a) <= min(high, b)
-    ]
-    return Legal(one.levels & other.levels, tuple(sorted(spans)))
 
 
 def _or(one: Legal, other: Legal) -> Legal:
@@ -317,9 +305,10 @@ def _not_legal(value: str, column: Column) -> str:
     if value == "":
         return f'"{column.name}" has no missing values'
     if column.numbers is not None:
+        near = column.numbers.text(column.numbers.nearest(value))
         codes = [level for level in column.levels if level]
         beside = f" (or {', '.join(codes[:NAMED])})" if codes else ""
-        return f'"{column.name}" goes {_reach(column)}{beside}; the nearest value is {column.numbers.text(column.numbers.nearest(value))}'
+        return f'"{column.name}" goes {_reach(column)}{beside}; the nearest value is {near}'
     if column.kind == "constant":
         return f'"{column.name}" is always "{column.levels[0] if column.levels else ""}"'
     return f'"{value}" is no value of "{column.name}"; {_nearest(value, column.levels)}'
