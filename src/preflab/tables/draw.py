@@ -28,6 +28,7 @@ from preflab.rollouts.mask import TokenMask, grammar_of
 from preflab.rollouts.response import Response
 from preflab.rollouts.sampler import sample
 from preflab.seeds import derive
+from preflab.tables.compact import Compact
 from preflab.tables.conditions import codes_of, count, only
 from preflab.tables.encoding import Encoding, Legal, legal_of, unmasked_validity
 
@@ -137,6 +138,17 @@ def draw_rows(
     )
 
 
+def writable(encoding: Encoding) -> list[Legal]:
+    """What the mask allows in each column where nothing narrows it: less than `legal_of` where a token stands for a
+    point that training rows hold, and others have none."""
+    found = [legal_of(column) for column in encoding.columns]
+    if isinstance(encoding, Compact):
+        for place, (column, starts) in enumerate(zip(encoding.columns, encoding.buckets, strict=True)):
+            if column.numbers is not None and not starts:
+                found[place] &= Legal(found[place].levels, tuple((point, point) for point in column.numbers.seen))
+    return found
+
+
 def given_of(encoding: Encoding, known: Mapping[int, int]) -> dict[int, int]:
     """Which of these cells (places → codes) the prompt can give: all, or those before the first other one."""
     if encoding.any_order:
@@ -199,11 +211,13 @@ def impute_rows(
 
     Args:
         codes: what stands at unknown cells plays no part.
-        legal: places → codes that an unknown cell may take, of every column that has unknown cells.
+        legal: places → codes that an unknown cell may take, of every column that has unknown cells; all of them
+            `writable`.
         candidates: > 0.
     """
+    sizes = [count(one) for one in writable(encoding)]
     gaps = [
-        _gap(encoding, int(row), codes[row], np.flatnonzero(unknown[row]), legal)
+        _gap(encoding, int(row), codes[row], np.flatnonzero(unknown[row]), legal, sizes)
         for row in np.flatnonzero(unknown.any(1))
     ]
     base = encoding.mask()
@@ -271,6 +285,7 @@ def _gap(
     codes: Int[np.ndarray, " column"],
     unknown: Int[np.ndarray, " place"],
     legal: Mapping[int, Legal],
+    sizes: Sequence[int],
 ) -> _Gap:
     places = tuple(int(place) for place in unknown)
     known = {place: int(code) for place, code in enumerate(codes) if place not in places}
@@ -284,7 +299,7 @@ def _gap(
         given,
         rest,
         values=math.prod(count(legal[place]) for place in places),
-        free=all(one == legal_of(encoding.columns[place]) for place, one in rest.items()),
+        free=all(count(one) == sizes[place] for place, one in rest.items()),
     )
 
 
