@@ -21,17 +21,21 @@ from preflab.models.scoring import response_logits
 from preflab.runs import RunFolder, read_json, read_lines
 from preflab.tables.column import Column, Numbers
 from preflab.tables.compact import Compact
-from preflab.tables.fitting import fit_rows, held_out_nats, rate, split
+from preflab.tables.fitting import fit_rows, rate, split
 from preflab.tables.look import look
 from preflab.tables.model import RowWriter, number_features
 
 COLOUR = Column("colour", "category", levels=("red", "green", "blue"))
 AGE = Column("age", "integer", levels=("", "-9"), missing=("",), numbers=Numbers(0, 8, tuple(range(8))))
 LONG = Column("income", "integer", numbers=Numbers(0, 40_000, tuple(range(0, 40_000, 13))))
-TINY = RowModel(layers=1, width=16, heads=2, dropout=0.0, hats=4, batch=64, epochs=12, learning_rate=1e-2)
+TINY = RowModel(
+    layers=1, width=16, heads=2, dropout=0.0, hats=4, batch=128, epochs=8, learning_rate=2e-2, averaging=0.9
+)
 
 P_COLOUR = np.array([0.5, 0.3, 0.2])
-P_AGE = np.array([[0.1, 0.0] + [0.9 / 8] * 8, [0.0, 0.5] + [0.0] * 4 + [0.125] * 4, [0.0, 0.0] + [0.25] * 4 + [0.0] * 4])
+P_AGE = np.array(
+    [[0.1, 0.0] + [0.9 / 8] * 8, [0.0, 0.5] + [0.0] * 4 + [0.125] * 4, [0.0, 0.0] + [0.25] * 4 + [0.0] * 4]
+)
 """Of each colour: missing, −9, 0 … 7."""
 
 
@@ -48,7 +52,9 @@ def entropy() -> float:
     return float(-(joint * np.log(joint)).sum())
 
 
-def fitted(tmp_path: Path, codes: np.ndarray, settings: RowModel = TINY, name: str = "run", **more: Any) -> dict[str, Any]:
+def fitted(
+    tmp_path: Path, codes: np.ndarray, settings: RowModel = TINY, name: str = "run", **more: Any
+) -> dict[str, Any]:
     encoding = Compact.of((COLOUR, AGE), codes, any_order=more.pop("any_order", False))
     (tmp_path / name).mkdir(exist_ok=True)
     writer = RowWriter(encoding, codes, settings, seed=0)
@@ -93,21 +99,25 @@ def test_the_plain_model_gives_the_probabilities_of_the_one_in_training(any_orde
         expected = 0.0
         for slot, token, line in zip(places, response, logits, strict=False):
             if slot.part >= 0:
-                expected -= float(line[slot.first : slot.first + slot.count].log_softmax(0)[token - slot.first])
+                expected -= float(
+                    line[slot.first : slot.first + slot.count].log_softmax(0)[token - slot.first].detach()
+                )
         assert nats == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_fit_comes_near_the_entropy_of_what_the_rows_were_drawn_from(tmp_path: Path) -> None:
-    report = fitted(tmp_path, drawn(4000))
+    report = fitted(tmp_path, drawn(3000))
     fresh = drawn(4000, seed=9)
-    encoding = Compact.of((COLOUR, AGE), drawn(4000))
+    encoding = Compact.of((COLOUR, AGE), drawn(9))
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model")
     total = 0.0
     for codes, count in zip(*np.unique(fresh, axis=0, return_counts=True), strict=True):
         batch = pack([Tree("row", encoding.prompt(), (encoding.response(codes.tolist()),))])
         logits = response_logits(model, batch)[0]
         for slot, token, line in zip(encoding.slots, encoding.response(codes.tolist()), logits, strict=False):
-            total -= count * float(line[slot.first : slot.first + slot.count].log_softmax(0)[token - slot.first])
+            total -= count * float(
+                line[slot.first : slot.first + slot.count].log_softmax(0)[token - slot.first].detach()
+            )
     assert total / len(fresh) == pytest.approx(entropy(), abs=0.05)
     assert report["validation_nats"] == pytest.approx(entropy(), abs=0.1)
 
@@ -118,7 +128,7 @@ def test_the_model_in_any_order_comes_near_it_too(tmp_path: Path) -> None:
 
 
 def test_rows_without_a_pattern_are_not_learned_by_heart(tmp_path: Path) -> None:
-    wide = RowModel(layers=2, width=64, heads=2, dropout=0.0, batch=16, epochs=200, patience=3, learning_rate=1e-2)
+    wide = RowModel(layers=1, width=32, heads=2, dropout=0.0, batch=32, epochs=200, patience=3, learning_rate=1e-2)
     report = fitted(tmp_path, drawn(60), wide)
     assert report["stopped_by"] == "validation"
     lines = read_lines(tmp_path / "run" / "metrics.jsonl")
@@ -127,7 +137,7 @@ def test_rows_without_a_pattern_are_not_learned_by_heart(tmp_path: Path) -> None
 
 
 def test_it_stops_when_its_minutes_are_over_with_the_learning_rate_fallen(tmp_path: Path) -> None:
-    report = fitted(tmp_path, drawn(2000), RowModel(layers=1, width=16, heads=2, epochs=10_000), minutes=0.02)
+    report = fitted(tmp_path, drawn(500), RowModel(layers=1, width=16, heads=2, epochs=10_000), minutes=0.01)
     assert report["stopped_by"] == "minutes"
     assert read_lines(tmp_path / "run" / "metrics.jsonl")[-1]["learning_rate"] < 1e-3
 
@@ -203,7 +213,7 @@ def test_a_width_that_is_no_multiple_of_the_heads_is_refused() -> None:
 
 
 def test_a_look_tells_a_model_that_has_learned_from_one_that_has_not(tmp_path: Path) -> None:
-    codes = drawn(2000)
+    codes = drawn(1500)
     encoding = Compact.of((COLOUR, AGE), codes)
     fitted(tmp_path, codes)
     good = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model").eval()
@@ -227,7 +237,7 @@ def test_without_a_mask_most_rows_are_legal_after_a_fit(tmp_path: Path) -> None:
     """What the slots that are predicted among all tokens are there for."""
     from preflab.rollouts.sampler import sample
 
-    codes = drawn(3000)
+    codes = drawn(1500)
     fitted(tmp_path, codes)
     encoding = Compact.of((COLOUR, AGE), codes)
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model").eval()

@@ -21,6 +21,7 @@ from preflab.config.row_model import RowModel
 from preflab.errors import ConfigError
 from preflab.seeds import derive
 from preflab.tables.compact import Compact
+from preflab.tables.writers import Writer
 
 Codes = Int[np.ndarray, "row column"]
 
@@ -78,6 +79,7 @@ def number_features(
 
 
 def _standard(values: Float[np.ndarray, " token"]) -> Float[np.ndarray, " token"]:
+    values = values / max(1.0, np.abs(values).max())  # so that squares stay finite
     spread = values.std()
     return (values - values.mean()) / spread if spread > 0 else np.zeros_like(values)
 
@@ -100,7 +102,7 @@ class Sums(nn.Module):
         return torch.cat([self.own, *parts])
 
 
-class RowWriter(nn.Module):
+class RowWriter(Writer):
     """A GPT-2 in training, its embeddings and output head made of features.
 
     The head has a bias, which GPT-2's has not: the first channel of the last states is given to it.

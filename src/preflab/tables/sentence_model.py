@@ -17,11 +17,12 @@ from preflab.models.load import Policy
 from preflab.models.scoring import response_logprobs
 from preflab.seeds import derive
 from preflab.tables.sentence import Sentence
+from preflab.tables.writers import Writer
 
 Codes = Int[np.ndarray, "row column"]
 
 
-class SentenceWriter(nn.Module):
+class SentenceWriter(Writer):
     """Its loss is a language model's: over all tokens, with no mask."""
 
     def __init__(self, policy: Policy, encoding: Sentence, *, dropout: float, rows_at_once: int) -> None:
@@ -43,7 +44,7 @@ class SentenceWriter(nn.Module):
 
     def _tree(self, codes: Sequence[int], generator: np.random.Generator) -> Tree:
         order = generator.permutation(len(codes)).tolist() if self.encoding.any_order else None
-        return Tree(self.encoding.prompt(), (self.encoding.response(codes, order),), origin="a row")
+        return Tree("a row", self.encoding.prompt(), (self.encoding.response(codes, order),))
 
     def decayed(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """Matrices decay."""

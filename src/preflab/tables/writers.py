@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -12,9 +13,10 @@ from torch import Tensor, nn
 Codes = Int[np.ndarray, "row column"]
 
 
-class Writer(Protocol):
+class Writer(nn.Module, ABC):
     """A module that gives rows their likelihood, and in the end is a causal language model of transformers."""
 
+    @abstractmethod
     def shares(self, codes: Codes, *, seed: int, learning: bool) -> Iterator[Float[Tensor, " row"]]:
         """−log p of each row, in nats, some rows at a time.
 
@@ -22,12 +24,11 @@ class Writer(Protocol):
             seed: of what is drawn for these rows.
             learning: whether this is a step, or a look at the likelihood.
         """
-        ...
 
+    @abstractmethod
     def decayed(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """The weights that decay, and the others."""
-        ...
 
+    @abstractmethod
     def plain(self) -> Any:
         """A causal language model with these weights, in eval mode."""
-        ...

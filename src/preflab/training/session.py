@@ -28,8 +28,10 @@ SECONDS_BETWEEN_SAVES = 120.0
 class Learner(Protocol):
     """What is kept of an optimiser: a `Stepper` has it."""
 
-    optimizer: torch.optim.Optimizer
-    masters: nn.ParameterList
+    @property
+    def optimizer(self) -> torch.optim.Optimizer: ...
+    @property
+    def masters(self) -> nn.ParameterList: ...
 
 
 class Session:
