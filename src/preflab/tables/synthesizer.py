@@ -19,9 +19,11 @@ import pandas as pd
 import transformers
 from jaxtyping import Bool, Int
 
+from preflab.config.commands import Base
 from preflab.config.row_model import RowModel
-from preflab.errors import ConfigError, DataError, PreflabError, StorageError
-from preflab.models.load import check_length, load_policy
+from preflab.errors import ConfigError, PreflabError, StorageError
+from preflab.models.base import new_model, new_tokenizer
+from preflab.models.load import Policy, check_length, load_policy
 from preflab.progress import say, warn
 from preflab.runs import RunFolder, new_folder, read_json, write_json
 from preflab.seeds import derive
@@ -37,6 +39,7 @@ from preflab.tables.model import RowWriter
 from preflab.tables.schema import Schema, infer, is_missing
 from preflab.tables.sentence import Sentence
 from preflab.tables.sentence_model import SentenceWriter
+from preflab.tables.writers import Writer
 
 SCHEMA, SOURCE, ENCODING = "schema.json", "source.json", "encoding.json"
 REFERENCE = "reference"
@@ -44,7 +47,10 @@ REFERENCE = "reference"
 UNMASKED, UNMASKED_SENTENCES = 300, 50
 """Rows that are sampled without a mask at the end of a fit; fewer sentences, which are long."""
 LOOKED_AT_SENTENCES = 50
-SENTENCES_AT_ONCE = 8
+SENTENCE_VOCABULARY = 1000
+"""Tokens of a tokenizer that is made of rows as sentences."""
+TOKENIZED_ROWS = 2000
+"""What it is made of, at most."""
 
 Where = Mapping[str, Any] | Sequence[str]
 """Conditions: column → value as `conditions.of_values` has them, or texts as `conditions.read` has them."""
@@ -70,8 +76,9 @@ class Synthesizer:
     Args:
         settings: the model and how it learns.
         encoding: "compact": a vocabulary made from the table, for a small model from scratch; "text": sentences in the
-            tokens of a pretrained model.
-        model: of "text": a folder in the Hugging Face format or a name on the Hub.
+            tokens of a language model's tokenizer.
+        model: of "text": a folder in the Hugging Face format or a name on the Hub; none: a small one from scratch, with
+            a tokenizer made of the rows.
         any_order: learn rows in every order of their columns, so that conditions on any are exact.
         first: columns that come first in a row, where conditions on them are exact or cheap; none: the target.
         minutes: of wall-clock time that fitting may take, > 0.
@@ -99,8 +106,8 @@ class Synthesizer:
         minutes: float | None = None,
         seed: int = 0,
     ) -> None:
-        if (encoding == "text") != (model is not None):
-            raise ConfigError('encoding="text" and model go together: Synthesizer(encoding="text", model="gpt2")')
+        if encoding != "text" and model is not None:
+            raise ConfigError('a pretrained model writes text: Synthesizer(encoding="text", model="gpt2")')
         self.learning = Learning(encoding, model, any_order, tuple(first), minutes, settings or RowModel(), seed)
         self.holdout: pd.DataFrame | None = None
         """The rows that nothing learned from, where `fit` was asked to hold some out."""
@@ -142,7 +149,13 @@ class Synthesizer:
         return self
 
     def sample(
-        self, n: int, where: Where | None = None, *, seed: int = 0, policy: str = REFERENCE, batch_size: int | None = None
+        self,
+        n: int,
+        where: Where | None = None,
+        *,
+        seed: int = 0,
+        policy: str = REFERENCE,
+        batch_size: int | None = None,
     ) -> pd.DataFrame:
         """`n` legal rows, with the types of the table.
 
@@ -165,7 +178,13 @@ class Synthesizer:
         return to_frame(rows, self.fitted.source)
 
     def draw(
-        self, n: int, where: Where | None = None, *, seed: int = 0, policy: str = REFERENCE, batch_size: int | None = None
+        self,
+        n: int,
+        where: Where | None = None,
+        *,
+        seed: int = 0,
+        policy: str = REFERENCE,
+        batch_size: int | None = None,
     ) -> tuple[pd.DataFrame, Drawn]:
         """As `sample`, but cells as text, and what it took."""
         fitted = self.fitted
@@ -201,7 +220,9 @@ class Synthesizer:
         frame, source = from_frame(table, like=fitted.source)
         frame = frame.reset_index(drop=True)
         if cells is not None and cells.shape != table.shape:
-            raise ConfigError(f"cells has the shape {cells.shape}, the table {table.shape}; give one value for each cell")
+            raise ConfigError(
+                f"cells has the shape {cells.shape}, the table {table.shape}; give one value for each cell"
+            )
         asked = None if cells is None else pd.DataFrame(cells.to_numpy(dtype=bool), columns=frame.columns)
         codes, unknown, drawn = fitted.context(frame, asked)
         legal = {place: _fillable(column, one) for place, column, one in fitted.places()}
@@ -254,7 +275,9 @@ class Synthesizer:
             ConfigError: nothing was.
         """
         if self._fitted is None:
-            raise ConfigError("this synthesizer has learned no table; call fit(table) first, or Synthesizer.load(folder)")
+            raise ConfigError(
+                "this synthesizer has learned no table; call fit(table) first, or Synthesizer.load(folder)"
+            )
         return self._fitted
 
 
@@ -335,9 +358,7 @@ class _Fitted:
 
     def context(
         self, frame: pd.DataFrame, asked: pd.DataFrame | None
-    ) -> tuple[
-        Int[np.ndarray, "row column"], Bool[np.ndarray, "row column"], Bool[np.ndarray, "row column"]
-    ]:
+    ) -> tuple[Int[np.ndarray, "row column"], Bool[np.ndarray, "row column"], Bool[np.ndarray, "row column"]]:
         """Codes of a text frame, which of them are unknown to the model, and which cells are to be drawn."""
         self.schema.codes(frame.iloc[:0])  # says which columns are missing or unknown
         shape = (len(frame), len(self.encoding.columns))
@@ -360,9 +381,7 @@ class _Fitted:
         return f"; the nearest value is {numbers.text(near)}"
 
 
-def learn(
-    run: RunFolder, train: pd.DataFrame, source: Source, schema: Schema, learning: Learning
-) -> dict[str, Any]:
+def learn(run: RunFolder, train: pd.DataFrame, source: Source, schema: Schema, learning: Learning) -> dict[str, Any]:
     """Fit a model to the rows of a text frame, in a run folder, and return what `fit.json` says.
 
     Raises:
@@ -371,20 +390,15 @@ def learn(
     """
     order = _order(schema, learning.first)
     codes = schema.codes(train)
-    if learning.model is None:
-        encoding: Encoding = Compact.of(schema.written, codes, order=order, any_order=learning.any_order)
-        assert isinstance(encoding, Compact)
-        writer: Any = RowWriter(encoding, codes, learning.settings, seed=derive(learning.seed, "weights"))
+    if learning.encoding == "compact":
+        compact = Compact.of(schema.written, codes, order=order, any_order=learning.any_order)
+        encoding: Encoding = compact
+        writer: Writer = RowWriter(compact, codes, learning.settings, seed=derive(learning.seed, "weights"))
         tokenizer, looked_at, unmasked = None, len(codes), UNMASKED
     else:
-        policy = load_policy(learning.model, quiet=False)
-        tokenizer = policy.tokenizer
-        width = policy.model.get_output_embeddings().weight.shape[0]
-        encoding = Sentence(schema.written, tokenizer, order=order, any_order=learning.any_order, vocabulary=width)
-        check_length(policy.model, encoding.longest + 1, "use --encoding compact, or leave columns out")
-        writer = SentenceWriter(
-            policy, encoding, dropout=learning.settings.dropout, rows_at_once=SENTENCES_AT_ONCE
-        )
+        policy, sentence = _text_model(schema, train, order, learning)
+        encoding, tokenizer = sentence, policy.tokenizer
+        writer = SentenceWriter(policy, sentence, learning.settings)
         looked_at, unmasked = LOOKED_AT_SENTENCES, UNMASKED_SENTENCES
     say(
         f"{learning.encoding} encoding: at most {encoding.longest} tokens a row, {encoding.vocabulary:,} in the "
@@ -407,6 +421,29 @@ def learn(
     report |= {"unmasked_valid_share": share, "unmasked_rows": unmasked}
     write_json(run.path / FIT, report)
     return report
+
+
+def _text_model(
+    schema: Schema, train: pd.DataFrame, order: Sequence[int] | None, learning: Learning
+) -> tuple[Policy, Sentence]:
+    """What writes rows as sentences: a pretrained model, or a small one with a tokenizer made of the rows."""
+    if learning.model is not None:
+        policy = load_policy(learning.model, quiet=False)
+        width = policy.model.get_output_embeddings().weight.shape[0]
+        encoding = Sentence(
+            schema.written, policy.tokenizer, order=order, any_order=learning.any_order, vocabulary=width
+        )
+        check_length(policy.model, encoding.longest + 1, "use --encoding compact, or leave columns out")
+        return policy, encoding
+    names = [column.name for column in schema.written]
+    rows = train[names].to_numpy(dtype=object)[:TOKENIZED_ROWS].tolist()
+    texts = [", ".join(f"{name} is {cell}" for name, cell in zip(names, row, strict=True)) for row in rows]
+    tokenizer = new_tokenizer(texts, vocabulary=SENTENCE_VOCABULARY)
+    encoding = Sentence(schema.written, tokenizer, order=order, any_order=learning.any_order)
+    shape = learning.settings
+    base = Base(layers=shape.layers, width=shape.width, heads=shape.heads)
+    seed = derive(learning.seed, "weights")
+    return new_model(tokenizer, base, positions=encoding.longest + 1, seed=seed), encoding
 
 
 def parted(rows: int, holdout: float, *, seed: int) -> tuple[Int[np.ndarray, " row"], Int[np.ndarray, " row"]]:
@@ -442,9 +479,7 @@ def _order(schema: Schema, first: Sequence[str]) -> list[int]:
         column = find(str(name), schema.columns)
         if not column.written:
             raise ConfigError(f'first: "{name}" is of the kind {column.kind}, which the model does not write')
-    return [names.index(str(name)) for name in ahead] + [
-        place for place, name in enumerate(names) if name not in ahead
-    ]
+    return [names.index(str(name)) for name in ahead] + [place for place, name in enumerate(names) if name not in ahead]
 
 
 def _model(path: Path, encoding: Encoding) -> Any:
