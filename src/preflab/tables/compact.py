@@ -479,8 +479,8 @@ class Compact:
 class Place(NamedTuple):
     """Where a row is: a state of `CompactMask`."""
 
-    plan: int
-    """Which columns were given; see `CompactMask`."""
+    given: int
+    """Which columns the prompt has, a bit each."""
     slot: int
     """How many slots after the prompt are filled."""
     open: Spans
@@ -500,9 +500,8 @@ class CompactMask:
         for column, beginnings in zip(encoding.columns, self._beginnings, strict=True):
             if not len(beginnings):
                 raise ValueError(f'no training row holds a value of "{column.name}" that is asked for; allow it more')
-        self._plans: list[tuple[Slot, ...]] = []
-        """The slots that follow a prompt."""
-        self._plan_of: dict[frozenset[int], int] = {}
+        self._left: dict[int, tuple[Slot, ...]] = {}
+        """Of the columns that were given: the slots that follow."""
         self._choices: dict[tuple[int, int, Spans], Int[np.ndarray, " token"]] = {}
 
     def start(self, prompt: tuple[int, ...]) -> Place:
@@ -513,15 +512,10 @@ class CompactMask:
         found, place = self.encoding.read(prompt)
         if place < len(prompt):
             raise ValueError(f"the prompt goes on after its row, with token {place} ({prompt[place]})")
-        given = frozenset(found)
-        if given not in self._plan_of:
-            self._plan_of[given] = len(self._plans)
-            left = [number for number in self.encoding.order if number not in given]
-            self._plans.append(self.encoding.slots_in(left))
-        return Place(self._plan_of[given], 0, ())
+        return Place(sum(1 << number for number in found), 0, ())
 
     def advance(self, state: Place, token: int) -> Place:
-        slot = self._plans[state.plan][state.slot]
+        slot = self._slots(state.given)[state.slot]
         left: Spans = ()
         if slot.part == 0:
             left = self.encoding.cells[slot.column].open(token, self.legal[slot.column])
@@ -529,16 +523,22 @@ class CompactMask:
             left = self.encoding.cells[slot.column].after(slot.part, state.open, token)
             if slot.part == self.encoding.cells[slot.column].places:
                 left = ()
-        return Place(state.plan, state.slot + 1, left)
+        return Place(state.given, state.slot + 1, left)
 
     def allowed(self, states: Sequence[Place]) -> Bool[Tensor, "row vocabulary"]:
         return allowing([self._choice(state) for state in states], self.encoding.vocabulary)
 
+    def _slots(self, given: int) -> tuple[Slot, ...]:
+        if given not in self._left:
+            left = [number for number in self.encoding.order if not given >> number & 1]
+            self._left[given] = self.encoding.slots_in(left)
+        return self._left[given]
+
     def _choice(self, state: Place) -> Int[np.ndarray, " token"]:
-        plan = self._plans[state.plan]
-        if state.slot == len(plan):
+        slots = self._slots(state.given)
+        if state.slot == len(slots):
             return _END
-        slot = plan[state.slot]
+        slot = slots[state.slot]
         key = (slot.column, slot.part, state.open)
         found = self._choices.get(key)
         if found is None:

@@ -336,8 +336,8 @@ class Sentence:
 class Spot(NamedTuple):
     """Where a row is: a state of `SentenceMask`."""
 
-    plan: int
-    """Which columns were given; see `SentenceMask`."""
+    given: int
+    """Which columns the prompt has, a bit each."""
     column: int
     """How many of those that follow are complete."""
     at: int | Node
@@ -354,9 +354,8 @@ class SentenceMask:
             self._roots.append(values.trie(some))
             if not self._roots[-1].children:
                 raise ValueError(f'no training row holds a value of "{values.column.name}" that is asked for')
-        self._plans: list[tuple[int, ...]] = []
-        """The columns that follow a prompt."""
-        self._plan_of: dict[frozenset[int], int] = {}
+        self._left: dict[int, tuple[int, ...]] = {}
+        """Of the columns that were given: those that follow."""
         self._bridges = tuple(encoding.comma + name for name in encoding.names)
         self._end, self._comma = np.array([encoding.end_id]), np.array(encoding.comma[:1])
 
@@ -366,27 +365,28 @@ class SentenceMask:
             ValueError: the prompt is none that `Sentence.prompt` gives.
         """
         found, place, comma = self.encoding.read(prompt)
-        given = frozenset(found)
-        if place < len(prompt) or comma != (0 < len(given) < len(self.encoding.columns)):
+        if place < len(prompt) or comma != (0 < len(found) < len(self.encoding.columns)):
             raise ValueError(f"the prompt of {len(prompt)} tokens doesn't end behind a clause and its comma")
-        if given not in self._plan_of:
-            self._plan_of[given] = len(self._plans)
-            self._plans.append(tuple(number for number in self.encoding.order if number not in given))
-        return Spot(self._plan_of[given], 0, len(self.encoding.comma))
+        return Spot(sum(1 << number for number in found), 0, len(self.encoding.comma))
 
     def advance(self, state: Spot, token: int) -> Spot:
-        plan, column, at = state
+        given, column, at = state
         if isinstance(at, int):
-            number = self._plans[plan][column]
-            return Spot(plan, column, at + 1 if at + 1 < len(self._bridges[number]) else self._roots[number])
+            number = self._columns(given)[column]
+            return Spot(given, column, at + 1 if at + 1 < len(self._bridges[number]) else self._roots[number])
         child = at.children.get(token)
-        return Spot(plan, column + 1, 1) if child is None else Spot(plan, column, child)
+        return Spot(given, column + 1, 1) if child is None else Spot(given, column, child)
 
     def allowed(self, states: Sequence[Spot]) -> Bool[Tensor, "row vocabulary"]:
         return allowing([self._choice(state) for state in states], self.encoding.vocabulary)
 
+    def _columns(self, given: int) -> tuple[int, ...]:
+        if given not in self._left:
+            self._left[given] = tuple(number for number in self.encoding.order if not given >> number & 1)
+        return self._left[given]
+
     def _choice(self, state: Spot) -> Int[np.ndarray, " token"]:
-        columns, at = self._plans[state.plan], state.at
+        columns, at = self._columns(state.given), state.at
         if state.column == len(columns):
             return self._end
         if isinstance(at, int):
