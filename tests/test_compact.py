@@ -71,6 +71,24 @@ def test_the_tokens_of_a_row_by_hand() -> None:
     assert encoding.response([7, -2, 25], given=2) == (8, 1)
 
 
+def test_the_example_of_the_docs() -> None:
+    risk = Column("risk", "category", levels=("Bad", "Good"))
+    score = Column("score", "integer", levels=("-9",), numbers=Numbers(33, 62, (0, 22, 61)))
+    income = Column("income", "integer", levels=("",), missing=("",), numbers=Numbers(0, 100_000, ()))
+    draw = np.random.default_rng(0)
+    cells = [draw.choice([-1, -2], 5000), draw.choice([-1, 0, 22, 61], 5000), draw.integers(0, 100_000, 5000)]
+    encoding = Compact.of((risk, score, income), np.stack(cells, 1))
+    first, second = [-1, 22, 41_250], [-2, -1, -1]
+    assert encoding.prompt() + encoding.response(first) == (0, 2, 6, 35, 73, 84, 97, 102, 1)
+    assert encoding.prompt() + encoding.response(second) == (0, 3, 4, 8, 72, 82, 92, 102, 1)
+    assert [start for start, _ in encoding.buckets[2] if 40_000 < start < 43_000] == [40_994, 42_697]
+    prompt = encoding.prompt({0: -1, 1: 22})
+    mask = encoding.mask({2: Legal(frozenset(), ((41_250, 41_260),))})
+    found = {row[:3] + row[4:] for row in walk(mask, prompt, 1) if row[3] == 98}
+    assert found == {(35, 73, 84, 102, 1)}
+    assert len(list(walk(mask, prompt, 1))) == 11
+
+
 def test_numbers_of_tokens() -> None:
     assert np.array_equal(small().numbers_of(0), [np.nan, np.nan, 18, 25, 38], equal_nan=True)
     assert np.array_equal(small().numbers_of(2), [np.nan, -23, -15, -5, 45, 165], equal_nan=True)
