@@ -271,6 +271,13 @@ def test_the_share_that_is_legal_without_a_mask() -> None:
         unmasked_validity(encoding, [])
 
 
+def test_a_row_without_columns_is_its_end() -> None:
+    encoding = Compact.of((), np.zeros((5, 0), dtype=np.int64))
+    assert (encoding.response([]), encoding.vocabulary, encoding.longest) == ((1,), 2, 1)
+    assert encoding.row(encoding.response([])).tolist() == []
+    assert list(walk(encoding.mask(), encoding.prompt(), 1)) == [(1,)]
+
+
 def test_odd_names_and_values_are_nothing_special() -> None:
     encoding = Compact.of(odd_columns(), np.zeros((0, 10), dtype=np.int64))
     codes = [-len(column.levels) for column in encoding.columns]
