@@ -72,8 +72,9 @@ class Head:
         weights = {name: wide(weight) for name, weight in table.named_parameters()}
         return self.final(torch.func.functional_call(table, weights, (wide(states),)))
 
-    def reader(self, model: Any) -> Callable[[Float[Tensor, "cell width"]], Float[Tensor, "cell vocabulary"]]:
-        """`logits` without gradients, for states that come again and again: the output table is made wide once.
+    def reader(self, model: Any) -> Callable[[Float[Tensor, "cell width"], slice], Float[Tensor, "cell span"]]:
+        """`logits` without gradients, of a span of the vocabulary, for states that come again and again: the output
+        table is made wide once.
 
         States and table are rounded as `logprobs` rounds them. Products in bf16 are rounded too, after a state's mean
         product over the table is taken off, which is added again in float32: what all logits have in common, some −100
@@ -84,28 +85,30 @@ class Head:
         with working(model):
             dtype = of_products(table.weight)
         if type(table) is not nn.Linear:
-            return lambda states: self.logits(model, states.to(dtype))
+            return lambda states, span: self.logits(model, states.to(dtype))[:, span]
         rounded = table.weight.detach().to(dtype)
         bias = None if table.bias is None else wide(table.bias.detach().to(dtype))
         if dtype == torch.bfloat16:
             centre = rounded.mean(0, dtype=torch.float32)
 
-            def read_rounded(states: Tensor) -> Tensor:
+            def read_rounded(states: Tensor, span: slice) -> Tensor:
                 states = states.to(dtype)
                 shift = (states.float() @ centre).to(dtype).float()
-                return _Logits(bias, shift, self, 1.0).of(_products(states, rounded, shift), EVERY)
+                logits = _Logits(None if bias is None else bias[span], shift, self, 1.0)
+                return logits.of(_products(states, rounded[span], shift), EVERY)
 
             return read_rounded
         weight = wide(rounded)
         # On a CPU, tables that do not fit its cache are a third faster in parts.
         rows = len(weight) if weight.is_cuda else TABLE_ROWS
 
-        def read(states: Tensor) -> Tensor:
-            products = weight.new_empty(len(states), len(weight))
+        def read(states: Tensor, span: slice) -> Tensor:
+            table = weight[span]
+            products = weight.new_empty(len(states), len(table))
             states = states.to(dtype).to(weight.dtype)
-            for part in _parts(0, len(weight), rows):
-                torch.mm(states, weight[part].T, out=products[:, part])
-            return self.final(products if bias is None else products.add_(bias))
+            for part in _parts(0, len(table), rows):
+                torch.mm(states, table[part].T, out=products[:, part])
+            return self.final(products if bias is None else products.add_(bias[span]))
 
         return read
 

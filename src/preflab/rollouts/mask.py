@@ -12,7 +12,7 @@ from torch import Tensor
 
 from preflab.data.pack import Packed
 from preflab.errors import ConfigError
-from preflab.models.head import Allowed
+from preflab.models.head import EVERY, Allowed
 from preflab.models.scoring import Grammar
 
 State = TypeVar("State", bound=Hashable)
@@ -69,6 +69,8 @@ class Places(Generic[State]):
 
     def __init__(self, mask: TokenMask[State]) -> None:
         self.mask = mask
+        self.width = 0
+        """Tokens that it knows; 0: it was not asked yet."""
         self._known: dict[State, Place[State]] = {}
 
     def start(self, prompt: tuple[int, ...]) -> Place[State]:
@@ -98,7 +100,7 @@ class Places(Generic[State]):
                 f"the token mask is of shape {tuple(found.shape)} for {len(asked)} states: it has a row for each, as "
                 "wide as the model's output head"
             )
-        width = found.shape[1]
+        width = self.width = found.shape[1]
         firsts = found.byte().argmax(1).tolist()
         lasts = (width - found.flip(1).byte().argmax(1)).tolist()
         some = found.any(1).tolist()
@@ -115,15 +117,17 @@ class Places(Generic[State]):
         return found
 
 
-def rows_of(
+def allowed_at(
     places: Sequence[Place[Any]], distinct: Sequence[Place[Any]], span: slice, device: torch.device
 ) -> Bool[Tensor, "place token"]:
-    """What each place allows of a span of the vocabulary.
+    """What each place allows of a span of the vocabulary; one row where all are the same place.
 
     Args:
-        distinct: the same places, each once.
+        distinct: the places, each once.
     """
     table = torch.stack([place.allowed[span] for place in distinct if place.allowed is not None]).to(device)
+    if len(distinct) == 1:
+        return table
     number = {place: row for row, place in enumerate(distinct)}
     return table[torch.tensor([number[place] for place in places], device=device)]
 
@@ -150,7 +154,7 @@ def grammar_of(mask: TokenMask[Any]) -> Grammar:
 
         def allowed(some: slice) -> Bool[Tensor, "token vocabulary"]:
             here = stood[some]
-            return rows_of(here, list(dict.fromkeys(here)), slice(None), device)
+            return allowed_at(here, list(dict.fromkeys(here)), EVERY, device)
 
         return allowed
 

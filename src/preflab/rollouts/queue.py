@@ -50,11 +50,12 @@ class Draws:
 
 def in_cohorts(
     decoder: Decoder,
-    logits: Callable[[Float[Tensor, "cell width"]], Float[Tensor, "cell vocabulary"]],
+    logits: Callable[[Float[Tensor, "cell width"], slice], Float[Tensor, "cell span"]],
     queue: Sequence[Row],
     draws: Draws,
     watch: Watch,
     *,
+    vocabulary: int,
     size: int,
     device: torch.device,
     states: bool,
@@ -62,7 +63,7 @@ def in_cohorts(
     """The rows of the queue as they are done, at most `size` at a time.
 
     Args:
-        logits: of last states.
+        logits: of last states, for a span of the vocabulary.
         queue: equal prompts beside each other.
         states: whether last states are kept.
     """
@@ -86,7 +87,8 @@ def in_cohorts(
         together = before[0] if len(before) == 1 else torch.cat(before)
         uniforms = None if draws.seed is None else torch.cat([cohort.uniforms_here() for cohort in cohorts])
         numbers = [row for cohort in cohorts for row in cohort.rows]
-        tokens, logprobs = watch.choose(numbers, logits(together), uniforms)
+        following = watch.following(numbers, vocabulary)
+        tokens, logprobs = watch.choose(numbers, logits(together, following.span), uniforms, following)
         rows_of = [len(cohort.rows) for cohort in cohorts]
         for cohort, *taken in zip(
             cohorts, *(part.split(rows_of) for part in (tokens, logprobs, together)), strict=True

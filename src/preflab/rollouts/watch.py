@@ -4,7 +4,7 @@ text ends them."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -12,9 +12,19 @@ from torch import Tensor
 
 from preflab.config.sampling import Warp
 from preflab.errors import ConfigError
+from preflab.models.head import EVERY
 from preflab.rollouts.choice import choose
-from preflab.rollouts.mask import TokenMask
+from preflab.rollouts.mask import Place, Places, TokenMask, allowed_at
 from preflab.rollouts.stop import Stop
+
+
+class Following(NamedTuple):
+    """Which tokens may follow some responses."""
+
+    span: slice = EVERY
+    """Where in the vocabulary they all lie: no other logits need be made."""
+    allowed: Bool[Tensor, "row span"] | Bool[Tensor, "1 span"] | None = None
+    """Of these; None: all of them."""
 
 
 class Watch:
@@ -43,14 +53,16 @@ class Watch:
         mask: TokenMask[Any] | None,
     ) -> None:
         self.keys, self.end_id, self.temperature, self.warp, self.stop = keys, end_id, temperature, warp, stop
-        self.mask, self.device = mask, device
+        self.device = device
         self.reads = stop is not None or mask is not None
         """Whether tokens are read as they come, so that the device is waited for at each."""
         self.tokens: list[list[int]] = [[] for _ in prompts]
         """Of each response so far, nothing behind its end; where they are read."""
         self.ended = [False] * len(prompts)
         """By an end token or a stop string; where they are read."""
-        self._states: list[Any] = [None if mask is None else mask.start(prompt) for prompt in prompts]
+        self._known = None if mask is None else Places(mask)
+        self._places: list[Place[Any]] = [] if self._known is None else [self._known.start(each) for each in prompts]
+        """Of each response."""
         self._seen: Int[Tensor, "response place"] | None = None
         if warp.repetition_penalty != 1:
             # Prompt and response; the rest is filled up with the prompt's first token, which is seen already.
@@ -59,14 +71,48 @@ class Watch:
             self._seen = torch.tensor(filled, device=device)
             self._filled_to = torch.tensor([len(prompt) for prompt in prompts], device=device)
 
+    def following(self, rows: Sequence[int], vocabulary: int) -> Following:
+        """What may be the next token of each of these responses.
+
+        Args:
+            vocabulary: how wide the model's output head is.
+
+        Raises:
+            ConfigError: the mask is not as wide, or allows nothing.
+        """
+        if self._known is None:
+            return Following()
+        here = [self._places[row] for row in rows]
+        distinct = self._known.ask(here)
+        spans = [place.span for place in distinct]
+        if any(first == last for first, last in spans):
+            row = next(row for row in rows if self._places[row].span[0] == self._places[row].span[1])
+            raise ConfigError(
+                f'the token mask allows nothing in the response to "{self.keys[row]}" after its tokens '
+                f"{self.tokens[row]}; let it allow the end token ({self.end_id}) where a response may end"
+            )
+        if self._known.width != vocabulary:
+            raise ConfigError(
+                f"the token mask is of shape {(len(rows), self._known.width)}, not {(len(rows), vocabulary)}: it has a "
+                "row for each response, as wide as the model's output head"
+            )
+        # Penalties are for tokens seen, wherever in the vocabulary they lie.
+        span = EVERY if self._seen is not None else slice(min(a for a, _ in spans), max(b for _, b in spans))
+        allowed = allowed_at(here, distinct, span, self.device)
+        return Following(span, None if len(allowed) == 1 and bool(allowed.all()) else allowed)
+
     def choose(
-        self, rows: Sequence[int], logits: Float[Tensor, "row vocabulary"], uniforms: Float[Tensor, " row"] | None
+        self,
+        rows: Sequence[int],
+        logits: Float[Tensor, "row span"],
+        uniforms: Float[Tensor, " row"] | None,
+        following: Following,
     ) -> tuple[Int[Tensor, " row"], Float[Tensor, " row"]]:
         """The next token of each of these responses, and its log-probability, as `choice.choose` has it. Responses that
         have ended may be among them; their tokens mean nothing.
 
-        Raises:
-            ConfigError: the mask is not as wide as the logits, or allows nothing.
+        Args:
+            logits: of the tokens in the span of what may follow.
         """
         at = None if self._seen is None else torch.tensor(rows, device=self.device)
         drawn, logprobs = choose(
@@ -75,8 +121,10 @@ class Watch:
             temperature=self.temperature,
             warp=self.warp,
             seen=None if self._seen is None else self._seen[at],
-            allowed=self._allowed(rows, logits.shape[1]),
+            allowed=following.allowed,
         )
+        if following.span.start:
+            drawn += following.span.start
         if self._seen is not None:
             self._seen[at, self._filled_to[at]] = drawn
             self._filled_to[at] += 1
@@ -98,22 +146,5 @@ class Watch:
         tokens = self.tokens[row]
         tokens.append(token)
         self.ended[row] = token == self.end_id or (self.stop is not None and self.stop.completed_by(tokens))
-        if self.mask is not None and not self.ended[row]:
-            self._states[row] = self.mask.advance(self._states[row], token)
-
-    def _allowed(self, rows: Sequence[int], vocabulary: int) -> Bool[Tensor, "row vocabulary"] | None:
-        if self.mask is None:
-            return None
-        found = self.mask.allowed([self._states[row] for row in rows])
-        if found.shape != (len(rows), vocabulary):
-            raise ConfigError(
-                f"the token mask is of shape {tuple(found.shape)}, not {(len(rows), vocabulary)}: it has a row for "
-                "each response, as wide as the model's output head"
-            )
-        for place in (~found.any(-1)).nonzero().flatten().tolist():
-            row = rows[place]
-            raise ConfigError(
-                f'the token mask allows nothing in the response to "{self.keys[row]}" after its tokens '
-                f"{self.tokens[row]}; let it allow the end token ({self.end_id}) where a response may end"
-            )
-        return found.to(self.device)
+        if self._known is not None and not self.ended[row]:
+            self._places[row] = self._known.advance(self._places[row], token)
