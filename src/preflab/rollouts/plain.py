@@ -72,8 +72,10 @@ def decode(
         for step in range(max_new_tokens):
             logits = loop.logits(drawn)
             following = watch.following(numbers, logits.shape[1])
+            if following.tokens is not None:
+                logits = logits[:, following.tokens]
             drawn, chosen = watch.choose(
-                numbers, logits[:, following.span], None if uniforms is None else uniforms[place, step], following
+                numbers, logits, None if uniforms is None else uniforms[place, step], following
             )
             tokens[place, step], logprobs[place, step] = drawn, chosen
             ended |= drawn == watch.end_id

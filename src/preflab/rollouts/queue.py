@@ -7,7 +7,7 @@ soon as enough have left, the next cohort begins.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 
@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from preflab.models.head import Reader
 from preflab.rollouts.cohort import Cohort, Finished, next_states
 from preflab.rollouts.decoder import Decoder
 from preflab.rollouts.watch import Watch
@@ -50,7 +51,7 @@ class Draws:
 
 def in_cohorts(
     decoder: Decoder,
-    logits: Callable[[Float[Tensor, "cell width"], slice], Float[Tensor, "cell span"]],
+    logits: Reader,
     queue: Sequence[Row],
     draws: Draws,
     watch: Watch,
@@ -63,7 +64,7 @@ def in_cohorts(
     """The rows of the queue as they are done, at most `size` at a time.
 
     Args:
-        logits: of last states, for a span of the vocabulary.
+        logits: of last states.
         queue: equal prompts beside each other.
         states: whether last states are kept.
     """
@@ -88,7 +89,7 @@ def in_cohorts(
         uniforms = None if draws.seed is None else torch.cat([cohort.uniforms_here() for cohort in cohorts])
         numbers = [row for cohort in cohorts for row in cohort.rows]
         following = watch.following(numbers, vocabulary)
-        tokens, logprobs = watch.choose(numbers, logits(together, following.span), uniforms, following)
+        tokens, logprobs = watch.choose(numbers, logits(together, following.tokens), uniforms, following)
         rows_of = [len(cohort.rows) for cohort in cohorts]
         for cohort, *taken in zip(
             cohorts, *(part.split(rows_of) for part in (tokens, logprobs, together)), strict=True

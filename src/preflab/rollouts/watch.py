@@ -12,19 +12,21 @@ from torch import Tensor
 
 from preflab.config.sampling import Warp
 from preflab.errors import ConfigError
-from preflab.models.head import EVERY
 from preflab.rollouts.choice import choose
-from preflab.rollouts.mask import Place, Places, TokenMask, allowed_at
+from preflab.rollouts.mask import Place, Places, TokenMask, allowed_at, numbered
 from preflab.rollouts.stop import Stop
+
+MOST_CHOSEN = 0.5
+"""The largest share of the vocabulary whose logits are made apart from the others."""
 
 
 class Following(NamedTuple):
     """Which tokens may follow some responses."""
 
-    span: slice = EVERY
-    """Where in the vocabulary they all lie: no other logits need be made."""
-    allowed: Bool[Tensor, "row span"] | Bool[Tensor, "1 span"] | None = None
-    """Of these; None: all of them."""
+    tokens: Int[Tensor, " some"] | None = None
+    """All that may follow one of them, rising: no other logits need be made; None: those of the whole vocabulary."""
+    allowed: Bool[Tensor, "row some"] | None = None
+    """Which of these may follow each; None: every one."""
 
 
 class Watch:
@@ -84,9 +86,8 @@ class Watch:
             return Following()
         here = [self._places[row] for row in rows]
         distinct = self._known.ask(here)
-        spans = [place.span for place in distinct]
-        if any(first == last for first, last in spans):
-            row = next(row for row in rows if self._places[row].span[0] == self._places[row].span[1])
+        if any(place.dead for place in distinct):
+            row = next(row for row in rows if self._places[row].dead)
             raise ConfigError(
                 f'the token mask allows nothing in the response to "{self.keys[row]}" after its tokens '
                 f"{self.tokens[row]}; let it allow the end token ({self.end_id}) where a response may end"
@@ -96,15 +97,21 @@ class Watch:
                 f"the token mask is of shape {(len(rows), self._known.width)}, not {(len(rows), vocabulary)}: it has a "
                 "row for each response, as wide as the model's output head"
             )
-        # Penalties are for tokens seen, wherever in the vocabulary they lie.
-        span = EVERY if self._seen is not None else slice(min(a for a, _ in spans), max(b for _, b in spans))
-        allowed = allowed_at(here, distinct, span, self.device)
-        return Following(span, None if len(allowed) == 1 and bool(allowed.all()) else allowed)
+        table = allowed_at(distinct)
+        tokens: Tensor | None = table.any(0).nonzero().squeeze(1)
+        assert tokens is not None
+        if self._seen is not None or len(tokens) > MOST_CHOSEN * vocabulary:  # penalties look up any token
+            tokens = None
+        elif len(distinct) == 1:
+            return Following(tokens.to(self.device))
+        else:
+            table, tokens = table[:, tokens], tokens.to(self.device)
+        return Following(tokens, table.to(self.device)[numbered(here, distinct).to(self.device)])
 
     def choose(
         self,
         rows: Sequence[int],
-        logits: Float[Tensor, "row span"],
+        logits: Float[Tensor, "row some"],
         uniforms: Float[Tensor, " row"] | None,
         following: Following,
     ) -> tuple[Int[Tensor, " row"], Float[Tensor, " row"]]:
@@ -112,7 +119,7 @@ class Watch:
         have ended may be among them; their tokens mean nothing.
 
         Args:
-            logits: of the tokens in the span of what may follow.
+            logits: of the tokens that may follow.
         """
         at = None if self._seen is None else torch.tensor(rows, device=self.device)
         drawn, logprobs = choose(
@@ -123,8 +130,8 @@ class Watch:
             seen=None if self._seen is None else self._seen[at],
             allowed=following.allowed,
         )
-        if following.span.start:
-            drawn += following.span.start
+        if following.tokens is not None:
+            drawn = following.tokens[drawn]
         if self._seen is not None:
             self._seen[at, self._filled_to[at]] = drawn
             self._filled_to[at] += 1
