@@ -95,7 +95,7 @@ def _named(texts: Sequence[str], setting: str, form: str) -> list[tuple[str, str
     for text in texts:
         name, sign, value = text.rpartition("=")
         if not sign or not name:
-            raise ConfigError(f'{setting} = {text}: write it as {form}')
+            raise ConfigError(f"{setting} = {text}: write it as {form}")
         if name in dict(found):
             raise ConfigError(f'{setting}: "{name}" stands twice; keep one')
         found.append((name, value))
@@ -111,7 +111,9 @@ def _say_repeats(train: pd.DataFrame, holdout: pd.DataFrame) -> None:
     repeated = int(pd.concat([train, holdout]).duplicated().sum())
     if not repeated:
         return
-    shared = sum(map(set(train.itertuples(index=False, name=None)).__contains__, holdout.itertuples(index=False, name=None)))
+    shared = sum(
+        map(set(train.itertuples(index=False, name=None)).__contains__, holdout.itertuples(index=False, name=None))
+    )
     over = f"; {shared:,} of the rows held out stand among those to learn from too" if len(holdout) else ""
     say(f"  {repeated:,} rows repeat another one exactly{over}")
 
@@ -124,8 +126,10 @@ def _say_columns(schema: Schema) -> None:
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]], widths: Sequence[int]) -> str:
     """Plain columns of text, each cut to its width."""
-    cut = [[shown(cell, width) if len(cell) > width else _visible(cell) for cell, width in zip(row, widths, strict=True)]
-           for row in (header, *rows)]
+    cut = [
+        [shown(cell, width) if len(cell) > width else _visible(cell) for cell, width in zip(row, widths, strict=True)]
+        for row in (header, *rows)
+    ]
     sizes = [max(map(len, column)) for column in zip(*cut, strict=True)]
     lines = ("  ".join(f"{cell:<{size}}" for cell, size in zip(row, sizes, strict=True)).rstrip() for row in cut)
     return "\n".join(f"  {line}" for line in lines)

@@ -142,7 +142,13 @@ class Synthesizer:
         return self
 
     def sample(
-        self, n: int, where: Where | None = None, *, seed: int = 0, policy: str = REFERENCE, batch_size: int | None = None
+        self,
+        n: int,
+        where: Where | None = None,
+        *,
+        seed: int = 0,
+        policy: str = REFERENCE,
+        batch_size: int | None = None,
     ) -> pd.DataFrame:
         """`n` legal rows, with the types of the table.
 
@@ -165,7 +171,13 @@ class Synthesizer:
         return to_frame(rows, self.fitted.source)
 
     def draw(
-        self, n: int, where: Where | None = None, *, seed: int = 0, policy: str = REFERENCE, batch_size: int | None = None
+        self,
+        n: int,
+        where: Where | None = None,
+        *,
+        seed: int = 0,
+        policy: str = REFERENCE,
+        batch_size: int | None = None,
     ) -> tuple[pd.DataFrame, Drawn]:
         """As `sample`, but cells as text, and what it took."""
         fitted = self.fitted
@@ -201,7 +213,9 @@ class Synthesizer:
         frame, source = from_frame(table, like=fitted.source)
         frame = frame.reset_index(drop=True)
         if cells is not None and cells.shape != table.shape:
-            raise ConfigError(f"cells has the shape {cells.shape}, the table {table.shape}; give one value for each cell")
+            raise ConfigError(
+                f"cells has the shape {cells.shape}, the table {table.shape}; give one value for each cell"
+            )
         asked = None if cells is None else pd.DataFrame(cells.to_numpy(dtype=bool), columns=frame.columns)
         codes, unknown, drawn = fitted.context(frame, asked)
         legal = {place: _fillable(column, one) for place, column, one in fitted.places()}
@@ -254,7 +268,9 @@ class Synthesizer:
             ConfigError: nothing was.
         """
         if self._fitted is None:
-            raise ConfigError("this synthesizer has learned no table; call fit(table) first, or Synthesizer.load(folder)")
+            raise ConfigError(
+                "this synthesizer has learned no table; call fit(table) first, or Synthesizer.load(folder)"
+            )
         return self._fitted
 
 
@@ -335,9 +351,7 @@ class _Fitted:
 
     def context(
         self, frame: pd.DataFrame, asked: pd.DataFrame | None
-    ) -> tuple[
-        Int[np.ndarray, "row column"], Bool[np.ndarray, "row column"], Bool[np.ndarray, "row column"]
-    ]:
+    ) -> tuple[Int[np.ndarray, "row column"], Bool[np.ndarray, "row column"], Bool[np.ndarray, "row column"]]:
         """Codes of a text frame, which of them are unknown to the model, and which cells are to be drawn."""
         self.schema.codes(frame.iloc[:0])  # says which columns are missing or unknown
         shape = (len(frame), len(self.encoding.columns))
@@ -360,9 +374,7 @@ class _Fitted:
         return f"; the nearest value is {numbers.text(near)}"
 
 
-def learn(
-    run: RunFolder, train: pd.DataFrame, source: Source, schema: Schema, learning: Learning
-) -> dict[str, Any]:
+def learn(run: RunFolder, train: pd.DataFrame, source: Source, schema: Schema, learning: Learning) -> dict[str, Any]:
     """Fit a model to the rows of a text frame, in a run folder, and return what `fit.json` says.
 
     Raises:
@@ -382,9 +394,7 @@ def learn(
         width = policy.model.get_output_embeddings().weight.shape[0]
         encoding = Sentence(schema.written, tokenizer, order=order, any_order=learning.any_order, vocabulary=width)
         check_length(policy.model, encoding.longest + 1, "use --encoding compact, or leave columns out")
-        writer = SentenceWriter(
-            policy, encoding, dropout=learning.settings.dropout, rows_at_once=SENTENCES_AT_ONCE
-        )
+        writer = SentenceWriter(policy, encoding, dropout=learning.settings.dropout, rows_at_once=SENTENCES_AT_ONCE)
         looked_at, unmasked = LOOKED_AT_SENTENCES, UNMASKED_SENTENCES
     say(
         f"{learning.encoding} encoding: at most {encoding.longest} tokens a row, {encoding.vocabulary:,} in the "
@@ -442,9 +452,7 @@ def _order(schema: Schema, first: Sequence[str]) -> list[int]:
         column = find(str(name), schema.columns)
         if not column.written:
             raise ConfigError(f'first: "{name}" is of the kind {column.kind}, which the model does not write')
-    return [names.index(str(name)) for name in ahead] + [
-        place for place, name in enumerate(names) if name not in ahead
-    ]
+    return [names.index(str(name)) for name in ahead] + [place for place, name in enumerate(names) if name not in ahead]
 
 
 def _model(path: Path, encoding: Encoding) -> Any:
