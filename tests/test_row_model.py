@@ -200,11 +200,11 @@ def test_validation_rows_are_a_random_part_and_never_all() -> None:
 
 
 def test_the_rate_rises_over_the_warm_up_and_falls_to_a_fiftieth() -> None:
-    settings = RowModel(learning_rate=1e-3)
-    assert rate(settings, 0, 0.0) == pytest.approx(1e-3 / 50)
-    assert rate(settings, 60, 0.0) == pytest.approx(1e-3)
-    assert rate(settings, 60, 0.5) == pytest.approx(0.51e-3)
-    assert rate(settings, 60, 1.0) == pytest.approx(0.02e-3)
+    assert rate(1e-3, 0, 0.0) == pytest.approx(1e-3 / 50)
+    assert rate(1e-3, 0, 0.0, warm_up=1) == pytest.approx(1e-3)
+    assert rate(1e-3, 60, 0.0) == pytest.approx(1e-3)
+    assert rate(1e-3, 60, 0.5) == pytest.approx(0.51e-3)
+    assert rate(1e-3, 60, 1.0) == pytest.approx(0.02e-3)
 
 
 def test_a_width_that_is_no_multiple_of_the_heads_is_refused() -> None:

@@ -27,8 +27,8 @@ class RowModel:
     sums of features that its neighbours share, so a rare value learns from those beside it."""
     batch: Positive = 128
     """Rows in an optimiser step."""
-    learning_rate: Annotated[float, Gt(0), Le(1)] = 2e-3
-    """Peak learning rate of AdamW, in (0, 1]."""
+    learning_rate: Annotated[float, Gt(0), Le(1)] | None = None
+    """Peak learning rate of AdamW, in (0, 1]; none: 0.005 from scratch, 0.0005 for a model that goes on learning."""
     weight_decay: Annotated[float, Ge(0)] = 0.05
     """Decoupled weight decay of matrices, ≥ 0."""
     averaging: Annotated[float, Interval(ge=0, lt=1)] = 0.995

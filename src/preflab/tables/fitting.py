@@ -37,6 +37,7 @@ FIT = "fit.json"
 BETAS = (0.9, 0.98)
 MAX_GRADIENT_NORM = 1.0
 WARMUP_STEPS = 50
+"""Fewer where they would be more than a tenth of the longest fit."""
 LAST_RATE = 0.02
 """What the schedule leaves of the learning rate at its end."""
 YOUNG = 10
@@ -61,14 +62,14 @@ def split(codes: Codes, share: float, *, seed: int) -> tuple[Int[np.ndarray, " r
     return np.sort(order[held:]), np.sort(order[:held])
 
 
-def rate(settings: RowModel, step: int, progress: float) -> float:
+def rate(peak: float, step: int, progress: float, *, warm_up: int = WARMUP_STEPS) -> float:
     """The learning rate of step 0, 1, …: a linear warm-up, then half a cosine.
 
     Args:
         progress: how much of the longest fit is over, in [0, 1].
     """
-    warm = min(1.0, (step + 1) / WARMUP_STEPS)
-    return settings.learning_rate * warm * (LAST_RATE + (1 - LAST_RATE) * (1 + math.cos(math.pi * progress)) / 2)
+    warm = min(1.0, (step + 1) / warm_up)
+    return peak * warm * (LAST_RATE + (1 - LAST_RATE) * (1 + math.cos(math.pi * progress)) / 2)
 
 
 def fit_rows(
@@ -96,11 +97,13 @@ def fit_rows(
     learned, held = split(codes, settings.validation, seed=seed)
     per_epoch = max(1, math.ceil(len(learned) / settings.batch))
     total = max(1, math.ceil(settings.epochs * len(learned) / settings.batch))
+    warm_up = min(WARMUP_STEPS, max(1, total // 10))
+    peak = writer.usual_rate if settings.learning_rate is None else settings.learning_rate
     average, best = copy.deepcopy(writer), copy.deepcopy(writer)
     decayed, others = writer.decayed()
     optimizer = torch.optim.AdamW(
         [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}],
-        lr=settings.learning_rate,
+        lr=peak,
         betas=BETAS,
         fused=True,
     )
@@ -120,7 +123,9 @@ def fit_rows(
             progress = min(1.0, max(step / total, over))
             rows = learned[batch_at(step, examples=len(learned), batch_size=settings.batch, seed=derive(seed, "data"))]
             with session.step(step, lambda rows=rows: [f"training row {row + 1}" for row in rows]), _clock(seen):  # type: ignore[misc]
-                figures = _step(writer, codes[rows], optimizer, rate(settings, step, progress), step=step, seed=seed)
+                figures = _step(
+                    writer, codes[rows], optimizer, rate(peak, step, progress, warm_up=warm_up), step=step, seed=seed
+                )
                 _average(average, writer, min(settings.averaging, (step + 1) / (step + YOUNG)))
             done = step + 1
             late = progress >= 1

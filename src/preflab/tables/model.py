@@ -108,6 +108,8 @@ class RowWriter(Writer):
     The head has a bias, which GPT-2's has not: the first channel of the last states is given to it.
     """
 
+    usual_rate = 5e-3
+
     def __init__(
         self, encoding: Compact, codes: Int[np.ndarray, "row column"], settings: RowModel, *, seed: int
     ) -> None:

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from preflab.config.row_model import RowModel
 from preflab.data.encode import Tree
 from preflab.data.pack import pack
 from preflab.losses.logprobs import masked_sum
@@ -21,22 +22,27 @@ from preflab.tables.writers import Writer
 
 Codes = Int[np.ndarray, "row column"]
 
+ROWS_AT_ONCE = 16
+"""So many are in memory together."""
+
 
 class SentenceWriter(Writer):
     """Its loss is a language model's: over all tokens, with no mask."""
 
-    def __init__(self, policy: Policy, encoding: Sentence, *, dropout: float, rows_at_once: int) -> None:
+    usual_rate = 5e-4
+
+    def __init__(self, policy: Policy, encoding: Sentence, settings: RowModel) -> None:
         super().__init__()
-        self.model, self.encoding, self.rows_at_once = policy.model, encoding, rows_at_once
+        self.model, self.encoding = policy.model, encoding
         for module in self.model.modules():
             if isinstance(module, nn.Dropout):
-                module.p = dropout
+                module.p = settings.dropout
 
     def shares(self, codes: Codes, *, seed: int, learning: bool) -> Iterator[Float[Tensor, " row"]]:
         """See `Writer`."""
         generator = np.random.Generator(np.random.Philox(seed))
-        for begin in range(0, len(codes), self.rows_at_once):
-            trees = [self._tree(row, generator) for row in codes[begin : begin + self.rows_at_once].tolist()]
+        for begin in range(0, len(codes), ROWS_AT_ONCE):
+            trees = [self._tree(row, generator) for row in codes[begin : begin + ROWS_AT_ONCE].tolist()]
             batch = pack(trees).to(self.model.device)
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(derive(seed, "dropout", begin))

@@ -16,6 +16,9 @@ Codes = Int[np.ndarray, "row column"]
 class Writer(nn.Module, ABC):
     """A module that gives rows their likelihood, and in the end is a causal language model of transformers."""
 
+    usual_rate: float
+    """The peak learning rate where none is given."""
+
     @abstractmethod
     def shares(self, codes: Codes, *, seed: int, learning: bool) -> Iterator[Float[Tensor, " row"]]:
         """−log p of each row, in nats, some rows at a time.
