@@ -8,11 +8,15 @@ from dataclasses import dataclass
 from datetime import date
 from fractions import Fraction
 from functools import cached_property, lru_cache
-from typing import Literal
+from typing import ClassVar, Literal
+
+from pydantic import ConfigDict
 
 from preflab.seeds import derive
 
 Kind = Literal["integer", "decimal", "category", "boolean", "datetime", "identifier", "constant"]
+STRICT = ConfigDict(extra="forbid", strict=True)
+"""How what is stored as JSON is read: nothing unknown, nothing converted."""
 SEEN_LISTED = 1000
 """A scale lists the points that the training rows hold where there are at most this many."""
 
@@ -44,6 +48,8 @@ class Numbers:
     >>> prices.text(0), prices.point("1.20"), prices.nearest("99")
     ('-0.50', 170, 300)
     """
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     low: int
     """The first point, in steps."""
@@ -189,6 +195,8 @@ class Times:
     ('29.02.2024', 0)
     """
 
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
     low: int
     """The first point, in units since 1970."""
     size: int
@@ -260,6 +268,8 @@ class Serial:
     ['C-0042', 'C-0043']
     """
 
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
     before: str
     width: int
     """Digits, filled up with zeros; 0: as many as it takes."""
@@ -282,6 +292,8 @@ class Shape:
     >>> sorted(shape.fresh(8, seed=0))
     ['b2', 'b3', 'b4', 'b5', 'b6', 'b7', 'b8', 'b9']
     """
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     alphabets: tuple[str, ...]
     first: int
@@ -336,6 +348,8 @@ class Column:
     >>> [column.text(code) for code in (-1, -2, 0, 7)]
     ['', '-9', '18', '25']
     """
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     name: str
     kind: Kind

@@ -26,6 +26,7 @@ from preflab.seeds import derive
 from preflab.tables.column import (
     NANOSECONDS,
     SEEN_LISTED,
+    STRICT,
     Column,
     Kind,
     Numbers,
@@ -75,7 +76,7 @@ class Schema:
     {'row': '5', 'age': 'NA', 'sex': 'm'}
     """
 
-    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     columns: tuple[Column, ...]
     """All of them, in the order of the table."""
