@@ -56,6 +56,8 @@ class Cells:
     """The first point of each range, rising."""
     stops: tuple[int, ...]
     """And its last."""
+    middles: tuple[int, ...]
+    """The point that stands for it as a number."""
     first: int
     """The first of the column's tokens: levels, ranges, then the digits of each place."""
 
@@ -105,7 +107,7 @@ class Cells:
         found[:, 0] = self.first + np.where(is_level, -1 - codes, levels + span)
         if self.places:
             wide = codes if self._ring < 2**62 else codes.astype(object)
-            rest = np.where(is_level, 0, (wide + self._low % self._ring) % self._ring)
+            rest = np.where(is_level, 0, (wide % self._ring + self._low % self._ring) % self._ring)
             for part in range(self.places, 0, -1):
                 found[:, part] = self._digits(part) + (rest % self.base).astype(np.int64)
                 rest = rest // self.base
@@ -174,17 +176,10 @@ class Cells:
         return tuple((low, high) for low, high in clipped if low <= high)
 
     def numbers(self) -> Float[np.ndarray, " value"]:
-        """The value of each token that a cell may begin with: NaN for a level, for a bucket that of the middle one of
-        the points that were seen in it."""
-        column = self.column
-        found = [float("nan")] * len(column.levels)
-        if column.numbers is not None:
-            seen = np.array(column.numbers.seen, dtype=np.int64)
-            begins, ends = np.searchsorted(seen, self._starts), np.searchsorted(seen, self._stops, side="right")
-            for start, stop, begin, end in zip(self.starts, self.stops, begins, ends, strict=True):
-                middle = int(seen[(begin + end - 1) // 2]) if begin < end else (start + stop) // 2
-                found.append(column.value(middle))
-        return np.array(found)
+        """The value of each token that a cell may begin with: NaN for a level, for a bucket that of the middle one
+        of its training rows."""
+        levels = [float("nan")] * len(self.column.levels)
+        return np.array([*levels, *(self.column.value(point) for point in self.middles)])
 
     def _overlaps(self, span: int, legal: Legal) -> list[tuple[int, int]]:
         start, stop = self.starts[span], self.stops[span]
@@ -223,12 +218,12 @@ class Cells:
         return 0 if self.column.numbers is None else self.column.numbers.low
 
 
-def buckets(points: Int[np.ndarray, " row"]) -> tuple[int, ...]:
-    """The first points of at most `BUCKETS` buckets that hold about equally many of these points, the first of them 0.
-    A point that would fill two has one for itself.
+def buckets(points: Int[np.ndarray, " row"], size: int) -> tuple[tuple[int, int], ...]:
+    """At most `BUCKETS` buckets that hold about equally many of these points, and together all points below `size`: of
+    each its first point and its median one. A point that would fill two has one for itself.
 
-    >>> buckets(np.array([5] * 50 + list(range(10, 73))))[:4]
-    (0, 5, 6, 12)
+    >>> buckets(np.array([5] * 50 + list(range(10, 73))), 100)[:4]
+    ((0, 2), (5, 5), (6, 10), (12, 12))
     """
     distinct, counts = np.unique(points, return_counts=True)
     share = len(points) / (BUCKETS - 1)
@@ -242,7 +237,15 @@ def buckets(points: Int[np.ndarray, " row"]) -> tuple[int, ...]:
         if alone:
             starts.append(point + 1)
             filled = 0
-    return tuple(dict.fromkeys(starts))
+    starts = [start for start in dict.fromkeys(starts) if start < size]
+    risen = np.sort(points)
+    bounds = np.searchsorted(risen, [*starts, size]).tolist()
+    ends = [*starts[1:], size]
+    middles = [
+        int(risen[(begin + end - 1) // 2]) if begin < end else (start + stop - 1) // 2
+        for start, stop, begin, end in zip(starts, ends, bounds[:-1], bounds[1:], strict=True)
+    ]
+    return tuple(zip(starts, middles, strict=True))
 
 
 @dataclass(frozen=True)
@@ -264,8 +267,9 @@ class Compact:
     columns: tuple[Column, ...]
     order: tuple[int, ...]
     any_order: bool
-    buckets: tuple[tuple[int, ...], ...]
-    """Of each column the first points of its buckets; empty where each point has a token."""
+    buckets: tuple[tuple[tuple[int, int], ...], ...]
+    """Of each column its buckets: the first point, and the one in the middle of its training rows; empty where each
+    seen point has a token."""
 
     @staticmethod
     def of(
@@ -286,16 +290,16 @@ class Compact:
         """
         found = []
         for number, column in enumerate(columns):
-            long = column.numbers is not None and len(column.numbers.seen) > ONE_TOKEN_POINTS
-            cells = codes[:, number]
-            found.append(buckets(cells[cells >= 0]) if long else ())
+            cells, numbers = codes[:, number], column.numbers
+            short = numbers is None or 0 < len(numbers.seen) <= ONE_TOKEN_POINTS
+            found.append(() if numbers is None or short else buckets(cells[cells >= 0], numbers.size))
         order = range(len(columns)) if order is None else order
         return Compact(tuple(columns), tuple(order), any_order, tuple(found))
 
     @staticmethod
     def restored(columns: Sequence[Column], settings: Mapping[str, Any]) -> Compact:
         """From what `settings` gave."""
-        found = tuple(tuple(starts) for starts in settings["buckets"])
+        found = tuple(tuple((start, middle) for start, middle in some) for some in settings["buckets"])
         return Compact(tuple(columns), tuple(settings["order"]), settings["any_order"], found)
 
     def __post_init__(self) -> None:
@@ -308,7 +312,7 @@ class Compact:
             "kind": "compact",
             "order": list(self.order),
             "any_order": self.any_order,
-            "buckets": [list(starts) for starts in self.buckets],
+            "buckets": [[list(bucket) for bucket in some] for some in self.buckets],
         }
 
     @property
@@ -320,17 +324,16 @@ class Compact:
         """How each column is written."""
         found: list[Cells] = []
         first = END + 1 + (len(self.columns) if self.any_order else 0)
-        for column, starts in zip(self.columns, self.buckets, strict=True):
+        for column, some in zip(self.columns, self.buckets, strict=True):
             numbers = column.numbers
             if numbers is None:
-                found.append(Cells(column, (), (), first))
-            elif starts:
+                found.append(Cells(column, (), (), (), first))
+            elif some:
+                starts, middles = tuple(start for start, _ in some), tuple(middle for _, middle in some)
                 stops = (*(start - 1 for start in starts[1:]), numbers.size - 1)
-                # A last point that has a bucket for itself leaves none behind it.
-                kept = [(start, stop) for start, stop in zip(starts, stops, strict=True) if start <= stop]
-                found.append(Cells(column, tuple(a for a, _ in kept), tuple(b for _, b in kept), first))
+                found.append(Cells(column, starts, stops, middles, first))
             else:
-                found.append(Cells(column, numbers.seen, numbers.seen, first))
+                found.append(Cells(column, numbers.seen, numbers.seen, numbers.seen, first))
             first += found[-1].count
         return tuple(found)
 
@@ -476,8 +479,8 @@ class Compact:
 class Place(NamedTuple):
     """Where a row is: a state of `CompactMask`."""
 
-    plan: int
-    """Which columns were given; see `CompactMask`."""
+    given: int
+    """Which columns the prompt has, a bit each."""
     slot: int
     """How many slots after the prompt are filled."""
     open: Spans
@@ -497,9 +500,8 @@ class CompactMask:
         for column, beginnings in zip(encoding.columns, self._beginnings, strict=True):
             if not len(beginnings):
                 raise ValueError(f'no training row holds a value of "{column.name}" that is asked for; allow it more')
-        self._plans: list[tuple[Slot, ...]] = []
-        """The slots that follow a prompt."""
-        self._plan_of: dict[frozenset[int], int] = {}
+        self._left: dict[int, tuple[Slot, ...]] = {}
+        """Of the columns that were given: the slots that follow."""
         self._choices: dict[tuple[int, int, Spans], Int[np.ndarray, " token"]] = {}
 
     def start(self, prompt: tuple[int, ...]) -> Place:
@@ -510,15 +512,10 @@ class CompactMask:
         found, place = self.encoding.read(prompt)
         if place < len(prompt):
             raise ValueError(f"the prompt goes on after its row, with token {place} ({prompt[place]})")
-        given = frozenset(found)
-        if given not in self._plan_of:
-            self._plan_of[given] = len(self._plans)
-            left = [number for number in self.encoding.order if number not in given]
-            self._plans.append(self.encoding.slots_in(left))
-        return Place(self._plan_of[given], 0, ())
+        return Place(sum(1 << number for number in found), 0, ())
 
     def advance(self, state: Place, token: int) -> Place:
-        slot = self._plans[state.plan][state.slot]
+        slot = self._slots(state.given)[state.slot]
         left: Spans = ()
         if slot.part == 0:
             left = self.encoding.cells[slot.column].open(token, self.legal[slot.column])
@@ -526,16 +523,22 @@ class CompactMask:
             left = self.encoding.cells[slot.column].after(slot.part, state.open, token)
             if slot.part == self.encoding.cells[slot.column].places:
                 left = ()
-        return Place(state.plan, state.slot + 1, left)
+        return Place(state.given, state.slot + 1, left)
 
     def allowed(self, states: Sequence[Place]) -> Bool[Tensor, "row vocabulary"]:
         return allowing([self._choice(state) for state in states], self.encoding.vocabulary)
 
+    def _slots(self, given: int) -> tuple[Slot, ...]:
+        if given not in self._left:
+            left = [number for number in self.encoding.order if not given >> number & 1]
+            self._left[given] = self.encoding.slots_in(left)
+        return self._left[given]
+
     def _choice(self, state: Place) -> Int[np.ndarray, " token"]:
-        plan = self._plans[state.plan]
-        if state.slot == len(plan):
+        slots = self._slots(state.given)
+        if state.slot == len(slots):
             return _END
-        slot = plan[state.slot]
+        slot = slots[state.slot]
         key = (slot.column, slot.part, state.open)
         found = self._choices.get(key)
         if found is None:

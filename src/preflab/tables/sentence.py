@@ -8,7 +8,7 @@ for commas. Text that could be taken for the end of a value or a name stands in 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -27,6 +27,8 @@ LISTED_POINTS = 5_000
 """As many points of a scale have the tokens that the tokenizer gives their text; those of a longer one are written
 character by character."""
 
+DIGITS = "0123456789"
+
 Tokens = tuple[int, ...]
 
 
@@ -37,8 +39,11 @@ class Values:
     column: Column
     listed: dict[int, Tokens]
     """Code → tokens."""
-    parts: tuple[range, ...]
-    """The scale of those that are written character by character."""
+    parts: tuple[Sequence[int], ...]
+    """The scale of those that are written character by character; empty where there are none."""
+    plain: bool
+    """Whether these are written as plain decimals, or counts of steps where the scale has no decimals, as the texts of
+    the table have no order: "1e-05"."""
     alphabet: dict[str, Tokens]
     """Character → tokens; with a space before it where it comes first."""
 
@@ -63,7 +68,11 @@ class Values:
         return union(roots)
 
     def text(self, code: int) -> str:
-        return quoted_value(self.column.text(code))
+        if self.plain and code >= 0:
+            return plain_text(self.column, code)
+        text = self.column.text(code)
+        # Among plain decimals, a level that looks like one is told apart by its quotes.
+        return _quotes(text) if self.plain and text[:1] in ("-", *DIGITS) else quoted_value(text)
 
     def first(self, character: str) -> Tokens:
         return self.alphabet[" " + character]
@@ -103,6 +112,21 @@ def quoted_name(name: str) -> str:
     ['age', '"what is it"', '"that is"', 'this']
     """
     return _quotes(name) if not name or " is " in name + " " or name[0] == '"' else name
+
+
+def plain_text(column: Column, point: int) -> str:
+    """A point with all its decimals, or as the count of its step.
+
+    >>> from preflab.tables.column import Numbers
+    >>> plain_text(Column("x", "integer", numbers=Numbers(-5, 10, ())), 2)
+    '-3'
+    """
+    assert column.numbers is not None
+    # Scales of moments have no decimals.
+    steps, decimals = column.numbers.low + point, max(getattr(column.numbers, "decimals", 0), 0)
+    digits = str(abs(steps)).rjust(decimals + 1, "0")
+    cut = len(digits) - decimals
+    return "-" * (steps < 0) + digits[:cut] + "." * bool(decimals) + digits[cut:]
 
 
 class Sentence:
@@ -275,17 +299,22 @@ class Sentence:
         return ", ".join(f'"{self.columns[number].name}"' for number in numbers)
 
     def _values(self, column: Column) -> Values:
-        legal = legal_of(column)
-        parts: Sequence[range] | None = None
+        legal, numbers = legal_of(column), column.numbers
         points: Sequence[int] = ()
-        if column.numbers is not None:
-            if column.numbers.size <= LISTED_POINTS:
-                points = range(column.numbers.size)
-            else:
-                parts = stretches(lambda point: quoted_value(column.text(point)), column.numbers.size)
-                points = column.numbers.seen if parts is None else ()
+        values = Values(column, listed={}, parts=(), plain=False, alphabet={})
+        if numbers is not None and numbers.size <= LISTED_POINTS:
+            points = range(numbers.size)
+        elif numbers is not None:
+            parts = stretches(values.text, numbers.size)
+            if parts is None:
+                values = replace(values, plain=True)
+                parts = stretches(values.text, numbers.size)
+            assert parts is not None, "plain decimals have an order"
+            seen = {character for part in parts for point in probes(part) for character in values.text(point)}
+            alphabet = {before + c: self._piece(before + c) for c in sorted(seen | set(DIGITS)) for before in ("", " ")}
+            values = replace(values, parts=tuple(parts), alphabet=alphabet)
         codes = [*range(-len(column.levels), 0), *(point for point in points if point in legal)]
-        listed = {code: self._piece(f" {quoted_value(column.text(code))}") for code in codes}
+        listed = {code: self._piece(f" {values.text(code)}") for code in codes}
         if len(set(listed.values())) < len(listed):
             raise ConfigError(f'the tokenizer writes two values of "{column.name}" alike; take another')
         every = set(listed.values())
@@ -295,10 +324,7 @@ class Sentence:
             for place in range(1, len(tokens))
         ):
             raise ConfigError(f'the tokenizer writes a value of "{column.name}" like another and a comma; take another')
-        seen = (quoted_value(column.text(point)) for part in parts or () for point in probes(part))
-        characters = set("0123456789").union(*seen) if parts else ()
-        alphabet = {before + c: self._piece(before + c) for c in sorted(characters) for before in ("", " ")}
-        return Values(column, listed, tuple(parts or ()), alphabet)
+        return replace(values, listed=listed)
 
     def _piece(self, text: str) -> Tokens:
         tokens = self._encoder.continuation(text)
@@ -310,8 +336,8 @@ class Sentence:
 class Spot(NamedTuple):
     """Where a row is: a state of `SentenceMask`."""
 
-    plan: int
-    """Which columns were given; see `SentenceMask`."""
+    given: int
+    """Which columns the prompt has, a bit each."""
     column: int
     """How many of those that follow are complete."""
     at: int | Node
@@ -328,9 +354,8 @@ class SentenceMask:
             self._roots.append(values.trie(some))
             if not self._roots[-1].children:
                 raise ValueError(f'no training row holds a value of "{values.column.name}" that is asked for')
-        self._plans: list[tuple[int, ...]] = []
-        """The columns that follow a prompt."""
-        self._plan_of: dict[frozenset[int], int] = {}
+        self._left: dict[int, tuple[int, ...]] = {}
+        """Of the columns that were given: those that follow."""
         self._bridges = tuple(encoding.comma + name for name in encoding.names)
         self._end, self._comma = np.array([encoding.end_id]), np.array(encoding.comma[:1])
 
@@ -340,27 +365,28 @@ class SentenceMask:
             ValueError: the prompt is none that `Sentence.prompt` gives.
         """
         found, place, comma = self.encoding.read(prompt)
-        given = frozenset(found)
-        if place < len(prompt) or comma != (0 < len(given) < len(self.encoding.columns)):
+        if place < len(prompt) or comma != (0 < len(found) < len(self.encoding.columns)):
             raise ValueError(f"the prompt of {len(prompt)} tokens doesn't end behind a clause and its comma")
-        if given not in self._plan_of:
-            self._plan_of[given] = len(self._plans)
-            self._plans.append(tuple(number for number in self.encoding.order if number not in given))
-        return Spot(self._plan_of[given], 0, len(self.encoding.comma))
+        return Spot(sum(1 << number for number in found), 0, len(self.encoding.comma))
 
     def advance(self, state: Spot, token: int) -> Spot:
-        plan, column, at = state
+        given, column, at = state
         if isinstance(at, int):
-            number = self._plans[plan][column]
-            return Spot(plan, column, at + 1 if at + 1 < len(self._bridges[number]) else self._roots[number])
+            number = self._columns(given)[column]
+            return Spot(given, column, at + 1 if at + 1 < len(self._bridges[number]) else self._roots[number])
         child = at.children.get(token)
-        return Spot(plan, column + 1, 1) if child is None else Spot(plan, column, child)
+        return Spot(given, column + 1, 1) if child is None else Spot(given, column, child)
 
     def allowed(self, states: Sequence[Spot]) -> Bool[Tensor, "row vocabulary"]:
         return allowing([self._choice(state) for state in states], self.encoding.vocabulary)
 
+    def _columns(self, given: int) -> tuple[int, ...]:
+        if given not in self._left:
+            self._left[given] = tuple(number for number in self.encoding.order if not given >> number & 1)
+        return self._left[given]
+
     def _choice(self, state: Spot) -> Int[np.ndarray, " token"]:
-        columns, at = self._plans[state.plan], state.at
+        columns, at = self._columns(state.given), state.at
         if state.column == len(columns):
             return self._end
         if isinstance(at, int):

@@ -23,16 +23,26 @@ NEIGHBOURS = 12
 """Points that are looked at side by side: among ten, all lengths of a text occur that its last digit has a say in."""
 PROBES = 300
 """Points along a stretch at which its order is looked at."""
+SORTED_POINTS = 200_000
+"""As many points are sorted by their texts, where these rise along no stretch: 500 years of days."""
 
 
-def stretches(text: Text, size: int) -> list[range] | None:
+def stretches(text: Text, size: int) -> list[Sequence[int]] | None:
     """Points 0 … size − 1 in stretches, each in the order in which its texts rise; None: they have no such order, as
-    far as some hundred points of each tell.
+    far as some hundred points of each tell, and are too many to sort.
 
     >>> [(part[0], part[-1]) for part in stretches(lambda point: str(point - 20), 140)]
     [(10, 0), (19, 11), (20, 29), (30, 119), (120, 139)]
     """
-    found, first = [], 0
+    found = _ranges(text, size)
+    if found is None and size <= SORTED_POINTS:
+        return [sorted(range(size), key=text)]
+    return found
+
+
+def _ranges(text: Text, size: int) -> list[Sequence[int]] | None:
+    found: list[Sequence[int]] = []
+    first = 0
 
     def digits(point: int) -> int:
         return _digits_before_the_point(text(point))
@@ -52,7 +62,7 @@ def stretches(text: Text, size: int) -> list[range] | None:
     return found
 
 
-def probes(part: range) -> list[int]:
+def probes(part: Sequence[int]) -> list[int]:
     """Some of its points: along it, and neighbours at its ends."""
     count = len(part)
     places = {*range(min(NEIGHBOURS, count)), *range(max(count - NEIGHBOURS, 0), count)}
@@ -62,7 +72,7 @@ def probes(part: range) -> list[int]:
     return [part[place] for place in sorted(places)]
 
 
-def spelled(text: Text, parts: Sequence[range], spans: Spans, first: Spell, others: Spell) -> Node:
+def spelled(text: Text, parts: Sequence[Sequence[int]], spans: Spans, first: Spell, others: Spell) -> Node:
     """The points of some spans as a trie, their numbers at its ends.
 
     Args:
@@ -72,12 +82,12 @@ def spelled(text: Text, parts: Sequence[range], spans: Spans, first: Spell, othe
     return _spelled(text, "", [some for part in parts for some in _within(part, spans)], first, others)
 
 
-def _spelled(text: Text, before: str, parts: Sequence[range], first: Spell, others: Spell) -> Node:
+def _spelled(text: Text, before: str, parts: Sequence[Sequence[int]], first: Spell, others: Spell) -> Node:
     # Of texts that begin alike the shortest comes first.
     ends = [part[0] for part in parts if text(part[0]) == before]
 
     def grow() -> dict[int, Node]:
-        found: dict[str, list[range]] = {}
+        found: dict[str, list[Sequence[int]]] = {}
         for part in parts:
             rest = part[1:] if text(part[0]) == before else part
             while rest:
@@ -92,11 +102,14 @@ def _spelled(text: Text, before: str, parts: Sequence[range], first: Spell, othe
     return Node(ends[0] if ends else None, grow)
 
 
-def _within(part: range, spans: Spans) -> list[range]:
+def _within(part: Sequence[int], spans: Spans) -> list[Sequence[int]]:
     """What some spans hold of a stretch, in its order."""
+    if not isinstance(part, range):
+        left = [point for point in part if any(a <= point <= b for a, b in spans)]
+        return [left] if left else []
     low, high = min(part[0], part[-1]), max(part[0], part[-1])
     found = [range(max(low, a), min(high, b) + 1) for a, b in spans if max(low, a) <= min(high, b)]
-    return found if part.step > 0 else [some[::-1] for some in found]
+    return [some if part.step > 0 else some[::-1] for some in found]
 
 
 def _digits_before_the_point(text: str) -> int:
