@@ -18,10 +18,10 @@ from preflab.runs import RunFolder, read_json
 from preflab.seeds import derive
 from preflab.tables.conditions import read
 from preflab.tables.draw import Drawn, unmasked_share
-from preflab.tables.files import read_table, write_table
+from preflab.tables.files import format_of, read_table, write_table
 from preflab.tables.fitting import FIT
 from preflab.tables.schema import Schema, infer
-from preflab.tables.synthesizer import UNMASKED, Learning, Synthesizer, learn, parted, shortage
+from preflab.tables.synthesizer import UNMASKED, Learning, Synthesizer, learn, parted, shortage, start
 
 PREVIEW = 3
 """Rows that are printed of a sample."""
@@ -50,21 +50,23 @@ def fit(config: TableFit) -> None:
     _say_columns(schema)
     for note in (*source.notes, *schema.notes):
         say(f"note: {note}")
+    learning = Learning(
+        config.encoding, config.model, config.any_order, config.first, config.minutes, config.fit, config.seed
+    )
+    begun = start(train, schema, learning)
     run = RunFolder.open(config.out, to_yaml(config), data=config.data)
     suffix = ".parquet" if source.format == "parquet" else config.data.suffix.lower()
     write_table(train, source, run.path / f"train{suffix}")
     if len(holdout):
         write_table(holdout, source, run.path / f"holdout{suffix}")
-    learning = Learning(
-        config.encoding, config.model, config.any_order, config.first, config.minutes, config.fit, config.seed
-    )
-    _show(config, learn(run, train, source, schema, learning))
+    _show(config, learn(run, begun, source, learning))
 
 
 def sample(config: TableSample) -> None:
     """Write rows to a file."""
     if config.out.exists():
         raise StorageError(f"{config.out} is there already; choose another --out, or delete it")
+    format_of(config.out)
     synthesizer = Synthesizer.load(config.run)
     fitted = synthesizer.fitted
     conditions = [read(text, fitted.schema.columns) for text in config.where]
@@ -152,8 +154,8 @@ def _said_of(drawn: Drawn) -> str:
     if drawn.effective is None:
         return "conditions: exact"
     return (
-        f"conditions: {len(drawn.codes):,} rows drawn from {drawn.candidates:,} weighed candidates, of an effective sample "
-        f"size of {drawn.effective:,.0f}"
+        f"conditions: {len(drawn.codes):,} rows drawn from {drawn.candidates:,} weighed candidates, of an effective "
+        f"sample size of {drawn.effective:,.0f}"
     )
 
 

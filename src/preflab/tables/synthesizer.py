@@ -20,7 +20,8 @@ import transformers
 from jaxtyping import Bool, Int
 
 from preflab.config.row_model import RowModel
-from preflab.errors import ConfigError, DataError, PreflabError, StorageError
+from preflab.data.encode import Tokenizer
+from preflab.errors import ConfigError, PreflabError, StorageError
 from preflab.models.load import check_length, load_policy
 from preflab.progress import say, warn
 from preflab.runs import RunFolder, new_folder, read_json, write_json
@@ -37,6 +38,7 @@ from preflab.tables.model import RowWriter
 from preflab.tables.schema import Schema, infer, is_missing
 from preflab.tables.sentence import Sentence
 from preflab.tables.sentence_model import SentenceWriter
+from preflab.tables.writers import Writer
 
 SCHEMA, SOURCE, ENCODING = "schema.json", "source.json", "encoding.json"
 REFERENCE = "reference"
@@ -44,7 +46,6 @@ REFERENCE = "reference"
 UNMASKED, UNMASKED_SENTENCES = 300, 50
 """Rows that are sampled without a mask at the end of a fit; fewer sentences, which are long."""
 LOOKED_AT_SENTENCES = 50
-SENTENCES_AT_ONCE = 8
 
 Where = Mapping[str, Any] | Sequence[str]
 """Conditions: column → value as `conditions.of_values` has them, or texts as `conditions.read` has them."""
@@ -135,7 +136,7 @@ class Synthesizer:
         schema = infer(train, target=target, kinds=columns or {}, codes=named)
         with TemporaryDirectory() as folder:
             run = RunFolder(Path(folder))
-            learn(run, train, source, schema, self.learning)
+            learn(run, start(train, schema, self.learning), source, self.learning)
             self._fitted = _Fitted.load(run.path)
             self._fitted.model(REFERENCE)
         self.holdout = to_frame(frame.iloc[held], source) if len(held) else None
@@ -374,33 +375,50 @@ class _Fitted:
         return f"; the nearest value is {numbers.text(near)}"
 
 
-def learn(run: RunFolder, train: pd.DataFrame, source: Source, schema: Schema, learning: Learning) -> dict[str, Any]:
-    """Fit a model to the rows of a text frame, in a run folder, and return what `fit.json` says.
+@dataclass(frozen=True)
+class Start:
+    """A table before the first step."""
+
+    schema: Schema
+    codes: Int[np.ndarray, "row column"]
+    encoding: Encoding
+    writer: Writer
+    tokenizer: Tokenizer | None
+    """Of a pretrained model."""
+
+
+def start(train: pd.DataFrame, schema: Schema, learning: Learning) -> Start:
+    """How the rows of a text frame become tokens, and the model that is to learn them.
 
     Raises:
-        ConfigError: a column that is to come first is none, or the model has too few positions for a row.
+        ConfigError: a column that is to come first is none, there is no such model, or it has too few positions.
+    """
+    order, codes = _order(schema, learning.first), schema.codes(train)
+    if learning.model is None:
+        compact = Compact.of(schema.written, codes, order=order, any_order=learning.any_order)
+        writer = RowWriter(compact, codes, learning.settings, seed=derive(learning.seed, "weights"))
+        return Start(schema, codes, compact, writer, None)
+    policy = load_policy(learning.model, quiet=False)
+    width = policy.model.get_output_embeddings().weight.shape[0]
+    sentence = Sentence(schema.written, policy.tokenizer, order=order, any_order=learning.any_order, vocabulary=width)
+    check_length(policy.model, sentence.longest + 1, "use --encoding compact, or leave columns out")
+    return Start(schema, codes, sentence, SentenceWriter(policy, sentence, learning.settings), policy.tokenizer)
+
+
+def learn(run: RunFolder, begun: Start, source: Source, learning: Learning) -> dict[str, Any]:
+    """Fit the model in a run folder, and return what `fit.json` says.
+
+    Raises:
         Interrupted: the run was asked to stop; called again it goes on.
     """
-    order = _order(schema, learning.first)
-    codes = schema.codes(train)
-    if learning.model is None:
-        encoding: Encoding = Compact.of(schema.written, codes, order=order, any_order=learning.any_order)
-        assert isinstance(encoding, Compact)
-        writer: Any = RowWriter(encoding, codes, learning.settings, seed=derive(learning.seed, "weights"))
-        tokenizer, looked_at, unmasked = None, len(codes), UNMASKED
-    else:
-        policy = load_policy(learning.model, quiet=False)
-        tokenizer = policy.tokenizer
-        width = policy.model.get_output_embeddings().weight.shape[0]
-        encoding = Sentence(schema.written, tokenizer, order=order, any_order=learning.any_order, vocabulary=width)
-        check_length(policy.model, encoding.longest + 1, "use --encoding compact, or leave columns out")
-        writer = SentenceWriter(policy, encoding, dropout=learning.settings.dropout, rows_at_once=SENTENCES_AT_ONCE)
-        looked_at, unmasked = LOOKED_AT_SENTENCES, UNMASKED_SENTENCES
+    encoding, writer, codes = begun.encoding, begun.writer, begun.codes
+    few = begun.tokenizer is not None
+    looked_at, unmasked = (LOOKED_AT_SENTENCES, UNMASKED_SENTENCES) if few else (len(codes), UNMASKED)
     say(
         f"{learning.encoding} encoding: at most {encoding.longest} tokens a row, {encoding.vocabulary:,} in the "
         f"vocabulary; {sum(weight.numel() for weight in writer.parameters()):,} weights"
     )
-    schema.save(run.path / SCHEMA)
+    begun.schema.save(run.path / SCHEMA)
     write_json(run.path / SOURCE, source.json())
     write_json(run.path / ENCODING, encoding.settings())
     held = codes[split(codes, learning.settings.validation, seed=learning.seed)[1]][:looked_at]
@@ -411,8 +429,8 @@ def learn(run: RunFolder, train: pd.DataFrame, source: Source, schema: Schema, l
     report = fit_rows(
         writer, codes, learning.settings, run, seed=learning.seed, minutes=learning.minutes, quality=quality
     )
-    if tokenizer is not None:
-        tokenizer.save_pretrained(run.model)
+    if begun.tokenizer is not None:
+        begun.tokenizer.save_pretrained(run.model)
     share = unmasked_share(_model(run.model, encoding), encoding, unmasked, seed=derive(learning.seed, "unmasked"))
     report |= {"unmasked_valid_share": share, "unmasked_rows": unmasked}
     write_json(run.path / FIT, report)
