@@ -18,10 +18,10 @@ from preflab.runs import RunFolder, read_json
 from preflab.seeds import derive
 from preflab.tables.conditions import read
 from preflab.tables.draw import Drawn, unmasked_share
-from preflab.tables.files import read_table, write_table
+from preflab.tables.files import format_of, read_table, write_table
 from preflab.tables.fitting import FIT
 from preflab.tables.schema import Schema, infer
-from preflab.tables.synthesizer import UNMASKED, Learning, Synthesizer, learn, parted, shortage
+from preflab.tables.synthesizer import UNMASKED, Learning, Synthesizer, learn, parted, shortage, start
 
 PREVIEW = 3
 """Rows that are printed of a sample."""
@@ -50,21 +50,23 @@ def fit(config: TableFit) -> None:
     _say_columns(schema)
     for note in (*source.notes, *schema.notes):
         say(f"note: {note}")
+    learning = Learning(
+        config.encoding, config.model, config.any_order, config.first, config.minutes, config.fit, config.seed
+    )
+    begun = start(train, schema, learning)
     run = RunFolder.open(config.out, to_yaml(config), data=config.data)
     suffix = ".parquet" if source.format == "parquet" else config.data.suffix.lower()
     write_table(train, source, run.path / f"train{suffix}")
     if len(holdout):
         write_table(holdout, source, run.path / f"holdout{suffix}")
-    learning = Learning(
-        config.encoding, config.model, config.any_order, config.first, config.minutes, config.fit, config.seed
-    )
-    _show(config, learn(run, train, source, schema, learning))
+    _show(config, learn(run, begun, source, learning))
 
 
 def sample(config: TableSample) -> None:
     """Write rows to a file."""
     if config.out.exists():
         raise StorageError(f"{config.out} is there already; choose another --out, or delete it")
+    format_of(config.out)
     synthesizer = Synthesizer.load(config.run)
     fitted = synthesizer.fitted
     conditions = [read(text, fitted.schema.columns) for text in config.where]
@@ -95,7 +97,7 @@ def _named(texts: Sequence[str], setting: str, form: str) -> list[tuple[str, str
     for text in texts:
         name, sign, value = text.rpartition("=")
         if not sign or not name:
-            raise ConfigError(f'{setting} = {text}: write it as {form}')
+            raise ConfigError(f"{setting} = {text}: write it as {form}")
         if name in dict(found):
             raise ConfigError(f'{setting}: "{name}" stands twice; keep one')
         found.append((name, value))
@@ -111,7 +113,9 @@ def _say_repeats(train: pd.DataFrame, holdout: pd.DataFrame) -> None:
     repeated = int(pd.concat([train, holdout]).duplicated().sum())
     if not repeated:
         return
-    shared = sum(map(set(train.itertuples(index=False, name=None)).__contains__, holdout.itertuples(index=False, name=None)))
+    shared = sum(
+        map(set(train.itertuples(index=False, name=None)).__contains__, holdout.itertuples(index=False, name=None))
+    )
     over = f"; {shared:,} of the rows held out stand among those to learn from too" if len(holdout) else ""
     say(f"  {repeated:,} rows repeat another one exactly{over}")
 
@@ -124,8 +128,10 @@ def _say_columns(schema: Schema) -> None:
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]], widths: Sequence[int]) -> str:
     """Plain columns of text, each cut to its width."""
-    cut = [[shown(cell, width) if len(cell) > width else _visible(cell) for cell, width in zip(row, widths, strict=True)]
-           for row in (header, *rows)]
+    cut = [
+        [shown(cell, width) if len(cell) > width else _visible(cell) for cell, width in zip(row, widths, strict=True)]
+        for row in (header, *rows)
+    ]
     sizes = [max(map(len, column)) for column in zip(*cut, strict=True)]
     lines = ("  ".join(f"{cell:<{size}}" for cell, size in zip(row, sizes, strict=True)).rstrip() for row in cut)
     return "\n".join(f"  {line}" for line in lines)
@@ -148,8 +154,8 @@ def _said_of(drawn: Drawn) -> str:
     if drawn.effective is None:
         return "conditions: exact"
     return (
-        f"conditions: {len(drawn.codes):,} rows drawn from {drawn.candidates:,} weighed candidates, of an effective sample "
-        f"size of {drawn.effective:,.0f}"
+        f"conditions: {len(drawn.codes):,} rows drawn from {drawn.candidates:,} weighed candidates, of an effective "
+        f"sample size of {drawn.effective:,.0f}"
     )
 
 

@@ -86,17 +86,35 @@ class Encoding(Protocol):
     """Rows of codes ⇄ token ids. A row is a response to `prompt`, or to that and its first cells; it ends with the end
     token."""
 
-    columns: tuple[Column, ...]
-    """What is written, in the order of the table; codes of a row stand in this order."""
-    order: tuple[int, ...]
-    """In which order the cells of a row are written, as places in `columns`."""
-    any_order: bool
-    """Whether cells may be written in any other order too."""
-    vocabulary: int
-    """Token ids are below it."""
-    end_id: int
-    longest: int
-    """Tokens of the longest row, with the end token."""
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        """What is written, in the order of the table; codes of a row stand in this order."""
+        ...
+
+    @property
+    def order(self) -> tuple[int, ...]:
+        """In which order the cells of a row are written, as places in `columns`."""
+        ...
+
+    @property
+    def any_order(self) -> bool:
+        """Whether cells may be written in any other order too."""
+        ...
+
+    @property
+    def vocabulary(self) -> int:
+        """Token ids are below it."""
+        ...
+
+    @property
+    def end_id(self) -> int:
+        """What ends a row."""
+        ...
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest row, with the end token."""
+        ...
 
     def prompt(self, given: Mapping[int, int] = {}) -> tuple[int, ...]:
         """What stands before a row's response, where the cells at these places (→ codes) are given; where any order

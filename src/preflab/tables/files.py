@@ -97,7 +97,12 @@ class Source:
 _SOURCE = TypeAdapter(Source)
 
 
-def _format(path: Path) -> Literal["csv", "parquet"]:
+def format_of(path: Path) -> Literal["csv", "parquet"]:
+    """By its ending.
+
+    Raises:
+        DataError: it is that of no table.
+    """
     if path.suffix.lower() in _CSV:
         return "csv"
     if path.suffix.lower() in _PARQUET:
@@ -112,7 +117,7 @@ def read_table(path: Path) -> tuple[pd.DataFrame, Source]:
         DataError: the file is missing, empty, of another kind, or holds what is no cell of a table.
         StorageError: it may not be read.
     """
-    return _read_csv(path) if _format(path) == "csv" else _read_parquet(path)
+    return _read_csv(path) if format_of(path) == "csv" else _read_parquet(path)
 
 
 def write_table(frame: pd.DataFrame, source: Source, path: Path, *, spreadsheet_safe: bool = False) -> int:
@@ -128,7 +133,7 @@ def write_table(frame: pd.DataFrame, source: Source, path: Path, *, spreadsheet_
         DataError: the path has another ending, or a cell does not fit its column's type.
         StorageError: it can't be written.
     """
-    if _format(path) == "parquet":
+    if format_of(path) == "parquet":
         write_bytes(path, _parquet(frame, source))
         return 0
     delimiter = source.delimiter if source.format == "csv" else ","

@@ -21,6 +21,7 @@ from jaxtyping import Bool, Int
 
 from preflab.config.commands import Base
 from preflab.config.row_model import RowModel
+from preflab.data.encode import Tokenizer
 from preflab.errors import ConfigError, PreflabError, StorageError
 from preflab.models.base import new_model, new_tokenizer
 from preflab.models.load import Policy, check_length, load_policy
@@ -76,9 +77,8 @@ class Synthesizer:
     Args:
         settings: the model and how it learns.
         encoding: "compact": a vocabulary made from the table, for a small model from scratch; "text": sentences in the
-            tokens of a language model's tokenizer.
-        model: of "text": a folder in the Hugging Face format or a name on the Hub; none: a small one from scratch, with
-            a tokenizer made of the rows.
+            tokens of a pretrained model.
+        model: of "text": a folder in the Hugging Face format or a name on the Hub.
         any_order: learn rows in every order of their columns, so that conditions on any are exact.
         first: columns that come first in a row, where conditions on them are exact or cheap; none: the target.
         minutes: of wall-clock time that fitting may take, > 0.
@@ -106,8 +106,8 @@ class Synthesizer:
         minutes: float | None = None,
         seed: int = 0,
     ) -> None:
-        if encoding != "text" and model is not None:
-            raise ConfigError('a pretrained model writes text: Synthesizer(encoding="text", model="gpt2")')
+        if (encoding == "text") != (model is not None):
+            raise ConfigError('encoding="text" and model go together: Synthesizer(encoding="text", model="gpt2")')
         self.learning = Learning(encoding, model, any_order, tuple(first), minutes, settings or RowModel(), seed)
         self.holdout: pd.DataFrame | None = None
         """The rows that nothing learned from, where `fit` was asked to hold some out."""
@@ -142,7 +142,7 @@ class Synthesizer:
         schema = infer(train, target=target, kinds=columns or {}, codes=named)
         with TemporaryDirectory() as folder:
             run = RunFolder(Path(folder))
-            learn(run, train, source, schema, self.learning)
+            learn(run, start(train, schema, self.learning), source, self.learning)
             self._fitted = _Fitted.load(run.path)
             self._fitted.model(REFERENCE)
         self.holdout = to_frame(frame.iloc[held], source) if len(held) else None
@@ -381,30 +381,47 @@ class _Fitted:
         return f"; the nearest value is {numbers.text(near)}"
 
 
-def learn(run: RunFolder, train: pd.DataFrame, source: Source, schema: Schema, learning: Learning) -> dict[str, Any]:
-    """Fit a model to the rows of a text frame, in a run folder, and return what `fit.json` says.
+@dataclass(frozen=True)
+class Start:
+    """A table before the first step."""
+
+    schema: Schema
+    codes: Int[np.ndarray, "row column"]
+    encoding: Encoding
+    writer: Writer
+    tokenizer: Tokenizer | None
+    """Of the text encoding."""
+
+
+def start(train: pd.DataFrame, schema: Schema, learning: Learning) -> Start:
+    """How the rows of a text frame become tokens, and the model that is to learn them.
 
     Raises:
-        ConfigError: a column that is to come first is none, or the model has too few positions for a row.
-        Interrupted: the run was asked to stop; called again it goes on.
+        ConfigError: a column that is to come first is none, there is no such model, or it has too few positions.
     """
-    order = _order(schema, learning.first)
-    codes = schema.codes(train)
+    order, codes = _order(schema, learning.first), schema.codes(train)
     if learning.encoding == "compact":
         compact = Compact.of(schema.written, codes, order=order, any_order=learning.any_order)
-        encoding: Encoding = compact
-        writer: Writer = RowWriter(compact, codes, learning.settings, seed=derive(learning.seed, "weights"))
-        tokenizer, looked_at, unmasked = None, len(codes), UNMASKED
-    else:
-        policy, sentence = _text_model(schema, train, order, learning)
-        encoding, tokenizer = sentence, policy.tokenizer
-        writer = SentenceWriter(policy, sentence, learning.settings)
-        looked_at, unmasked = LOOKED_AT_SENTENCES, UNMASKED_SENTENCES
+        writer = RowWriter(compact, codes, learning.settings, seed=derive(learning.seed, "weights"))
+        return Start(schema, codes, compact, writer, None)
+    policy, sentence = _text_model(schema, train, order, learning)
+    return Start(schema, codes, sentence, SentenceWriter(policy, sentence, learning.settings), policy.tokenizer)
+
+
+def learn(run: RunFolder, begun: Start, source: Source, learning: Learning) -> dict[str, Any]:
+    """Fit the model in a run folder, and return what `fit.json` says.
+
+    Raises:
+        Interrupted: the run was asked to stop; called again it goes on.
+    """
+    encoding, writer, codes = begun.encoding, begun.writer, begun.codes
+    few = begun.tokenizer is not None
+    looked_at, unmasked = (LOOKED_AT_SENTENCES, UNMASKED_SENTENCES) if few else (len(codes), UNMASKED)
     say(
         f"{learning.encoding} encoding: at most {encoding.longest} tokens a row, {encoding.vocabulary:,} in the "
         f"vocabulary; {sum(weight.numel() for weight in writer.parameters()):,} weights"
     )
-    schema.save(run.path / SCHEMA)
+    begun.schema.save(run.path / SCHEMA)
     write_json(run.path / SOURCE, source.json())
     write_json(run.path / ENCODING, encoding.settings())
     held = codes[split(codes, learning.settings.validation, seed=learning.seed)[1]][:looked_at]
@@ -415,8 +432,8 @@ def learn(run: RunFolder, train: pd.DataFrame, source: Source, schema: Schema, l
     report = fit_rows(
         writer, codes, learning.settings, run, seed=learning.seed, minutes=learning.minutes, quality=quality
     )
-    if tokenizer is not None:
-        tokenizer.save_pretrained(run.model)
+    if begun.tokenizer is not None:
+        begun.tokenizer.save_pretrained(run.model)
     share = unmasked_share(_model(run.model, encoding), encoding, unmasked, seed=derive(learning.seed, "unmasked"))
     report |= {"unmasked_valid_share": share, "unmasked_rows": unmasked}
     write_json(run.path / FIT, report)
