@@ -35,6 +35,16 @@ class Fidelity:
     """Mean over pairs of columns of |difference of Spearman's ρ|, 0 is best (it can reach 2)."""
     notes: tuple[str, ...] = ()
 
+    def figures(self) -> dict[str, float | None]:
+        """By name."""
+        return {
+            "quality": self.quality,
+            "column_shapes": self.column_shapes,
+            "column_pair_trends": self.column_pair_trends,
+            "marginal_distance": self.marginal_distance,
+            "spearman_difference": self.spearman_difference,
+        }
+
 
 def fidelity(table: Typed, generator: np.random.Generator) -> Fidelity:
     """All of them, on as many synthetic rows as there are training rows.
