@@ -10,6 +10,7 @@ import pytest
 from scipy.stats import ks_2samp, spearmanr
 
 from judged import judged, rule, text
+from preflab.tables.judge import fidelity as module
 from preflab.tables.judge.fidelity import (
     Fidelity,
     equally_many,
@@ -119,9 +120,22 @@ def test_columns_may_be_called_by_numbers_and_missing_everywhere_else() -> None:
     assert found.column_shapes == 1
 
 
-def test_two_hundred_columns() -> None:
+def test_of_two_hundred_columns_sdmetrics_gets_some(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Fewer than usual, as each pair takes milliseconds.
+    monkeypatch.setattr(module, "MOST_COLUMNS", 12)
     draw = np.random.default_rng(0)
-    real = pd.DataFrame(draw.integers(0, 9, (60, 200)).astype(str), columns=[f"c{n}" for n in range(200)])
-    table = judged(real, real, real[::-1])
-    assert marginal_distance(table, table.usable) == 0
-    assert spearman_difference(table, table.usable) == pytest.approx(0)
+    shared = draw.normal(0, 1, (60, 1))
+    cells = (shared + draw.normal(0, 0.1, (60, 200))).round(3).astype(str)
+    real = pd.DataFrame(cells, columns=[f"c{n}" for n in range(200)])
+    found = judge(judged(real, real, real[::-1]))
+    assert found.notes == ("quality is that of 12 of the 200 columns, drawn at random",)
+    assert found.quality == pytest.approx(1)
+    assert (found.marginal_distance, found.spearman_difference) == pytest.approx((0, 0))
+
+
+def test_identifiers_are_left_out() -> None:
+    real = rule(40, 0)
+    found = judge(judged(real.assign(id=[f"a{n}" for n in range(40)]), real.assign(id="b"), real.assign(id="c")))
+    same = judge(judged(real, real, real))
+    assert found.notes == ('fidelity leaves out "id": no two training cells are the same',)
+    assert tuple(found.figures().values()) == pytest.approx(tuple(same.figures().values()))

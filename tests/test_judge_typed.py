@@ -11,9 +11,10 @@ import pytest
 from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder
 
 from judged import judged, text
-from preflab.errors import ConfigError, DataError, StorageError
+from preflab.errors import ConfigError, DataError
+from preflab.tables.files import read_table
 from preflab.tables.judge import extras
-from preflab.tables.judge.typed import read_text, typed
+from preflab.tables.judge.typed import typed
 
 TRAIN = text(
     whole=["1", "-9", "3.0", ""],
@@ -99,7 +100,7 @@ def test_names_and_cells_may_hold_anything(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     frame = pd.DataFrame({'größe, "cm"': ["1", "2"], "a is b": ["x\ny", 'say "hi", then'], "[{:}]": ["NA", "3"]})
     frame.to_csv(path, index=False)
-    table = judged(read_text(path), frame, frame)
+    table = judged(read_table(path)[0], frame, frame)
     assert table.columns == tuple(frame.columns)
     assert table.levels["a is b"] == ('say "hi", then', "x\ny")
 
@@ -129,12 +130,14 @@ def test_a_target_that_is_no_column_is_named_with_the_nearest() -> None:
         judged(rows, rows, rows, "Rsk")
 
 
-def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match=r"nowhere\.csv can't be read"):
-        read_text(tmp_path / "nowhere.csv")
-    (tmp_path / "empty.csv").write_text("")
-    with pytest.raises(DataError, match=r"empty\.csv is no table"):
-        read_text(tmp_path / "empty.csv")
+def test_identifiers_are_texts_that_never_come_again() -> None:
+    names = [f"name {n}" for n in range(20)]
+    rows = text(name=names, place=[*names[:19], ""], town=[*names[:19], "name 0"], number=range(20))
+    table = judged(rows, rows, rows)
+    assert table.identifiers == ("name",)
+    assert table.one_hot(table.train).shape == (20, 1 + 19 + 19)
+    few = judged(rows[:19], rows, rows)
+    assert few.identifiers == ()
 
 
 def test_a_library_that_is_not_installed_is_named_with_its_command(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ training rows; the other two are against the holdout.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isfinite
 
@@ -19,6 +20,8 @@ from preflab.tables.judge.typed import Typed
 
 MOST_ROWS = 50_000
 """sdmetrics draws from a global generator where tables are longer."""
+MOST_COLUMNS = 80
+"""sdmetrics takes milliseconds for each pair of columns."""
 
 
 @dataclass(frozen=True)
@@ -47,14 +50,21 @@ class Fidelity:
 
 
 def fidelity(table: Typed, generator: np.random.Generator) -> Fidelity:
-    """All of them, on as many synthetic rows as there are training rows.
+    """All of them, on as many synthetic rows as there are training rows, and without identifiers.
 
     Args:
         table: what to judge; its usable rows are.
-        generator: draws the rows where there are more.
+        generator: draws rows where there are more, and what sdmetrics is given of large tables.
     """
+    columns = _comparable(table)
+    some = sorted(generator.permutation(len(columns))[:MOST_COLUMNS])
     rows = equally_many(table, generator)
-    quality, shapes, trends, notes = _quality(table, rows, generator)
+    quality, shapes, trends, notes = _quality(table, rows, [columns[place] for place in some], generator)
+    if len(some) < len(columns):
+        notes = (*notes, f"quality is that of {len(some)} of the {len(columns)} columns, drawn at random")
+    if table.identifiers:
+        named = ", ".join(f'"{name}"' for name in table.identifiers)
+        notes = (*notes, f"fidelity leaves out {named}: no two training cells are the same")
     distance = marginal_distance(table, rows)
     if distance is None:
         notes = (*notes, "no marginal distance: no column has values among the holdout and the synthetic rows")
@@ -62,6 +72,10 @@ def fidelity(table: Typed, generator: np.random.Generator) -> Fidelity:
     if difference is None:
         notes = (*notes, "no Spearman difference: it takes two columns and two rows")
     return Fidelity(quality, shapes, trends, distance, difference, notes)
+
+
+def _comparable(table: Typed) -> list[str]:
+    return [name for name in table.columns if name not in set(table.identifiers)]
 
 
 def equally_many(table: Typed, generator: np.random.Generator) -> pd.DataFrame:
@@ -75,13 +89,13 @@ def marginal_distance(table: Typed, rows: pd.DataFrame) -> float | None:
     distance, ½ Σ |p − q| (categories), between holdout and `rows`. Missing cells are left aside; a column without
     others on one side is left out, on both sides too."""
     distances = []
-    for name, kind in table.kinds.items():
+    for name in _comparable(table):
         real, drawn = table.holdout[name].dropna(), rows[name].dropna()
         if not len(real) or not len(drawn):
             # All of one side and none of the other is missing: as far apart as can be.
             if len(real) or len(drawn):
                 distances.append(1.0)
-        elif kind == "category":
+        elif name in table.levels:
             distances.append(total_variation(real, drawn))
         else:
             distances.append(kolmogorov_smirnov(real.to_numpy(float), drawn.to_numpy(float)))
@@ -129,18 +143,15 @@ def spearman(cells: np.ndarray) -> np.ndarray:
 
 
 def _quality(
-    table: Typed, rows: pd.DataFrame, generator: np.random.Generator
+    table: Typed, rows: pd.DataFrame, columns: Sequence[str], generator: np.random.Generator
 ) -> tuple[float | None, float | None, float | None, tuple[str, ...]]:
     """sdmetrics' QualityReport of the training rows and `rows`."""
-    real = table.train
+    real, rows = table.train[list(columns)], rows[list(columns)]
     if len(real) > MOST_ROWS:
         real = real.iloc[generator.permutation(len(real))[:MOST_ROWS]].reset_index(drop=True)
     # Names are places: whatever a column is called, it can't be taken for something else.
-    plain = {name: f"column {place}" for place, name in enumerate(table.kinds)}
-    sorts = {
-        plain[name]: {"sdtype": "categorical" if kind == "category" else "numerical"}
-        for name, kind in table.kinds.items()
-    }
+    plain = {name: f"column {place}" for place, name in enumerate(columns)}
+    sorts = {plain[name]: {"sdtype": "categorical" if name in table.levels else "numerical"} for name in columns}
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
         report = extra("sdmetrics.reports.single_table").QualityReport()

@@ -1,11 +1,11 @@
 """What the report draws of a table: histograms side by side, which columns go together, some rows.
 
-Real is the holdout throughout. Special codes of a schema are known here alone: no figure depends on them.
+Real is the holdout throughout. Special codes are known here alone: no figure depends on them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 from scipy.stats import rankdata
 
-from preflab.tables.column import Column
 from preflab.tables.judge.typed import Kind, Typed
 
 MOST_BARS = 40
@@ -49,25 +48,6 @@ class Marginal:
             "real": list(self.real),
             "synthetic": list(self.synthetic),
         }
-
-
-def special_codes(columns: Iterable[Column]) -> dict[str, tuple[float, ...]]:
-    """The levels of numeric columns that are written as numbers but lie on no scale, by column.
-
-    >>> from preflab.tables.column import Numbers
-    >>> special_codes([Column("age", "integer", levels=("", "-9"), missing=("",), numbers=Numbers(0, 99, (3,)))])
-    {'age': (-9.0,)}
-    """
-    found: dict[str, tuple[float, ...]] = {}
-    for column in columns:
-        if column.numbers is not None and column.kind in ("integer", "decimal"):
-            numbers = pd.to_numeric(
-                pd.Series([level for level in column.levels if level not in column.missing], dtype=object),
-                errors="coerce",
-            )
-            if values := tuple(sorted({float(number) for number in numbers if np.isfinite(number)})):
-                found[column.name] = values
-    return found
 
 
 def marginals(table: Typed, special: Mapping[str, Sequence[float]] = {}) -> list[Marginal]:

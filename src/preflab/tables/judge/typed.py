@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float
 
-from preflab.errors import ConfigError, DataError, StorageError, nearest
+from preflab.errors import ConfigError, DataError, nearest
 
 Kind = Literal["integer", "decimal", "datetime", "category"]
 
@@ -23,6 +22,8 @@ MISSING = frozenset({"", "NA", "NaN", "nan", "None", "null", "<NA>", "?"})
 """Cells that say that there is no value."""
 ONE_HOT_COLUMNS = 2000
 """At most so many columns are made of levels; rarer ones of a column with many levels share "none of these"."""
+IDENTIFIER_ROWS = 20
+"""Training cells that all differ make an identifier from so many on."""
 _DATE = r"\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d(?::\d\d(?:\.\d+)?)?(?:Z|[+-]\d\d:?\d\d)?)?"
 
 
@@ -59,6 +60,16 @@ class Typed:
         return tuple(name for name, kind in self.kinds.items() if kind == "category")
 
     @property
+    def identifiers(self) -> tuple[str, ...]:
+        """Categories of which no two training cells are the same, where these are enough to say so: what they hold can
+        be compared with nothing."""
+        return tuple(
+            name
+            for name, levels in self.levels.items()
+            if len(levels) >= IDENTIFIER_ROWS and len(levels) == self.train[name].count()
+        )
+
+    @property
     def features(self) -> tuple[str, ...]:
         """All but the target."""
         return tuple(name for name in self.kinds if name != self.target)
@@ -88,8 +99,10 @@ class Typed:
         )
 
     def one_hot(self, rows: pd.DataFrame, columns: tuple[str, ...] | None = None) -> Float[np.ndarray, "row feature"]:
-        """For what is linear: numbers (0 where missing), then a column of 0 and 1 for each level."""
-        names = self.columns if columns is None else columns
+        """For what is linear: numbers (0 where missing), then a column of 0 and 1 for each level, but for
+        identifiers."""
+        left_out = set(self.identifiers)
+        names = [name for name in (self.columns if columns is None else columns) if name not in left_out]
         parts = [np.nan_to_num(rows[name].to_numpy(float), nan=0.0) for name in names if name not in self.levels]
         wide = [name for name in names if name in self.levels]
         most = max(2, ONE_HOT_COLUMNS // max(1, len(wide)))
@@ -100,21 +113,6 @@ class Typed:
             cells = rows[name].to_numpy(object)
             parts.extend((cells == level).astype(float) for level in levels)
         return np.column_stack(parts) if parts else np.zeros((len(rows), 0))
-
-
-def read_text(path: Path) -> pd.DataFrame:
-    """A table as text: every cell as it is written.
-
-    Raises:
-        StorageError: it can't be read.
-        DataError: it is no table.
-    """
-    try:
-        return pd.read_csv(path, dtype=str, keep_default_na=False)
-    except OSError as error:
-        raise StorageError(f"{path} can't be read: {error.strerror or error}") from error
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} is no table: {error}") from error
 
 
 def typed(train: pd.DataFrame, holdout: pd.DataFrame, synthetic: pd.DataFrame, target: str | None) -> Typed:
