@@ -68,6 +68,7 @@ COMMANDS = {
     "generate": Command("Generate", "generate:run", "responses of a model to prompts"),
     "evaluate": Command("Evaluate", "evaluate:run", "KL, reward, win rate and diversity of a model"),
     "explain": Command("Explain", "explain:run", "a method's formula, settings and metrics, and what should worry"),
+    "table score": Command("TableScore", "table_score:run", "figures of synthetic rows, next to two bounds"),
     "report": Command("Report", "report:run", "draw a study's report again, also while it runs"),
 }
 
@@ -120,7 +121,8 @@ def _run(given: list[str]) -> None:
             return
         method = given.pop(0)
         if method not in members:
-            raise ConfigError(f'there is no method "{method}"; {nearest(method, members)}')
+            kind = "method" if name == "train" else f"command {name}"
+            raise ConfigError(f'there is no {kind} "{method}"; {nearest(method, members)}')
         name = f"{name} {method}"
     elif name not in COMMANDS:
         known = {command.split()[0] for command in COMMANDS}

@@ -37,6 +37,7 @@ from preflab.config.preference import (
 )
 from preflab.config.rewards import OptionalRewards, Rewards
 from preflab.config.sampling import Warp
+from preflab.config.table_score import TableScore as TableScore
 from preflab.config.training import SFT, Batch, Count, Optimizer, Positive, Precision, Reward, Seed
 
 

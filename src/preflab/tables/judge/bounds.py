@@ -38,5 +38,7 @@ def independent_marginals(train: pd.DataFrame, rng: np.random.Generator) -> Boun
     >>> bound.synthetic["x"].tolist(), set(bound.synthetic["y"]) <= {"b", "c"}
     (['a', 'a'], True)
     """
-    drawn = {name: train[name].to_numpy(object)[rng.integers(0, len(train), len(train))] for name in train.columns}
+    drawn = {
+        name: cells.iloc[rng.integers(0, len(train), len(train))].reset_index(drop=True) for name, cells in train.items()
+    }
     return Bound(train, pd.DataFrame(drawn))

@@ -10,6 +10,8 @@ from jaxtyping import Bool, Float, UInt64
 from preflab.tables.judge.points import Points, blocks
 
 NEIGHBOURS = 5
+DRAWS = 5
+"""Draws of rows that the figures are the mean of."""
 MOST_ROWS = 8_000
 """Rows of each table that neighbours are sought among; more are drawn from."""
 

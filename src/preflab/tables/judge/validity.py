@@ -57,9 +57,14 @@ Rule = Order | Implication
 def mine(table: Typed) -> tuple[Rule, ...]:
     """Rules that at least 99.5 % of the training rows keep, and not by chance: orders of two columns of numbers, or of
     two of dates, and special codes that come together."""
-    numbers = tuple(name for name in table.numbers if table.kinds[name] != "datetime")
+    numbers = plain_numbers(table)
     dates = tuple(name for name in table.numbers if table.kinds[name] == "datetime")
     return (*_orders(table.train, numbers), *_orders(table.train, dates), *_implications(table.train, numbers))
+
+
+def plain_numbers(table: Typed) -> tuple[str, ...]:
+    """Columns of integers and decimals, without dates."""
+    return tuple(name for name in table.numbers if table.kinds[name] != "datetime")
 
 
 def violated(rows: pd.DataFrame, rules: Sequence[Rule]) -> Bool[np.ndarray, "row rule"]:
@@ -102,6 +107,21 @@ def unseen_cell_share(table: Typed) -> float:
     return float(np.mean(shares))
 
 
+def special_codes(train: pd.DataFrame, names: Sequence[str]) -> dict[str, tuple[float, ...]]:
+    """Whole numbers from −99 to −1 that stand in at least 30 rows, by column.
+
+    >>> special_codes(pd.DataFrame({"age": [-9.0] * 30 + [31.0, -8.0], "debt": [0.0] * 32}), ["age", "debt"])
+    {'age': (-9.0,)}
+    """
+    found = {}
+    for name in names:
+        values, times = np.unique(train[name].dropna().to_numpy(float), return_counts=True)
+        special = (values < 0) & (values >= LOWEST_CODE) & (values == np.round(values)) & (times >= CODE_ROWS)
+        if special.any():
+            found[name] = tuple(float(value) for value in values[special])
+    return found
+
+
 def _orders(train: pd.DataFrame, names: Sequence[str]) -> list[Rule]:
     values = train[list(names)].to_numpy(float).reshape(len(train), -1)
     rising = np.sort(values, axis=0)  # NaN last
@@ -123,17 +143,10 @@ def _kept_by_chance(low: Float[np.ndarray, " row"], high: Float[np.ndarray, " ro
 
 
 def _implications(train: pd.DataFrame, names: Sequence[str]) -> list[Rule]:
-    codes: list[tuple[str, float]] = []
-    holds = []
-    for name in names:
-        values, times = np.unique(train[name].dropna().to_numpy(float), return_counts=True)
-        special = (values < 0) & (values >= LOWEST_CODE) & (values == np.round(values)) & (times >= CODE_ROWS)
-        for value in values[special]:
-            codes.append((name, float(value)))
-            holds.append((train[name] == value).to_numpy(float))
+    codes = [(name, code) for name, found in special_codes(train, names).items() for code in found]
     if not codes:
         return []
-    here = np.column_stack(holds)
+    here = np.column_stack([(train[name] == code).to_numpy(float) for name, code in codes])
     together = here.T @ here
     follows = (together / together.diagonal()[:, None] >= HOLDS) & (here.mean(0) <= CODE_SHARE)
     return [
