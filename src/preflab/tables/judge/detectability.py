@@ -8,9 +8,9 @@ of accuracy: 0.5 where it can't, 1 where it always can. Its standard deviation f
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, assert_never, get_args
 
 import numpy as np
 import pandas as pd
@@ -21,6 +21,9 @@ from preflab.progress import stage
 from preflab.seeds import derive
 from preflab.tables.judge import learners
 from preflab.tables.judge.typed import Typed
+
+Classifier = Literal["gradient_boosting", "random_forest", "logistic"]
+CLASSIFIERS: tuple[Classifier, ...] = get_args(Classifier)
 
 FOLDS = 5
 ROC_POINTS = 101
@@ -44,26 +47,16 @@ class Detector:
 class Detectability:
     """By classifier; None: could not be computed, and `notes` say why."""
 
-    gradient_boosting: Detector | None
-    random_forest: Detector | None
-    logistic: Detector | None
+    detectors: Mapping[Classifier, Detector | None]
     rows: int
     """Of each, holdout and synthetic."""
     redraws: int
     notes: tuple[str, ...] = ()
 
-    def detectors(self) -> dict[str, Detector | None]:
-        """By name."""
-        return {
-            "gradient_boosting": self.gradient_boosting,
-            "random_forest": self.random_forest,
-            "logistic": self.logistic,
-        }
-
     def figures(self) -> dict[str, float | None]:
         """AUC and spread of each."""
         out: dict[str, float | None] = {}
-        for name, detector in self.detectors().items():
+        for name, detector in self.detectors.items():
             out[f"{name}_auc"] = None if detector is None else detector.auc
             out[f"{name}_auc_spread"] = None if detector is None else detector.spread
         return out
@@ -72,13 +65,19 @@ class Detectability:
         """The curves to draw, of those that there are."""
         return {
             name: {"fpr": list(detector.fpr), "tpr": list(detector.tpr)}
-            for name, detector in self.detectors().items()
+            for name, detector in self.detectors.items()
             if detector is not None
         }
 
 
 def detectability(
-    table: Typed, seed: int, *, redraws: int = 2, jobs: int = 1, title: str = "detectability"
+    table: Typed,
+    seed: int,
+    *,
+    classifiers: Sequence[Classifier] = CLASSIFIERS,
+    redraws: int = 2,
+    jobs: int = 1,
+    title: str = "detectability",
 ) -> Detectability:
     """Cross-validated AUC between the holdout and equally many usable synthetic rows.
 
@@ -86,6 +85,7 @@ def detectability(
         table: what to judge.
         seed: determines rows, folds and classifiers, which have seeds of their own: a shuffle of rows and one of folds
             with the same seed would cancel out.
+        classifiers: which are asked.
         redraws: how often rows and folds are drawn, ≥ 1.
         jobs: processes that grow trees.
         title: what progress calls this.
@@ -94,41 +94,30 @@ def detectability(
     rows = min(len(table.holdout), len(drawn))
     folds = min(FOLDS, rows)
     if folds < 2:
-        return Detectability(
-            None, None, None, rows, redraws, ("no detectability: it takes two rows of the holdout and two synthetic",)
-        )
-    makers: dict[str, Callable[[int], Any]] = {
-        "gradient_boosting": lambda seed: learners.boosting(seed, jobs=jobs),
-        "random_forest": lambda seed: learners.forest(seed, jobs=jobs),
-        "logistic": lambda seed: learners.logistic(),
-    }
-    aucs: dict[str, list[float]] = {name: [] for name in makers}
-    curves: dict[str, list[np.ndarray]] = {name: [] for name in makers}
+        note = "no detectability: it takes two rows of the holdout and two synthetic"
+        return Detectability(dict.fromkeys(classifiers), rows, redraws, (note,))
+    aucs: dict[Classifier, list[float]] = {name: [] for name in classifiers}
+    curves: dict[Classifier, list[np.ndarray]] = {name: [] for name in classifiers}
     grid = np.linspace(0, 1, ROC_POINTS)
     labels = np.repeat([0, 1], rows)
-    with stage(title, redraws * len(makers)) as advance:
+    with stage(title, redraws * len(classifiers)) as advance:
         for redraw in range(redraws):
             draw = np.random.default_rng(derive(seed, "detectability", redraw, "rows"))
             both = pd.concat(
                 [source.iloc[draw.permutation(len(source))[:rows]] for source in (table.holdout, drawn)],
                 ignore_index=True,
             )
-            codes, one_hot = table.codes(both), table.one_hot(both)
-            features = {"gradient_boosting": codes, "random_forest": learners.filled(codes), "logistic": one_hot}
-            splits = StratifiedKFold(
-                folds,
-                shuffle=True,
-                random_state=learners.small_seed(derive(seed, "detectability", redraw, "folds")),
-            )
-            for place, (name, make) in enumerate(makers.items()):
-                learner = make(learners.small_seed(derive(seed, "detectability", redraw, name)))
+            fold_seed = learners.small_seed(derive(seed, "detectability", redraw, "folds"))
+            splits = StratifiedKFold(folds, shuffle=True, random_state=fold_seed)
+            for place, name in enumerate(classifiers):
+                learner, features = _classifier(name, table, both, derive(seed, "detectability", redraw, name), jobs)
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")
-                    scores = cross_val_predict(learner, features[name], labels, cv=splits, method="predict_proba")[:, 1]
+                    scores = cross_val_predict(learner, features, labels, cv=splits, method="predict_proba")[:, 1]
                 aucs[name].append(float(roc_auc_score(labels, scores)))
                 curves[name].append(_curve(labels, scores, grid))
-                advance(redraw * len(makers) + place + 1, f"{name} {aucs[name][-1]:.3f}")
-    found = {
+                advance(redraw * len(classifiers) + place + 1, f"{name} {aucs[name][-1]:.3f}")
+    found: dict[Classifier, Detector | None] = {
         name: Detector(
             auc=float(np.mean(values)),
             spread=float(np.std(values, ddof=1)) if len(values) > 1 else None,
@@ -137,9 +126,20 @@ def detectability(
         )
         for name, values in aucs.items()
     }
-    return Detectability(
-        found["gradient_boosting"], found["random_forest"], found["logistic"], rows=rows, redraws=redraws
-    )
+    return Detectability(found, rows, redraws)
+
+
+def _classifier(name: Classifier, table: Typed, rows: pd.DataFrame, seed: int, jobs: int) -> tuple[Any, np.ndarray]:
+    """A fresh one, and the rows as it reads them."""
+    match name:
+        case "gradient_boosting":
+            return learners.boosting(learners.small_seed(seed), jobs=jobs), table.codes(rows)
+        case "random_forest":
+            return learners.forest(learners.small_seed(seed), jobs=jobs), learners.filled(table.codes(rows))
+        case "logistic":
+            return learners.logistic(), table.one_hot(rows)
+        case _:
+            assert_never(name)
 
 
 def _curve(labels: np.ndarray, scores: np.ndarray, grid: np.ndarray) -> np.ndarray:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
@@ -127,7 +128,7 @@ def _numbers(
     if kind == "datetime" and len(edges):
         # The report knows no dates: their bins are labels.
         days = [str(pd.Timestamp(0) + pd.Timedelta(days=float(edge)))[:10] for edge in edges]
-        labels += [f"{first} … {last}" for first, last in zip(days[:-1], days[1:], strict=True)]
+        labels += [f"{first} … {last}" for first, last in pairwise(days)]
         edges = np.zeros(0)
     return Marginal(name, tuple(labels), tuple(float(edge) for edge in edges), tuple(shares[0]), tuple(shares[1]))
 
@@ -154,8 +155,8 @@ def associations(table: Typed, generator: np.random.Generator) -> dict[str, obje
     """How strongly each two columns go together, in the holdout and in the usable synthetic rows.
 
     Two columns of numbers: Spearman's ρ. Two of categories: Cramér's V = √(χ² / (n · (min(rows, columns) − 1))). One of
-    each: the correlation ratio η = √(between-level / total sum of squares) of the ranks. Rows in which either is missing
-    are left out; null where a column is constant. ρ is in [−1, 1], the others in [0, 1].
+    each: the correlation ratio η = √(between-level / total sum of squares) of the ranks. Rows in which either is
+    missing are left out; null where a column is constant. ρ is in [−1, 1], the others in [0, 1].
 
     Args:
         table: what to draw; its first 40 columns, the target among them.
