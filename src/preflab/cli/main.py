@@ -121,8 +121,7 @@ def _run(given: list[str]) -> None:
             return
         method = given.pop(0)
         if method not in members:
-            kind = "method" if name == "train" else f"command {name}"
-            raise ConfigError(f'there is no {kind} "{method}"; {nearest(method, members)}')
+            raise ConfigError(f'there is no method "{method}"; {nearest(method, members)}')
         name = f"{name} {method}"
     elif name not in COMMANDS:
         known = {command.split()[0] for command in COMMANDS}
