@@ -61,6 +61,10 @@ FIGURES = (
     Shown("perplexity", "perplexity", "{:.2f}"),
     Shown("accuracy", "accuracy", "{:.3f}", told=True),
     Shown("margin", "margin", "{:.3f}", told=True),
+    Shown("nats", "−log p of a row", "{:.2f} nats"),
+    Shown("validation_nats", "of a validation row", "{:.2f} nats", told=True),
+    Shown("column_distance", "columns off by", "{:.3f}", told=True),
+    Shown("told_apart_auc", "told apart, AUC", "{:.2f}", told=True),
     Shown("generated_tokens_per_second", "sampling", "{:,.0f} tokens/s", told=True),
 )
 

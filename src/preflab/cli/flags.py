@@ -15,7 +15,7 @@ from preflab.config.presets import preset
 from preflab.errors import ConfigError, nearest
 
 TASKS = ("reviews", "dialogue")
-LISTS = ("--arms", "--prompt", "--stop", "--ranking.temperatures")
+LISTS = ("--arms", "--prompt", "--stop", "--ranking.temperatures", "--first", "--columns", "--codes")
 
 
 def parse(name: str, class_name: str, arguments: list[str]) -> Any:

@@ -67,15 +67,21 @@ COMMANDS = {
     "pairs": Command("MakePairs", "pairs:run", "preference pairs from a policy and a reward, as JSONL"),
     "generate": Command("Generate", "generate:run", "responses of a model to prompts"),
     "evaluate": Command("Evaluate", "evaluate:run", "KL, reward, win rate and diversity of a model"),
-    "explain": Command("Explain", "explain:run", "a method's formula, settings and metrics, and what should worry"),
+    "table fit": Command("TableFit", "table:fit", "a language model that writes rows like those of a table"),
+    "table sample": Command("TableSample", "table:sample", "rows of a fitted table, under conditions"),
     "table score": Command("TableScore", "table_score:run", "figures of synthetic rows, next to two bounds"),
+    "explain": Command("Explain", "explain:run", "a method's formula, settings and metrics, and what should worry"),
     "report": Command("Report", "report:run", "draw a study's report again, also while it runs"),
 }
+
+GROUPS = {"train": "method", "table": "command"}
+"""What the second word of a command says, where it has two."""
 
 EXAMPLES = """examples:
   preflab compare reviews --out runs/demo
   preflab train dpo --model gpt2 --data pairs.jsonl --loss.beta 0.1 --out runs/dpo
   preflab generate runs/dpo/model --prompt "The plot was"
+  preflab table fit table.csv --target class --out runs/table
 """
 
 
@@ -119,10 +125,10 @@ def _run(given: list[str]) -> None:
         if not given or given[0] in ("-h", "--help"):
             print(_overview(name))
             return
-        method = given.pop(0)
-        if method not in members:
-            raise ConfigError(f'there is no method "{method}"; {nearest(method, members)}')
-        name = f"{name} {method}"
+        member = given.pop(0)
+        if member not in members:
+            raise ConfigError(f'there is no {GROUPS[name]} "{member}"; {nearest(member, members)}')
+        name = f"{name} {member}"
     elif name not in COMMANDS:
         known = {command.split()[0] for command in COMMANDS}
         raise ConfigError(f'there is no command "{name}"; {nearest(name, known)}')
@@ -136,12 +142,13 @@ def _run(given: list[str]) -> None:
 
 
 def _overview(group: str = "") -> str:
-    shown = {name: command for name, command in COMMANDS.items() if name.startswith(group)}
+    shown = {name: command for name, command in COMMANDS.items() if name.startswith(f"{group} " if group else "")}
+    words = f"{group} {GROUPS[group].upper()}" if group else "COMMAND"
     width = max(map(len, shown)) + 2
     lines = [f"  {name:<{width}}{command.summary}" for name, command in shown.items()]
     return "\n".join(
         [
-            f"usage: preflab {group or 'COMMAND'} {'METHOD ' if group else ''}[flags]      (preflab {__version__})",
+            f"usage: preflab {words} [flags]      (preflab {__version__})",
             "",
             *lines,
             "",

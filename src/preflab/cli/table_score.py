@@ -17,9 +17,10 @@ from preflab.config.table_score import TableScore
 from preflab.errors import ConfigError, DataError, StorageError, nearest
 from preflab.progress import say, stage, warn
 from preflab.runs import JSON, read_json, sha256, write_json
+from preflab.tables.files import read_table
 from preflab.tables.judge.extras import need_extras
 from preflab.tables.judge.score import score
-from preflab.tables.judge.typed import read_text, typed
+from preflab.tables.judge.typed import typed
 
 CONTENT = "score.json"
 PRINTED_RULES = 3
@@ -82,7 +83,7 @@ def run(config: TableScore) -> None:
     with stage("reading", len(paths)) as advance:
         tables: dict[str, pd.DataFrame] = {}
         for name, path in paths.items():
-            tables[name] = read_text(path)
+            tables[name], _ = read_table(path)
             advance(len(tables), f"{len(tables[name]):,} rows")
     _check_columns(config, tables)
     table = typed(tables["train"], tables["holdout"], tables["synthetic"][list(tables["train"])], config.target)

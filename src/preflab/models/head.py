@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from preflab.errors import ConfigError
 from preflab.losses.logprobs import token_logprobs
 from preflab.models.precision import of_products, wide, working
 
@@ -26,6 +27,28 @@ a third more work in the head."""
 
 TABLE_ROWS = 2**10
 """How many of its rows a CPU multiplies at a time where logits of a few states are made."""
+
+EVERY = slice(None)
+
+Allowed = Callable[[slice], Bool[Tensor, "token vocabulary"]]
+"""Some of a sequence of tokens → which tokens may stand there; the one that does is among them."""
+
+
+def masked(logits: Float[Tensor, "token vocabulary"], allowed: Allowed | None, some: slice) -> Tensor:
+    """The logits of some tokens, −∞ where a mask forbids a token.
+
+    Raises:
+        ConfigError: the mask is not as wide as the logits.
+    """
+    if allowed is None:
+        return logits
+    may = allowed(some)
+    if may.shape[-1] != logits.shape[-1]:
+        raise ConfigError(
+            f"the token mask is {may.shape[-1]} tokens wide, not {logits.shape[-1]}: it has to be as wide as the "
+            "model's output head"
+        )
+    return logits.masked_fill(~may, -torch.inf)
 
 
 @dataclass(frozen=True)
@@ -70,7 +93,7 @@ class Head:
             def read_rounded(states: Tensor) -> Tensor:
                 states = states.to(dtype)
                 shift = (states.float() @ centre).to(dtype).float()
-                return _Logits(bias, shift, self, 1.0).of(_products(states, rounded, shift), slice(None))
+                return _Logits(bias, shift, self, 1.0).of(_products(states, rounded, shift), EVERY)
 
             return read_rounded
         weight = wide(rounded)
@@ -87,20 +110,30 @@ class Head:
         return read
 
     def logprobs(
-        self, model: Any, states: Float[Tensor, "cell width"], tokens: Int[Tensor, " cell"], *, temperature: float
+        self,
+        model: Any,
+        states: Float[Tensor, "cell width"],
+        tokens: Int[Tensor, " cell"],
+        *,
+        temperature: float,
+        allowed: Allowed | None = None,
     ) -> Float[Tensor, " cell"]:
         """log_softmax(logits / T) of one token a state, in nats, float32 or wider; in chunks where the output
-        embeddings are a plain linear layer."""
+        embeddings are a plain linear layer.
+
+        Args:
+            allowed: what the distribution is renormalised over; None: every token.
+        """
         if not temperature > 0:
             raise ValueError(f"temperature must be > 0, not {temperature}")
         table = model.get_output_embeddings()
         if type(table) is not nn.Linear:
-            return token_logprobs(self.logits(model, states), tokens, temperature=temperature)
+            return token_logprobs(masked(self.logits(model, states), allowed, EVERY), tokens, temperature=temperature)
         # Cast here, so that autograd casts the gradients back.
         with working(model):
             dtype = of_products(states)
         bias = None if table.bias is None else table.bias.to(dtype)
-        return _Logprobs.apply(states.to(dtype), table.weight.to(dtype), bias, tokens, self, temperature)
+        return _Logprobs.apply(states.to(dtype), table.weight.to(dtype), bias, tokens, self, temperature, allowed)
 
 
 def head_of(model: Any) -> Head | None:
@@ -171,7 +204,7 @@ def close(values: Tensor, expected: Tensor) -> bool:
 class _Logprobs(torch.autograd.Function):
     """Products, soft-cap, log-softmax and gather, a chunk of states at a time, in both directions.
 
-    ∂ log p(y)/∂z_v = 1[v = y] − p(v)
+    ∂ log p(y)/∂z_v = 1[v = y] − p(v),   where p(v) = 0 for a token that a mask forbids
 
     Products in bf16 are rounded to 8 bits: at a product of 100, as GPT-2 has them, by up to ¼. So that of the token
     itself, z_y, is taken off before they are rounded, within the product, and added again in float32: a likely token's
@@ -187,10 +220,11 @@ class _Logprobs(torch.autograd.Function):
         tokens: Tensor,
         head: Head,
         temperature: float,
+        allowed: Allowed | None = None,
     ) -> Tensor:
         keep = any(ctx.needs_input_grad) and len(states) * len(weight) <= KEPT_LOGITS
         shift = _products_of(states, weight, tokens) if weight.dtype == torch.bfloat16 else None
-        ctx.logits = _Logits(bias, shift, head, temperature)
+        ctx.logits = _Logits(bias, shift, head, temperature, allowed)
         ctx.keep = keep
         kept = []
         total = torch.empty(len(states), dtype=wide(states[:0]).dtype, device=states.device)
@@ -212,6 +246,7 @@ class _Logprobs(torch.autograd.Function):
         states, weight, bias, tokens, total, *kept = ctx.saved_tensors
         needs_states, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         head, temperature, shift = ctx.logits.head, ctx.logits.temperature, ctx.logits.shift
+        bounded = ctx.logits.allowed is not None
         scale = grad * (head.scale / temperature)
         of_states = torch.empty_like(states) if needs_states else None
         of_weight: Tensor | None = None
@@ -225,6 +260,8 @@ class _Logprobs(torch.autograd.Function):
                 of_logits = (logits - total[part].unsqueeze(-1)).exp_().mul_(-scale[part].unsqueeze(-1))
                 of_logits.scatter_add_(1, tokens[part].unsqueeze(-1), scale[part].unsqueeze(-1))
                 if head.cap is not None:  # tanh' = 1 − tanh²
+                    if bounded:  # −∞ where p is 0
+                        logits = logits.clamp(min=-head.cap / temperature)
                     of_logits *= 1 - (logits * (temperature / head.cap)) ** 2
                 of_products[here] = of_logits
             if of_states is not None:
@@ -237,7 +274,7 @@ class _Logprobs(torch.autograd.Function):
                 of_bias += of_products.sum(0)
         if needs_weight and of_weight is None:  # no states
             of_weight = torch.zeros_like(weight)
-        return of_states, of_weight, of_bias, None, None, None
+        return of_states, of_weight, of_bias, None, None, None, None
 
 
 class _Logits(NamedTuple):
@@ -247,6 +284,7 @@ class _Logits(NamedTuple):
     shift: Tensor | None
     head: Head
     temperature: float
+    allowed: Allowed | None = None
 
     def of(self, products: Tensor, rows: slice) -> Tensor:
         """The logits of some rows, from their products."""
@@ -255,7 +293,7 @@ class _Logits(NamedTuple):
             logits += self.shift[rows].unsqueeze(-1)
         if self.bias is not None:
             logits = logits + self.bias
-        logits = self.head.final(logits)
+        logits = masked(self.head.final(logits), self.allowed, rows)
         return logits if self.temperature == 1.0 else logits / self.temperature
 
 

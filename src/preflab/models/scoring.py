@@ -14,7 +14,7 @@ from preflab.data.encode import Tree
 from preflab.data.pack import Layout, Packed, Reading, flat, pack, readings, tree
 from preflab.losses.logprobs import masked_sum, token_logprobs
 from preflab.models.attention import NoTree
-from preflab.models.head import chunks, head_of
+from preflab.models.head import EVERY, Allowed, chunks, head_of, masked
 from preflab.models.precision import at_work, wide
 from preflab.models.tree_check import say_no_tree, takes_trees
 from preflab.models.trunk import body_states
@@ -32,6 +32,13 @@ LOGITS_AT_ONCE = 2**22
 many numbers."""
 TREES_AT_ONCE = 16
 """How many trees are scored at once at most, where no one says otherwise."""
+
+Grammar = Callable[[Packed], Allowed]
+"""A batch → which tokens may stand at each of its response tokens, those in the mask, row by row. Log-probabilities and
+logits are then of the distribution that is renormalised over these: the one that `rollouts/sampler.py` draws from under
+a mask, of which `rollouts/mask.py: grammar_of` makes this.
+
+Raises ConfigError where one of the response tokens is forbidden: its log-probability would be −∞."""
 
 
 def rows_at_once(model: Any, positions: int, most: int) -> int:
@@ -52,15 +59,17 @@ def trees_at_once(model: Any, trees: Sequence[Tree], most: int) -> int:
     return max(1, min(most, rows_at_once(model, longest, most * widest) // widest))
 
 
-def response_logits(model: nn.Module, batch: Packed) -> Float[Tensor, "response token vocabulary"]:
-    """The logits that predict each response token: those at the position before it, and of no other position.
+def response_logits(
+    model: nn.Module, batch: Packed, *, grammar: Grammar | None = None
+) -> Float[Tensor, "response token vocabulary"]:
+    """The logits that predict each response token: those at the position before it, and of no other position; −∞ for
+    tokens that a grammar forbids.
 
     What stands at masked tokens is arbitrary.
     """
     head = head_of(model)
-    if head is None:
-        return _own_logits(model, batch)
-    return head.logits(model, response_states(model, batch))
+    held = _own_logits(model, batch) if head is None else head.logits(model, response_states(model, batch))
+    return _bounded(held, batch, grammar)
 
 
 def response_states(model: nn.Module, batch: Packed) -> Float[Tensor, "response token width"]:
@@ -82,7 +91,13 @@ class Scored:
 
 
 def scored(
-    model: nn.Module, batch: Packed, *, temperature: float = 1.0, logits: bool = False, states: bool = False
+    model: nn.Module,
+    batch: Packed,
+    *,
+    temperature: float = 1.0,
+    logits: bool = False,
+    states: bool = False,
+    grammar: Grammar | None = None,
 ) -> Scored:
     """Log-probabilities, and what else is asked for.
 
@@ -90,6 +105,10 @@ def scored(
         temperature: of the log-probabilities, > 0.
         logits: hold those of all response tokens, for a loss over the whole vocabulary.
         states: for a head that shares the model's trunk.
+        grammar: what log-probabilities and logits are renormalised over; None: every token.
+
+    Raises:
+        ConfigError: the grammar forbids a response token, or is not as wide as the model's output head.
     """
     head = head_of(model)
     if head is None:
@@ -99,18 +118,22 @@ def scored(
         cell_states, layout = _states(model, batch)
         if not logits:
             chosen, tokens = cell_states[layout.before[batch.mask]], batch.response_ids[batch.mask]
-            logprobs = _rows(batch, head.logprobs(model, chosen, tokens, temperature=temperature))
+            allowed = None if grammar is None else grammar(batch)
+            logprobs = _rows(batch, head.logprobs(model, chosen, tokens, temperature=temperature, allowed=allowed))
             return Scored(logprobs, states=cell_states[layout.before] if states else None)
         before = cell_states[layout.before]
         held = head.logits(model, before)
+    held = _bounded(held, batch, grammar)
     logprobs = token_logprobs(held, batch.response_ids, temperature=temperature).masked_fill(~batch.mask, 0.0)
     return Scored(logprobs, held if logits else None, before if states else None)
 
 
-def response_logprobs(model: nn.Module, batch: Packed, *, temperature: float = 1.0) -> Float[Tensor, "response token"]:
-    """log π(y_t | x, y_<t) in nats at a temperature; 0 outside the mask. Never holds the logits of all tokens, but for
-    models whose way from states to logits is not known."""
-    return scored(model, batch, temperature=temperature).logprobs
+def response_logprobs(
+    model: nn.Module, batch: Packed, *, temperature: float = 1.0, grammar: Grammar | None = None
+) -> Float[Tensor, "response token"]:
+    """log π(y_t | x, y_<t) in nats at a temperature, under a grammar where one is given; 0 outside the mask. Never
+    holds the logits of all tokens, but for models whose way from states to logits is not known."""
+    return scored(model, batch, temperature=temperature, grammar=grammar).logprobs
 
 
 @dataclass(frozen=True)
@@ -124,23 +147,26 @@ class Read:
     logits is not known."""
     held: Float[Tensor, "token vocabulary"] | None = None
     """Then these logits."""
+    allowed: Allowed | None = None
+    """Which tokens may stand at each of them; None: every token."""
 
     def logits(self, some: slice) -> Float[Tensor, "token vocabulary"]:
-        """Those that predict some of the response tokens in the mask."""
+        """Those that predict some of the response tokens in the mask; −∞ for tokens that are not allowed."""
         if self.states is None:
             assert self.held is not None
-            return self.held[some]
+            return masked(self.held[some], self.allowed, some)
         head = head_of(self.model)
         assert head is not None
-        return head.logits(self.model, self.states[some])
+        return masked(head.logits(self.model, self.states[some]), self.allowed, some)
 
     def logprobs(self, *, temperature: float) -> Float[Tensor, "response token"]:
         """As `response_logprobs` has them."""
         tokens = self.batch.response_ids[self.batch.mask]
         head = head_of(self.model)
         if self.states is None or head is None:
-            return _rows(self.batch, token_logprobs(self.logits(slice(None)), tokens, temperature=temperature))
-        return _rows(self.batch, head.logprobs(self.model, self.states, tokens, temperature=temperature))
+            return _rows(self.batch, token_logprobs(self.logits(EVERY), tokens, temperature=temperature))
+        found = head.logprobs(self.model, self.states, tokens, temperature=temperature, allowed=self.allowed)
+        return _rows(self.batch, found)
 
     def of_states(
         self, figure: Callable[[Float[Tensor, "token width"]], Float[Tensor, " token"]]
@@ -150,12 +176,13 @@ class Read:
 
 
 @torch.no_grad()
-def read(model: Any, batch: Packed) -> Read:
-    """One pass without gradients, for several readings of it."""
+def read(model: Any, batch: Packed, *, grammar: Grammar | None = None) -> Read:
+    """One pass without gradients, for several readings of it, all under the grammar."""
+    allowed = None if grammar is None else grammar(batch)
     if head_of(model) is None:
-        return Read(model, batch, None, _own_logits(model, batch)[batch.mask])
+        return Read(model, batch, None, _own_logits(model, batch)[batch.mask], allowed=allowed)
     states, layout = _states(model, batch)
-    return Read(model, batch, states[layout.before[batch.mask]])
+    return Read(model, batch, states[layout.before[batch.mask]], allowed=allowed)
 
 
 Measure = Callable[..., Sequence[Float[Tensor, " token"]]]
@@ -165,7 +192,7 @@ Measure = Callable[..., Sequence[Float[Tensor, " token"]]]
 @torch.no_grad()
 def of_distributions(reads: Sequence[Read], measure: Measure) -> list[Float[Tensor, "response token"]]:
     """Figures of whole next-token distributions, such as entropy and KL, of models that read one batch: some tokens at
-    a time, without gradients. 0 outside the mask."""
+    a time, without gradients; renormalised where the reads are under a grammar. 0 outside the mask."""
     batch = reads[0].batch
     vocabulary = max(one.model.get_output_embeddings().weight.shape[0] for one in reads)
     parts = [
@@ -175,6 +202,14 @@ def of_distributions(reads: Sequence[Read], measure: Measure) -> list[Float[Tens
     return [_rows(batch, figure) for figure in torch.cat(parts, 1)]
 
 
+def _bounded(held: Float[Tensor, "response token vocabulary"], batch: Packed, grammar: Grammar | None) -> Tensor:
+    """Logits of all places, −∞ for what a grammar forbids at response tokens."""
+    if grammar is None:
+        return held
+    bounded = masked(held[batch.mask], grammar(batch), EVERY)
+    return held.masked_scatter(batch.mask.unsqueeze(-1), bounded)
+
+
 def _rows(batch: Packed, values: Float[Tensor, " token"]) -> Float[Tensor, "response token"]:
     """Values of the response tokens in the mask, each in its place; 0 elsewhere."""
     return values.new_zeros(batch.mask.shape).masked_scatter(batch.mask, values)
@@ -182,14 +217,19 @@ def _rows(batch: Packed, values: Float[Tensor, " token"]) -> Float[Tensor, "resp
 
 @torch.no_grad()
 def logprobs_of(
-    model: Any, trees: Sequence[Tree], *, batch_size: int = TREES_AT_ONCE, advance: Advance = lambda done, note: None
+    model: Any,
+    trees: Sequence[Tree],
+    *,
+    batch_size: int = TREES_AT_ONCE,
+    grammar: Grammar | None = None,
+    advance: Advance = lambda done, note: None,
 ) -> Float[Tensor, " response"]:
-    """log π(y|x) in nats of each response, tree by tree."""
+    """log π(y|x) in nats of each response, tree by tree; under a grammar where one is given."""
     parts = [torch.zeros(0)]
     size = trees_at_once(model, trees, batch_size)
     for begin in range(0, len(trees), size):
         batch = pack(trees[begin : begin + size]).to(model.device)
-        parts.append(masked_sum(response_logprobs(model, batch), batch.mask).cpu())
+        parts.append(masked_sum(response_logprobs(model, batch, grammar=grammar), batch.mask).cpu())
         advance(min(begin + size, len(trees)), "")
     return torch.cat(parts)
 

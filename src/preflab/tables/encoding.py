@@ -1,8 +1,8 @@
-"""What every way of writing a row as tokens offers: `compact.py` and `text.py` have one each."""
+"""What every way of writing a row as tokens offers: `compact.py` and `sentence.py` have one each."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -24,6 +24,62 @@ class Legal:
 
     def __contains__(self, code: int) -> bool:
         return code in self.levels if code < 0 else any(low <= code <= high for low, high in self.spans)
+
+    def __and__(self, other: Legal) -> Legal:
+        """The codes that are in both."""
+        spans = [
+            (max(low, first), min(high, last))
+            for low, high in self.spans
+            for first, last in other.spans
+            if max(low, first) <= min(high, last)
+        ]
+        return Legal(self.levels & other.levels, tuple(spans))
+
+    def __bool__(self) -> bool:
+        return bool(self.levels or self.spans)
+
+
+def legal_of(column: Column) -> Legal:
+    """What may be written in a column: its levels, and the points of its scale. A point that is written like a level
+    is not among them: its cell would be read as that level.
+
+    >>> from preflab.tables.column import Numbers
+    >>> legal_of(Column("age", "integer", levels=("", "20"), numbers=Numbers(18, 73, (0, 7)))).spans
+    ((0, 1), (3, 72))
+    """
+    numbers, spans, first = column.numbers, [], 0
+    if numbers is not None:
+        for taken in sorted(point for text in column.levels if (point := _point(column, text)) is not None):
+            spans.append((first, taken - 1))
+            first = taken + 1
+        spans.append((first, numbers.size - 1))
+    levels = frozenset(range(-len(column.levels), 0))
+    return Legal(levels, tuple((low, high) for low, high in spans if low <= high))
+
+
+def _point(column: Column, text: str) -> int | None:
+    """The point of the scale that is written so."""
+    assert column.numbers is not None
+    try:
+        point = column.numbers.point(text)
+    except ValueError:
+        return None
+    return point if column.numbers.text(point) == text else None
+
+
+def narrowed(columns: Sequence[Column], legal: Mapping[int, Legal]) -> list[Legal]:
+    """What may be written in each of these columns, of which some (places → codes) are narrowed.
+
+    Raises:
+        ValueError: nothing is left of one.
+    """
+    found = [legal_of(column) for column in columns]
+    for place, narrower in legal.items():
+        found[place] &= narrower
+    for column, left in zip(columns, found, strict=True):
+        if not left:
+            raise ValueError(f'nothing is left that "{column.name}" may be; allow it more')
+    return found
 
 
 class Encoding(Protocol):
@@ -74,3 +130,28 @@ class Encoding(Protocol):
     def settings(self) -> dict[str, Any]:
         """JSON from which, with the columns, the same encoding is made again."""
         ...
+
+
+def unmasked_validity(encoding: Encoding, rows: Iterable[Sequence[int]]) -> float:
+    """The share, 0–1, of rows that are legal though no mask held the model to it: they can be read, and each code is
+    legal in its column.
+
+    Args:
+        rows: prompts and responses, as tokens.
+
+    Raises:
+        ValueError: there are no rows.
+    """
+    legal = [legal_of(column) for column in encoding.columns]
+    found = [_is_legal(encoding, tokens, legal) for tokens in rows]
+    if not found:
+        raise ValueError("no rows, so no share of them is legal")
+    return sum(found) / len(found)
+
+
+def _is_legal(encoding: Encoding, tokens: Sequence[int], legal: Sequence[Legal]) -> bool:
+    try:
+        codes = encoding.row(tokens)
+    except ValueError:
+        return False
+    return all(code in some for code, some in zip(codes.tolist(), legal, strict=True))

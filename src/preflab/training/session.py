@@ -8,8 +8,9 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
+import torch
 from torch import nn
 
 from preflab.errors import Interrupted, NumericError
@@ -17,12 +18,20 @@ from preflab.progress import say
 from preflab.runs import RunFolder, write_json
 from preflab.training import checkpoint
 from preflab.training.cost import Cost, Stopwatch
-from preflab.training.optimizer import Stepper
 
 Evaluate = Callable[[int], None]
 """Called with the number of finished steps; reads the policy, changes nothing."""
 
 SECONDS_BETWEEN_SAVES = 120.0
+
+
+class Learner(Protocol):
+    """What is kept of an optimiser: a `Stepper` has it."""
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer: ...
+    @property
+    def masters(self) -> nn.ParameterList: ...
 
 
 class Session:
@@ -32,7 +41,7 @@ class Session:
         self,
         run: RunFolder,
         models: Mapping[str, nn.Module],
-        steppers: Mapping[str, Stepper],
+        steppers: Mapping[str, Learner],
         *,
         marks: Sequence[int],
         evaluate: Evaluate | None,

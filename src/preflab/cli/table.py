@@ -1,0 +1,168 @@
+"""`preflab table`: learn a table, and sample rows like its own."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from preflab.config.load import to_yaml
+from preflab.config.tables import TableFit, TableSample
+from preflab.data.jsonl import shown
+from preflab.errors import ConfigError, StorageError
+from preflab.progress import say, warn
+from preflab.runs import RunFolder, read_json
+from preflab.seeds import derive
+from preflab.tables.conditions import read
+from preflab.tables.draw import Drawn, unmasked_share
+from preflab.tables.files import read_table, write_table
+from preflab.tables.fitting import FIT
+from preflab.tables.schema import Schema, infer
+from preflab.tables.synthesizer import UNMASKED, Learning, Synthesizer, learn, parted, shortage
+
+PREVIEW = 3
+"""Rows that are printed of a sample."""
+WIDEST = 20
+"""Characters of a cell in the preview."""
+
+
+def fit(config: TableFit) -> None:
+    """Hold rows out, learn the others, and say how well."""
+    run = RunFolder(config.out)
+    if (run.path / FIT).exists() and run.model.exists():
+        RunFolder.open(config.out, to_yaml(config), data=config.data)
+        say(f"{config.out} is finished already")
+        return _show(config, read_json(run.path / FIT))
+    frame, source = read_table(config.data)
+    learned, held = parted(len(frame), config.holdout, seed=config.seed)
+    train, holdout = frame.iloc[learned], frame.iloc[held]
+    kinds = dict(_named(config.columns, "columns", "NAME=KIND"))
+    codes = {name: _listed(text) for name, text in _named(config.codes, "codes", "NAME=-9,-8")}
+    schema = infer(train, target=config.target, kinds=kinds, codes=codes)
+    say(
+        f"{config.data}: {len(frame):,} rows of {len(frame.columns)} columns; {len(train):,} to learn from, "
+        f"{len(holdout):,} held out"
+    )
+    _say_repeats(train, holdout)
+    _say_columns(schema)
+    for note in (*source.notes, *schema.notes):
+        say(f"note: {note}")
+    run = RunFolder.open(config.out, to_yaml(config), data=config.data)
+    suffix = ".parquet" if source.format == "parquet" else config.data.suffix.lower()
+    write_table(train, source, run.path / f"train{suffix}")
+    if len(holdout):
+        write_table(holdout, source, run.path / f"holdout{suffix}")
+    learning = Learning(
+        config.encoding, config.model, config.any_order, config.first, config.minutes, config.fit, config.seed
+    )
+    _show(config, learn(run, train, source, schema, learning))
+
+
+def sample(config: TableSample) -> None:
+    """Write rows to a file."""
+    if config.out.exists():
+        raise StorageError(f"{config.out} is there already; choose another --out, or delete it")
+    synthesizer = Synthesizer.load(config.run)
+    fitted = synthesizer.fitted
+    conditions = [read(text, fitted.schema.columns) for text in config.where]
+    fitted.legal(config.where)
+    model = fitted.model(config.policy)
+    began = time.process_time()
+    rows, drawn = synthesizer.draw(config.rows, config.where, seed=config.seed, policy=config.policy)
+    seconds = time.process_time() - began
+    altered = write_table(rows, fitted.source, config.out, spreadsheet_safe=config.spreadsheet_safe)
+    met = f" with {' and '.join(map(str, conditions))}" if conditions else ""
+    print(f"{config.out}: {len(rows):,} rows{met}, all legal; {len(rows) / seconds:,.0f} rows per CPU second")
+    if conditions:
+        print(_said_of(drawn))
+    if config.spreadsheet_safe:
+        print(f"spreadsheet-safe: an apostrophe stands before {altered:,} cells that would be formulas")
+    if config.unmasked:
+        share = unmasked_share(model, fitted.encoding, UNMASKED, seed=derive(config.seed, "unmasked"))
+        print(f"without the mask {share:.1%} of {UNMASKED} other samples are legal rows")
+    if said := shortage(drawn):
+        warn(said)
+    print()
+    print(_preview(rows))
+
+
+def _named(texts: Sequence[str], setting: str, form: str) -> list[tuple[str, str]]:
+    """NAME=TEXT, each name once."""
+    found: list[tuple[str, str]] = []
+    for text in texts:
+        name, sign, value = text.rpartition("=")
+        if not sign or not name:
+            raise ConfigError(f'{setting} = {text}: write it as {form}')
+        if name in dict(found):
+            raise ConfigError(f'{setting}: "{name}" stands twice; keep one')
+        found.append((name, value))
+    return found
+
+
+def _listed(text: str) -> list[str]:
+    return [code.strip() for code in text.split(",")] if text else []
+
+
+def _say_repeats(train: pd.DataFrame, holdout: pd.DataFrame) -> None:
+    """How many rows are exact copies: of another, and over the split."""
+    repeated = int(pd.concat([train, holdout]).duplicated().sum())
+    if not repeated:
+        return
+    shared = sum(map(set(train.itertuples(index=False, name=None)).__contains__, holdout.itertuples(index=False, name=None)))
+    over = f"; {shared:,} of the rows held out stand among those to learn from too" if len(holdout) else ""
+    say(f"  {repeated:,} rows repeat another one exactly{over}")
+
+
+def _say_columns(schema: Schema) -> None:
+    """What each column was taken for."""
+    cells = [(one.name, one.kind, one.values, one.codes, one.missing) for one in schema.describe()]
+    say(_table(("column", "kind", "values", "codes", "missing"), cells, widths=(40, 12, 48, 24, 8)))
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]], widths: Sequence[int]) -> str:
+    """Plain columns of text, each cut to its width."""
+    cut = [[shown(cell, width) if len(cell) > width else _visible(cell) for cell, width in zip(row, widths, strict=True)]
+           for row in (header, *rows)]
+    sizes = [max(map(len, column)) for column in zip(*cut, strict=True)]
+    lines = ("  ".join(f"{cell:<{size}}" for cell, size in zip(row, sizes, strict=True)).rstrip() for row in cut)
+    return "\n".join(f"  {line}" for line in lines)
+
+
+def _preview(rows: pd.DataFrame) -> str:
+    """The first rows, a line a column."""
+    first = rows.iloc[:PREVIEW]
+    cells = [(name, *first[name].tolist()) for name in rows.columns]
+    header = ("", *(f"row {number + 1}" for number in range(len(first))))
+    return _table(header, cells, widths=(40, *[WIDEST] * len(first)))
+
+
+def _visible(text: str) -> str:
+    """What a terminal can show without obeying it."""
+    return "".join(letter if letter.isprintable() else f"\\x{ord(letter):02x}" for letter in text)
+
+
+def _said_of(drawn: Drawn) -> str:
+    if drawn.effective is None:
+        return "conditions: exact"
+    return (
+        f"conditions: {len(drawn.codes):,} rows drawn from {drawn.candidates:,} weighed candidates, of an effective sample "
+        f"size of {drawn.effective:,.0f}"
+    )
+
+
+def _show(config: TableFit, report: Mapping[str, Any]) -> None:
+    print(
+        f"fitted in {report['cpu_seconds']:,.0f} CPU seconds, stopped by {report['stopped_by']}: "
+        f"{report['validation_nats']:.2f} nats a validation row, at epoch {report['best_epoch']}"
+    )
+    if "unmasked_valid_share" in report:
+        share, rows = report["unmasked_valid_share"], report["unmasked_rows"]
+        print(f"legal rows without the mask: {share:.1%} of {rows}; with it all are")
+    print(f"sample: preflab table sample {config.out} -n 1000 --out synthetic{_suffix(config.data)}")
+
+
+def _suffix(data: Path) -> str:
+    return data.suffix.lower() or ".csv"

@@ -1,0 +1,506 @@
+"""A table in, a model of its rows, rows out: what `preflab table` does, as a library.
+
+A run folder of `preflab table fit` is a saved synthesizer, and the other way round:
+
+    schema.json    the columns        encoding.json   how a row becomes tokens
+    source.json    types and format   model/          Hugging Face format    fit.json   how fitting went
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import transformers
+from jaxtyping import Bool, Int
+
+from preflab.config.row_model import RowModel
+from preflab.errors import ConfigError, DataError, PreflabError, StorageError
+from preflab.models.load import check_length, load_policy
+from preflab.progress import say, warn
+from preflab.runs import RunFolder, new_folder, read_json, write_json
+from preflab.seeds import derive
+from preflab.tables.column import Column
+from preflab.tables.compact import Compact
+from preflab.tables.conditions import Condition, count, find, legal_codes, of_values, present, read
+from preflab.tables.draw import CANDIDATES, Drawn, draw_rows, impute_rows, unmasked_share, writable
+from preflab.tables.encoding import Encoding, Legal
+from preflab.tables.files import Source, from_frame, read_table, to_frame
+from preflab.tables.fitting import FIT, fit_rows, split
+from preflab.tables.look import look
+from preflab.tables.model import RowWriter
+from preflab.tables.schema import Schema, infer, is_missing
+from preflab.tables.sentence import Sentence
+from preflab.tables.sentence_model import SentenceWriter
+
+SCHEMA, SOURCE, ENCODING = "schema.json", "source.json", "encoding.json"
+REFERENCE = "reference"
+"""The policy that was fitted; others are trained from it."""
+UNMASKED, UNMASKED_SENTENCES = 300, 50
+"""Rows that are sampled without a mask at the end of a fit; fewer sentences, which are long."""
+LOOKED_AT_SENTENCES = 50
+SENTENCES_AT_ONCE = 8
+
+Where = Mapping[str, Any] | Sequence[str]
+"""Conditions: column → value as `conditions.of_values` has them, or texts as `conditions.read` has them."""
+
+
+@dataclass(frozen=True)
+class Learning:
+    """How a table is learned."""
+
+    encoding: Literal["compact", "text"] = "compact"
+    """See `Synthesizer`, as for all others."""
+    model: str | None = None
+    any_order: bool = False
+    first: tuple[str, ...] = ()
+    minutes: float | None = None
+    settings: RowModel = RowModel()  # noqa: RUF009  (frozen)
+    seed: int = 0
+
+
+class Synthesizer:
+    """A model of a table's rows, which samples new ones and fills in missing cells.
+
+    Args:
+        settings: the model and how it learns.
+        encoding: "compact": a vocabulary made from the table, for a small model from scratch; "text": sentences in the
+            tokens of a pretrained model.
+        model: of "text": a folder in the Hugging Face format or a name on the Hub.
+        any_order: learn rows in every order of their columns, so that conditions on any are exact.
+        first: columns that come first in a row, where conditions on them are exact or cheap; none: the target.
+        minutes: of wall-clock time that fitting may take, > 0.
+        seed: determines weights and order of the rows.
+
+    >>> table = pd.DataFrame({"age": [30, 41, 30, 58] * 10, "smoker": [True, False, False, True] * 10})
+    >>> tiny = RowModel(layers=1, width=8, heads=1, epochs=2)
+    >>> synthesizer = Synthesizer(settings=tiny).fit(table, target="smoker")
+    >>> rows = synthesizer.sample(4, where={"smoker": True, "age": ">=40"}, seed=1)
+    >>> rows.shape, rows.dtypes.astype(str).to_dict(), bool(rows.smoker.all()), bool((rows.age >= 40).all())
+    ((4, 2), {'age': 'int64', 'smoker': 'bool'}, True, True)
+    >>> holes = pd.DataFrame({"age": [41.0, None], "smoker": [False, True]})
+    >>> synthesizer.impute(holes).age.notna().all()
+    True
+    """
+
+    def __init__(
+        self,
+        *,
+        settings: RowModel | None = None,
+        encoding: Literal["compact", "text"] = "compact",
+        model: str | None = None,
+        any_order: bool = False,
+        first: Sequence[str] = (),
+        minutes: float | None = None,
+        seed: int = 0,
+    ) -> None:
+        if (encoding == "text") != (model is not None):
+            raise ConfigError('encoding="text" and model go together: Synthesizer(encoding="text", model="gpt2")')
+        self.learning = Learning(encoding, model, any_order, tuple(first), minutes, settings or RowModel(), seed)
+        self.holdout: pd.DataFrame | None = None
+        """The rows that nothing learned from, where `fit` was asked to hold some out."""
+        self._fitted: _Fitted | None = None
+
+    def fit(
+        self,
+        table: pd.DataFrame | Path | str,
+        target: str | None = None,
+        *,
+        columns: Mapping[str, str] | None = None,
+        codes: Mapping[str, Sequence[Any]] | None = None,
+        holdout: float = 0.0,
+    ) -> Synthesizer:
+        """Learn a table, and return this synthesizer.
+
+        Args:
+            table: a data frame, or the path of a CSV or Parquet file.
+            target: the column that others are to predict; it comes first in a row.
+            columns: what columns hold, instead of what they look like: integer, decimal, decimal:2, category, boolean,
+                datetime or identifier.
+            codes: cells of a column that are no numbers, say special codes, instead of those that are found.
+            holdout: share of the rows that nothing learns from, in [0, 1).
+
+        Raises:
+            ConfigError, DataError: a name or a kind is wrong, or a column can't be used as it is.
+        """
+        frame, source = from_frame(table) if isinstance(table, pd.DataFrame) else read_table(Path(table))
+        learned, held = parted(len(frame), holdout, seed=self.learning.seed)
+        train = frame.iloc[learned]
+        named = {name: [str(code) for code in listed] for name, listed in (codes or {}).items()}
+        schema = infer(train, target=target, kinds=columns or {}, codes=named)
+        with TemporaryDirectory() as folder:
+            run = RunFolder(Path(folder))
+            learn(run, train, source, schema, self.learning)
+            self._fitted = _Fitted.load(run.path)
+            self._fitted.model(REFERENCE)
+        self.holdout = to_frame(frame.iloc[held], source) if len(held) else None
+        return self
+
+    def sample(
+        self, n: int, where: Where | None = None, *, seed: int = 0, policy: str = REFERENCE, batch_size: int | None = None
+    ) -> pd.DataFrame:
+        """`n` legal rows, with the types of the table.
+
+        Where conditions are no equalities on the first columns of a row, candidates are weighed (see `draw_rows`); a
+        warning says where they were too few.
+
+        Args:
+            where: column → cell, `None` for a missing value, `">=70"`, a list of cells, a tuple (lowest, highest); or
+                texts such as "age>=70". All must hold.
+            seed: determines the rows; with the same seed the first of many are those of few, unless they are weighed.
+            policy: which model writes.
+            batch_size: rows under way at once; changes no row beyond rounding.
+
+        Raises:
+            ConfigError: a condition can't hold, or there is no such policy.
+        """
+        rows, drawn = self.draw(n, where, seed=seed, policy=policy, batch_size=batch_size)
+        if said := shortage(drawn):
+            warn(said)
+        return to_frame(rows, self.fitted.source)
+
+    def draw(
+        self, n: int, where: Where | None = None, *, seed: int = 0, policy: str = REFERENCE, batch_size: int | None = None
+    ) -> tuple[pd.DataFrame, Drawn]:
+        """As `sample`, but cells as text, and what it took."""
+        fitted = self.fitted
+        legal = fitted.legal(where or {})
+        drawn = draw_rows(
+            fitted.model(policy), fitted.encoding, n, seed=derive(seed, "sample"), legal=legal, batch_size=batch_size
+        )
+        return fitted.schema.frame(drawn.codes, seed=derive(seed, "identifiers")), drawn
+
+    def impute(
+        self,
+        table: pd.DataFrame,
+        *,
+        cells: pd.DataFrame | None = None,
+        seed: int = 0,
+        policy: str = REFERENCE,
+        candidates: int = CANDIDATES,
+    ) -> pd.DataFrame:
+        """The table with its missing cells drawn from the model, given each row's other cells, which stay as they are.
+
+        A known number between or beyond those of the training rows counts as the nearest of them, and a known cell that
+        no training row holds says nothing. One line says how many cells were filled in, and how well weighed ones were.
+
+        Args:
+            table: with all columns of the model; others are refused.
+            cells: True where a cell is to be drawn, whatever stands there; `None`: those without a value.
+            candidates: rows that are weighed for each one with missing cells, where it isn't exact.
+
+        Raises:
+            DataError: a column is missing or unknown.
+        """
+        fitted = self.fitted
+        frame, source = from_frame(table, like=fitted.source)
+        frame = frame.reset_index(drop=True)
+        if cells is not None and cells.shape != table.shape:
+            raise ConfigError(f"cells has the shape {cells.shape}, the table {table.shape}; give one value for each cell")
+        asked = None if cells is None else pd.DataFrame(cells.to_numpy(dtype=bool), columns=frame.columns)
+        codes, unknown, drawn = fitted.context(frame, asked)
+        legal = {place: _fillable(column, one) for place, column, one in fitted.places()}
+        found = impute_rows(
+            fitted.model(policy), fitted.encoding, codes, unknown,
+            seed=derive(seed, "impute"), legal=legal, candidates=candidates,
+        )  # fmt: skip
+        for place, column in enumerate(fitted.schema.written):
+            filled = frame[column.name].to_numpy(dtype=object).copy()
+            for row in np.flatnonzero(drawn[:, place]):
+                filled[row] = column.text(int(found.codes[row, place]))
+            frame[column.name] = filled
+        say(_said_of(int(drawn.sum()), found.effective, candidates))
+        return to_frame(frame, _with_types(source, fitted.source)).set_axis(table.index)
+
+    def save(self, folder: Path | str) -> None:
+        """Write it into a new folder.
+
+        Raises:
+            StorageError: the folder is there and not empty, or can't be written.
+        """
+        fitted, path = self.fitted, Path(folder)
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise StorageError(f"{path} is not empty; choose another folder")
+        with new_folder(path) as temporary:
+            fitted.schema.save(temporary / SCHEMA)
+            write_json(temporary / SOURCE, fitted.source.json())
+            write_json(temporary / ENCODING, fitted.encoding.settings())
+            write_json(temporary / FIT, fitted.report)
+            fitted.model(REFERENCE).save_pretrained(temporary / "model")
+            if fitted.tokenizer is not None:
+                fitted.tokenizer.save_pretrained(temporary / "model")
+
+    @classmethod
+    def load(cls, folder: Path | str) -> Synthesizer:
+        """Read what `save` or `preflab table fit` wrote.
+
+        Raises:
+            ConfigError, StorageError: there is no fitted table in the folder, or a file is damaged.
+        """
+        synthesizer = cls()
+        synthesizer._fitted = _Fitted.load(Path(folder))
+        return synthesizer
+
+    @property
+    def fitted(self) -> _Fitted:
+        """What was learned.
+
+        Raises:
+            ConfigError: nothing was.
+        """
+        if self._fitted is None:
+            raise ConfigError("this synthesizer has learned no table; call fit(table) first, or Synthesizer.load(folder)")
+        return self._fitted
+
+
+class _Fitted:
+    """A table's columns, how its rows become tokens, and the models that write them."""
+
+    def __init__(
+        self, folder: Path, schema: Schema, source: Source, encoding: Encoding, report: dict[str, Any], tokenizer: Any
+    ) -> None:
+        self.folder, self.schema, self.source, self.encoding, self.report = folder, schema, source, encoding, report
+        self.tokenizer = tokenizer
+        self._models: dict[str, Any] = {}
+
+    @classmethod
+    def load(cls, folder: Path) -> _Fitted:
+        if not (folder / SCHEMA).exists():
+            raise ConfigError(f"{folder} holds no fitted table (no {SCHEMA}); `preflab table fit` makes one")
+        if not (folder / FIT).exists():
+            raise ConfigError(f"{folder}: the fit is not finished; run its `preflab table fit` command again to go on")
+        schema = Schema.load(folder / SCHEMA)
+        settings = read_json(folder / ENCODING)
+        tokenizer = None
+        try:
+            if settings["kind"] == "sentence":
+                tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "model")
+                encoding: Encoding = Sentence.restored(schema.written, settings, tokenizer)
+            else:
+                encoding = Compact.restored(schema.written, settings)
+        except (KeyError, TypeError, ValueError, OSError) as error:
+            raise StorageError(f"{folder / ENCODING} is damaged ({error}); fit again") from None
+        return cls(
+            folder, schema, Source.from_json(read_json(folder / SOURCE)), encoding, read_json(folder / FIT), tokenizer
+        )
+
+    def policies(self) -> list[str]:
+        """What `model` knows."""
+        aligned = sorted(path.parent.name for path in self.folder.glob("aligned/*/model"))
+        return [REFERENCE, *aligned]
+
+    def model(self, policy: str) -> Any:
+        """A causal language model, loaded once.
+
+        Raises:
+            ConfigError: there is none of that name.
+            StorageError: it can't be read.
+        """
+        if policy not in self._models:
+            if policy not in self.policies():
+                known = ", ".join(self.policies())
+                raise ConfigError(f'{self.folder} holds no policy "{policy}"; there is: {known}')
+            path = self.folder / ("model" if policy == REFERENCE else f"aligned/{policy}/model")
+            self._models[policy] = _model(path, self.encoding)
+        return self._models[policy]
+
+    def legal(self, where: Where) -> dict[int, Legal]:
+        """Conditions → places → codes, those that training rows hold where others can't be written."""
+        conditions = self.conditions(where)
+        found: dict[int, Legal] = {}
+        by_name = {column.name: (place, may) for place, column, may in self.places()}
+        for name, legal in legal_codes(conditions, self.schema.columns).items():
+            place, may = by_name[name]
+            found[place] = legal & may
+            if not found[place]:
+                said = " and ".join(f'"{one}"' for one in conditions if one.column == name)
+                raise ConfigError(f"no training row meets {said}{self._nearest_seen(place, legal)}")
+        return found
+
+    def conditions(self, where: Where) -> list[Condition]:
+        if isinstance(where, str):
+            where = [where]
+        if isinstance(where, Mapping):
+            return of_values(where, self.schema.columns)
+        return [read(text, self.schema.columns) for text in where]
+
+    def places(self) -> list[tuple[int, Column, Legal]]:
+        """Each column that is written, with the codes that can be."""
+        return list(zip(range(len(self.encoding.columns)), self.encoding.columns, writable(self.encoding), strict=True))
+
+    def context(
+        self, frame: pd.DataFrame, asked: pd.DataFrame | None
+    ) -> tuple[
+        Int[np.ndarray, "row column"], Bool[np.ndarray, "row column"], Bool[np.ndarray, "row column"]
+    ]:
+        """Codes of a text frame, which of them are unknown to the model, and which cells are to be drawn."""
+        self.schema.codes(frame.iloc[:0])  # says which columns are missing or unknown
+        shape = (len(frame), len(self.encoding.columns))
+        codes, unknown, drawn = np.zeros(shape, np.int64), np.zeros(shape, bool), np.zeros(shape, bool)
+        for place, column, may in self.places():
+            of_row, distinct = pd.factorize(frame[column.name].to_numpy(dtype=object))
+            known = [_nearest_code(column, may, text) for text in distinct.tolist()]
+            codes[:, place] = np.array([0 if code is None else code for code in known], np.int64)[of_row]
+            unknown[:, place] = np.array([code is None for code in known])[of_row]
+            blank = np.array([_is_blank(column, text) for text in distinct.tolist()])[of_row]
+            drawn[:, place] = blank if asked is None else asked[column.name].to_numpy()
+        return codes, unknown | drawn, drawn
+
+    def _nearest_seen(self, place: int, legal: Legal) -> str:
+        numbers = self.encoding.columns[place].numbers
+        if numbers is None or not numbers.seen or not legal.spans:
+            return ""
+        ends = [end for span in legal.spans for end in span]
+        near = min(numbers.seen, key=lambda point: min(abs(point - end) for end in ends))
+        return f"; the nearest value is {numbers.text(near)}"
+
+
+def learn(
+    run: RunFolder, train: pd.DataFrame, source: Source, schema: Schema, learning: Learning
+) -> dict[str, Any]:
+    """Fit a model to the rows of a text frame, in a run folder, and return what `fit.json` says.
+
+    Raises:
+        ConfigError: a column that is to come first is none, or the model has too few positions for a row.
+        Interrupted: the run was asked to stop; called again it goes on.
+    """
+    order = _order(schema, learning.first)
+    codes = schema.codes(train)
+    if learning.model is None:
+        encoding: Encoding = Compact.of(schema.written, codes, order=order, any_order=learning.any_order)
+        assert isinstance(encoding, Compact)
+        writer: Any = RowWriter(encoding, codes, learning.settings, seed=derive(learning.seed, "weights"))
+        tokenizer, looked_at, unmasked = None, len(codes), UNMASKED
+    else:
+        policy = load_policy(learning.model, quiet=False)
+        tokenizer = policy.tokenizer
+        width = policy.model.get_output_embeddings().weight.shape[0]
+        encoding = Sentence(schema.written, tokenizer, order=order, any_order=learning.any_order, vocabulary=width)
+        check_length(policy.model, encoding.longest + 1, "use --encoding compact, or leave columns out")
+        writer = SentenceWriter(
+            policy, encoding, dropout=learning.settings.dropout, rows_at_once=SENTENCES_AT_ONCE
+        )
+        looked_at, unmasked = LOOKED_AT_SENTENCES, UNMASKED_SENTENCES
+    say(
+        f"{learning.encoding} encoding: at most {encoding.longest} tokens a row, {encoding.vocabulary:,} in the "
+        f"vocabulary; {sum(weight.numel() for weight in writer.parameters()):,} weights"
+    )
+    schema.save(run.path / SCHEMA)
+    write_json(run.path / SOURCE, source.json())
+    write_json(run.path / ENCODING, encoding.settings())
+    held = codes[split(codes, learning.settings.validation, seed=learning.seed)[1]][:looked_at]
+
+    def quality(model: Any, epoch: int) -> dict[str, float]:
+        return look(model, encoding, held, seed=derive(learning.seed, "look", epoch))
+
+    report = fit_rows(
+        writer, codes, learning.settings, run, seed=learning.seed, minutes=learning.minutes, quality=quality
+    )
+    if tokenizer is not None:
+        tokenizer.save_pretrained(run.model)
+    share = unmasked_share(_model(run.model, encoding), encoding, unmasked, seed=derive(learning.seed, "unmasked"))
+    report |= {"unmasked_valid_share": share, "unmasked_rows": unmasked}
+    write_json(run.path / FIT, report)
+    return report
+
+
+def parted(rows: int, holdout: float, *, seed: int) -> tuple[Int[np.ndarray, " row"], Int[np.ndarray, " row"]]:
+    """Which rows are learned from, and which held out: by chance, each side in the order of the table. At least two are
+    learned from, and one is held out where any is to be and there are three.
+
+    >>> [side.tolist() for side in parted(5, 0.4, seed=0)]
+    [[0, 1, 4], [2, 3]]
+    """
+    held = min(max(rows - 2, 0), max(1, round(holdout * rows))) if holdout else 0
+    order = np.random.Generator(np.random.Philox(derive(seed, "holdout"))).permutation(rows)
+    return np.sort(order[held:]), np.sort(order[:held])
+
+
+def shortage(drawn: Drawn) -> str | None:
+    """What to say where the candidates were too few."""
+    if drawn.enough or drawn.effective is None:
+        return None
+    return (
+        f"the conditions are rare, or hard to foresee where a row begins: {drawn.candidates:,} candidates have an "
+        f"effective sample size of {drawn.effective:,.0f}, and {drawn.repeats:,} of {len(drawn.codes):,} rows repeat "
+        "another; ask for fewer rows, or fit with these columns --first, or with --any-order"
+    )
+
+
+def _order(schema: Schema, first: Sequence[str]) -> list[int]:
+    """In which order columns are written: these, or the target, before all others."""
+    names = [column.name for column in schema.written]
+    ahead = list(first) or ([schema.target] if schema.target in names else [])
+    if len(set(ahead)) < len(ahead):
+        raise ConfigError(f"first = {', '.join(ahead)}: a column stands twice; name each once")
+    for name in ahead:
+        column = find(str(name), schema.columns)
+        if not column.written:
+            raise ConfigError(f'first: "{name}" is of the kind {column.kind}, which the model does not write')
+    return [names.index(str(name)) for name in ahead] + [
+        place for place, name in enumerate(names) if name not in ahead
+    ]
+
+
+def _model(path: Path, encoding: Encoding) -> Any:
+    """A causal language model from a folder."""
+    try:
+        model = transformers.AutoModelForCausalLM.from_pretrained(path)
+    except PreflabError:
+        raise
+    except Exception as error:  # safetensors and transformers raise classes of their own
+        first = " ".join(str(error).split("\n")[0].split())[:200]
+        raise StorageError(f"can't load the model in {path} ({first}); fit again") from None
+    width = model.get_output_embeddings().weight.shape[0]
+    if width != encoding.vocabulary:
+        raise StorageError(f"{path} writes {width} tokens, the table's encoding has {encoding.vocabulary}; fit again")
+    return model.eval()
+
+
+def _is_blank(column: Column, text: str) -> bool:
+    """Whether a cell has no value."""
+    return text in column.missing or (text not in column.levels and is_missing(text))
+
+
+def _nearest_code(column: Column, may: Legal, text: str) -> int | None:
+    """What a cell says to the model; None: nothing."""
+    try:
+        code = column.code(text, nearest=True)
+    except ValueError:
+        return None
+    if code < 0 or code in may:
+        return code
+    ends = [end for span in may.spans for end in span]
+    return min(ends, key=lambda end: abs(end - code)) if ends else None
+
+
+def _fillable(column: Column, may: Legal) -> Legal:
+    """What may be filled in for a missing cell: anything but a mark of missing values, where there is anything."""
+    return found if count(found := present(column) & may) else may
+
+
+def _with_types(source: Source, fitted: Source) -> Source:
+    """A frame's types, but of columns that were empty, those of the table that was learned."""
+    before = {str(column.name): column for column in fitted.columns}
+    columns = tuple(
+        replace(before[str(column.name)], name=column.name, missing=column.missing)
+        if str(column.name) in before and column.dtype == "object" and not column.types
+        else column
+        for column in source.columns
+    )
+    return replace(source, columns=columns)
+
+
+def _said_of(cells: int, effective: Sequence[float], candidates: int) -> str:
+    said = f"{cells:,} cells filled in"
+    if not effective:
+        return f"{said}, all exactly"
+    return (
+        f"{said}; in {len(effective):,} rows by weighing {candidates} candidates, of an effective sample size of "
+        f"{np.mean(effective):.0f} in the mean and {min(effective):.1f} at worst"
+    )
