@@ -201,6 +201,15 @@ def test_a_number_of_few_values_is_a_class(table: Typed) -> None:
     assert classified(found)[0].f1 == {"1": 1, "2": 1, "5": 1}
 
 
+def test_classes_may_look_like_numbers() -> None:
+    rows = rule(60, 0)
+    rows["answer"] = rows["answer"].map({"yes": "1", "no": "0"})
+    for target in (rows, rows.assign(answer=rows["answer"] + ".0"), rows.assign(answer="0" + rows["answer"] + "a")):
+        table = judged(target, target, target, "answer")
+        found = utility(table, table.usable, 0, balancing=["none", "class_weight"])
+        assert all(score.accuracy > 0.9 for how in ("none", "class_weight") for score in classified(found, how))
+
+
 def test_r2_and_rmse_by_hand() -> None:
     assert score_numbers(np.array([1.0, 2, 3, 4]), np.array([1.0, 2, 3, 2])) == Regression(r2=1 - 4 / 5, rmse=1)
     assert score_numbers(np.array([2.0, 2]), np.array([2.0, 3])).r2 is None

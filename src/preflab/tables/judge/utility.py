@@ -225,8 +225,9 @@ def _learn(
             assert_never(model)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        learner.fit(train, labels)
-        return learner.predict_proba(test), np.asarray(learner.classes_)
+        # Classes as whole numbers: scikit-learn takes "1" for a number here and for text there.
+        classes, places = np.unique(labels, return_inverse=True)
+        return learner.fit(train, places).predict_proba(test), classes[learner.classes_]
 
 
 def score_classes(truth: np.ndarray, probabilities: np.ndarray, classes: np.ndarray) -> Classification:
