@@ -68,7 +68,7 @@ COMMANDS = {
     "generate": Command("Generate", "generate:run", "responses of a model to prompts"),
     "evaluate": Command("Evaluate", "evaluate:run", "KL, reward, win rate and diversity of a model"),
     "explain": Command("Explain", "explain:run", "a method's formula, settings and metrics, and what should worry"),
-    "report": Command("Report", "report:run", "draw a study's report again, also while it runs"),
+    "report": Command("Report", "report:run", "draw the report of a study, also while it runs, or of a score again"),
 }
 
 EXAMPLES = """examples:

@@ -11,11 +11,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from preflab.report.fields import is_finite
 from preflab.report.measures import Curve
 from preflab.report.reward_models import RewardModel
 from preflab.report.statistics import Estimate
 from preflab.report.study import Arm, Study
-from preflab.report.svg import COLOURS, INK, STYLE, Picture, is_finite, named, sheet, to_svg
+from preflab.report.svg import COLOURS, INK, STYLE, Picture, named, sheet, to_svg
 from preflab.report.wording import count
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "h")

@@ -11,10 +11,9 @@ import re
 import warnings
 from dataclasses import dataclass
 from html import escape
-from typing import Any, TypeGuard
+from typing import Any
 
 import matplotlib as mpl
-import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -84,11 +83,6 @@ def named(text: str) -> str:
     return line if len(line) <= 40 else line[:39] + "…"
 
 
-def is_finite(value: object) -> TypeGuard[float]:
-    """Whether a logged value can be drawn."""
-    return isinstance(value, int | float) and bool(np.isfinite(value))
-
-
 def to_svg(figure: Figure, name: str, description: str) -> str:
     """The figure as one <svg> element: deterministic, its ids its own, its ink the colour of the text around it."""
     buffer = io.StringIO()
@@ -104,5 +98,10 @@ def to_svg(figure: Figure, name: str, description: str) -> str:
     text = re.sub(r"((?:font: |font-family: )[^;\"]*?)'DejaVu Sans'[^;\"]*", lambda m: m[1] + FONT, text)
     text = re.sub(r'\bid="', f'id="{name}-', text)
     text = re.sub(r'(url\(#|href="#)', rf"\g<1>{name}-", text)
-    described = f'<svg role="img" stroke-linejoin="round" aria-label="{escape(visible(description), quote=True)}"'
-    return text.replace("<svg", described, 1)
+    return described(text, description)
+
+
+def described(svg: str, description: str) -> str:
+    """An <svg> element that says what it shows to who can't see it."""
+    label = escape(visible(description), quote=True)
+    return svg.replace("<svg", f'<svg role="img" stroke-linejoin="round" aria-label="{label}"', 1)

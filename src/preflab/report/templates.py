@@ -34,10 +34,11 @@ def environment(for_markdown: bool) -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for name in ("number", "figure", "interval", "count", "duration", "steps"):
+    for name in ("number", "figure", "interval", "share", "count", "duration", "steps"):
         templates.filters[name] = getattr(wording, name)
     templates.filters["percent"] = percent
     templates.filters["fence"] = fence
+    templates.filters["made"] = Markup  # what a macro made, whose parts have passed the gate
     templates.globals["css"] = Markup(files("preflab.report").joinpath("page.css").read_text("utf-8"))
     return templates
 
