@@ -361,10 +361,10 @@ class Explain:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """Draw the report of a study folder again, also while the study runs."""
+    """Draw the report of a study folder again, also while the study runs; or that of a table's score."""
 
-    study: Positional[Path]
-    """The study's folder."""
+    folder: Positional[Path]
+    """The study's folder, or the --out of a score."""
 
 
 @dataclass(frozen=True, kw_only=True)
