@@ -29,6 +29,31 @@ ROUNDS = 200
 """Of boosting."""
 
 
+class Forest(RandomForestClassifier):
+    """Grows trees in threads, and adds up their votes in one: in threads the order varies, and the last digit with it,
+    and with that which rows tie."""
+
+    def predict_proba(self, X: np.ndarray) -> Any:  # noqa: N803
+        """As scikit-learn's."""
+        jobs, self.n_jobs = self.n_jobs, 1
+        try:
+            return super().predict_proba(X)
+        finally:
+            self.n_jobs = jobs
+
+
+class ForestRegressor(RandomForestRegressor):
+    """The same for numbers."""
+
+    def predict(self, X: np.ndarray) -> Any:  # noqa: N803
+        """As scikit-learn's."""
+        jobs, self.n_jobs = self.n_jobs, 1
+        try:
+            return super().predict(X)
+        finally:
+            self.n_jobs = jobs
+
+
 class Learner(Protocol):
     """What every one of them offers."""
 
@@ -63,13 +88,13 @@ def boosting_regressor(seed: int, *, jobs: int = 1) -> Any:
 
 
 def forest(seed: int, *, jobs: int = 1, weight: ClassWeight = None) -> RandomForestClassifier:
-    return RandomForestClassifier(
+    return Forest(
         TREES, min_samples_leaf=SMALLEST_LEAF, class_weight=weight, random_state=seed, n_jobs=jobs
     )
 
 
 def forest_regressor(seed: int, *, jobs: int = 1) -> RandomForestRegressor:
-    return RandomForestRegressor(TREES, min_samples_leaf=SMALLEST_LEAF, random_state=seed, n_jobs=jobs)
+    return ForestRegressor(TREES, min_samples_leaf=SMALLEST_LEAF, random_state=seed, n_jobs=jobs)
 
 
 def tree(seed: int, *, weight: ClassWeight = None) -> DecisionTreeClassifier:
