@@ -77,8 +77,9 @@ class Synthesizer:
     Args:
         settings: the model and how it learns.
         encoding: "compact": a vocabulary made from the table, for a small model from scratch; "text": sentences in the
-            tokens of a pretrained model.
-        model: of "text": a folder in the Hugging Face format or a name on the Hub.
+            tokens of a language model's tokenizer.
+        model: of "text": a folder in the Hugging Face format or a name on the Hub; none: a small one from scratch, with
+            a tokenizer made of the rows.
         any_order: learn rows in every order of their columns, so that conditions on any are exact.
         first: columns that come first in a row, where conditions on them are exact or cheap; none: the target.
         minutes: of wall-clock time that fitting may take, > 0.
@@ -106,8 +107,8 @@ class Synthesizer:
         minutes: float | None = None,
         seed: int = 0,
     ) -> None:
-        if (encoding == "text") != (model is not None):
-            raise ConfigError('encoding="text" and model go together: Synthesizer(encoding="text", model="gpt2")')
+        if encoding != "text" and model is not None:
+            raise ConfigError('a pretrained model writes text: Synthesizer(encoding="text", model="gpt2")')
         self.learning = Learning(encoding, model, any_order, tuple(first), minutes, settings or RowModel(), seed)
         self.holdout: pd.DataFrame | None = None
         """The rows that nothing learned from, where `fit` was asked to hold some out."""
