@@ -83,7 +83,7 @@ class Numbers:
             case "float":
                 return repr(float(f"{sign}{whole}.{rest}"))
 
-    def place(self, text: str) -> Fraction:
+    def place(self, text: str) -> int | Fraction:
         """Where a number lies on the scale: perhaps between two points, or beyond the ends.
 
         Raises:
@@ -93,7 +93,7 @@ class Numbers:
         if number is None:
             raise ValueError(f'"{text}" is no number')
         digits, exponent = number[0], number[1] + self.decimals
-        return Fraction(digits * 10**exponent if exponent >= 0 else Fraction(digits, 10**-exponent)) - self.low
+        return (digits * 10**exponent if exponent >= 0 else Fraction(digits, 10**-exponent)) - self.low
 
     def point(self, text: str) -> int:
         """The inverse of `text`; 7.0 is 7.
@@ -219,7 +219,7 @@ class Times:
         }  # fmt: skip
         return _PARTS.sub(lambda part: parts.get(part[0]) or f"{nanoseconds:09}"[: len(part[0])], self.pattern)
 
-    def place(self, text: str) -> Fraction:
+    def place(self, text: str) -> int | Fraction:
         """Where a moment lies on the scale: perhaps between two points, or beyond the ends. ISO dates and date-times
         are understood too, whatever the pattern; where one has a time zone and the pattern has none, or the other way
         round, it is taken as it stands.
@@ -232,7 +232,8 @@ class Times:
             moment = read_moment(text, iso)
         if moment is None:
             raise ValueError(f'"{text}" is no moment written as {self.pattern}')
-        return Fraction(moment, NANOSECONDS[self.unit]) - self.low
+        units, rest = divmod(moment, NANOSECONDS[self.unit])
+        return (units if not rest else Fraction(moment, NANOSECONDS[self.unit])) - self.low
 
     def point(self, text: str) -> int:
         """The inverse of `text`.

@@ -427,6 +427,7 @@ def _present_text(cells: pd.Series, name: str) -> tuple[list[str], SourceColumn]
 
 def _float_text(cells: pd.Series) -> list[str]:
     values = cells.to_numpy(dtype=cells.dtype.numpy_dtype if hasattr(cells.dtype, "numpy_dtype") else None)
+    values = values + values.dtype.type(0)  # −0 is 0
     if np.isfinite(values).all() and (values == np.round(values)).all() and (np.abs(values) < 1e15).all():
         return [str(int(value)) for value in values.tolist()]
     return (
@@ -518,8 +519,8 @@ def to_frame(frame: pd.DataFrame, source: Source) -> pd.DataFrame:
 def _restored(cells: pd.Series, column: SourceColumn) -> pd.Series:
     """A column with its type."""
     absent = {text: _MARKS[mark] for text, mark in column.missing}
-    of_row, distinct = pd.factorize(cells.to_numpy(dtype=object))
-    texts = distinct.tolist()
+    place = {text: number for number, text in enumerate(dict.fromkeys(cells.tolist()))}
+    of_row, texts = np.array([place[text] for text in cells.tolist()], dtype=np.int64), list(place)
     try:
         if column.dtype == "category":
             return pd.Series(_categorical(of_row, texts, absent, column))

@@ -312,9 +312,11 @@ class _Cells:
 
     @classmethod
     def of(cls, frame: pd.DataFrame, name: str) -> _Cells:
-        of_row, distinct = pd.factorize(frame[name].to_numpy(dtype=object))
-        texts = distinct.tolist()
-        if (of_row < 0).any() or not all(type(text) is str for text in texts):
+        cells = frame[name].tolist()
+        place = {text: number for number, text in enumerate(dict.fromkeys(cells))}
+        of_row = np.fromiter((place[cell] for cell in cells), dtype=np.int64, count=len(cells))
+        texts = list(place)
+        if not all(type(text) is str for text in texts):
             raise DataError(
                 f'the column "{name}" holds cells that are no text; read the table with preflab.tables.files'
             )
@@ -330,8 +332,11 @@ class _Cells:
         """Each as a number, where it is one: see `read_number`."""
         return [read_number(text) for text in self.texts]
 
-    def count_of(self, text: str) -> int:
-        return self.counts[self.texts.index(text)] if text in self.texts else 0
+    @cached_property
+    def like_codes(self) -> set[float]:
+        """The numbers that are written like special codes."""
+        pairs = zip(self.texts, self.numbers, strict=True)
+        return {_float(number) for text, number in pairs if number is not None and _CODE.fullmatch(text)}
 
 
 Notes = list[str]
@@ -543,7 +548,8 @@ def _resolution(decimals: int) -> str:
 
 
 def _float(number: tuple[int, int]) -> float:
-    return float(f"{number[0]}e{number[1]}")
+    digits, exponent = number
+    return digits / 10**-exponent if -300 < exponent <= 0 else float(f"{digits}e{exponent}")
 
 
 def _decimals(number: tuple[int, int]) -> int:
@@ -589,7 +595,7 @@ def _enough_decimals(steps: Sequence[int], exact: int) -> int:
 
 
 # Special codes: −9, −8, −7, −99, 999, … Single digits only below 0.
-_CODE = re.compile(r"-[1-9]|-?(?:9{2,}|8{2,}|7{2,}|9+[678])")
+_CODE = re.compile(r"(?:-[1-9]|-?(?:9{2,}|8{2,}|7{2,}|9+[678]))(?:\.0*)?")
 _FREQUENT = 5
 
 
@@ -602,14 +608,13 @@ def _codes_of(cells: _Cells, known: frozenset[float]) -> frozenset[float]:
     Args:
         known: codes of other columns, which needn't be frequent here.
     """
-    numbers = {
-        _float(number): count
-        for number, count in zip(cells.numbers, cells.counts, strict=True)
-        if number is not None and number[1] > -20
-    }
-    candidates = {value for value in numbers if value.is_integer() and _CODE.fullmatch(str(int(value)))}
-    if not candidates or len(numbers) < 3:
+    candidates = cells.like_codes
+    if not candidates:
         return frozenset()
+    numbers: dict[float, int] = {}
+    for number, count in zip(cells.numbers, cells.counts, strict=True):
+        if number is not None:
+            numbers[_float(number)] = numbers.get(_float(number), 0) + count
     return frozenset(_negative_codes(numbers, candidates, known) | _far_codes(numbers, candidates))
 
 
