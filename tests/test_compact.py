@@ -71,6 +71,24 @@ def test_the_tokens_of_a_row_by_hand() -> None:
     assert encoding.response([7, -2, 25], given=2) == (8, 1)
 
 
+def test_the_example_of_the_docs() -> None:
+    risk = Column("risk", "category", levels=("Bad", "Good"))
+    score = Column("score", "integer", levels=("-9",), numbers=Numbers(33, 62, (0, 22, 61)))
+    income = Column("income", "integer", levels=("",), missing=("",), numbers=Numbers(0, 100_000, ()))
+    draw = np.random.default_rng(0)
+    cells = [draw.choice([-1, -2], 5000), draw.choice([-1, 0, 22, 61], 5000), draw.integers(0, 100_000, 5000)]
+    encoding = Compact.of((risk, score, income), np.stack(cells, 1))
+    first, second = [-1, 22, 41_250], [-2, -1, -1]
+    assert encoding.prompt() + encoding.response(first) == (0, 2, 6, 35, 73, 84, 97, 102, 1)
+    assert encoding.prompt() + encoding.response(second) == (0, 3, 4, 8, 72, 82, 92, 102, 1)
+    assert [start for start, _ in encoding.buckets[2] if 40_000 < start < 43_000] == [40_994, 42_697]
+    prompt = encoding.prompt({0: -1, 1: 22})
+    mask = encoding.mask({2: Legal(frozenset(), ((41_250, 41_260),))})
+    found = {row[:3] + row[4:] for row in walk(mask, prompt, 1) if row[3] == 98}
+    assert found == {(35, 73, 84, 102, 1)}
+    assert len(list(walk(mask, prompt, 1))) == 11
+
+
 def test_numbers_of_tokens() -> None:
     assert np.array_equal(small().numbers_of(0), [np.nan, np.nan, 18, 25, 38], equal_nan=True)
     assert np.array_equal(small().numbers_of(2), [np.nan, -23, -15, -5, 45, 165], equal_nan=True)
@@ -251,6 +269,13 @@ def test_the_share_that_is_legal_without_a_mask() -> None:
     assert unmasked_validity(taken, [taken.response([-1]), taken.response([25]), taken.response([26])]) == 2 / 3
     with pytest.raises(ValueError, match="no rows"):
         unmasked_validity(encoding, [])
+
+
+def test_a_row_without_columns_is_its_end() -> None:
+    encoding = Compact.of((), np.zeros((5, 0), dtype=np.int64))
+    assert (encoding.response([]), encoding.vocabulary, encoding.longest) == ((1,), 2, 1)
+    assert encoding.row(encoding.response([])).tolist() == []
+    assert list(walk(encoding.mask(), encoding.prompt(), 1)) == [(1,)]
 
 
 def test_odd_names_and_values_are_nothing_special() -> None:

@@ -255,6 +255,26 @@ def test_rows_of_a_random_model_are_legal_in_any_order_with_given_cells() -> Non
     assert unmasked_validity(encoding, [response.prompt + response.tokens for response in free]) == 0
 
 
+def test_one_token_may_begin_and_end_a_row_as_gpt2_has_it() -> None:
+    tokenizer = new_tokenizer(["age is 22, income is -9"], vocabulary=300)
+    tokenizer.bos_token = tokenizer.eos_token
+    encoding = Sentence((AGE, CITY, INCOME), tokenizer)
+    assert encoding.start_id == encoding.end_id
+    row = encoding.response([4, -2, 2125])
+    for tokens in (row, row[:-1], encoding.prompt() + row):
+        assert encoding.row(tokens).tolist() == [4, -2, 2125]
+    prompt = encoding.prompt({0: 4})
+    assert accepts(encoding.mask(), prompt, encoding.response([4, -2, 2125], given=1))
+    assert unmasked_validity(encoding, [(encoding.end_id,), row]) == 1 / 2
+
+
+def test_a_row_without_columns_is_its_end() -> None:
+    encoding = Sentence((), small_tokenizer())
+    assert encoding.response([]) == (encoding.end_id,)
+    assert encoding.longest == 1
+    assert list(walk(encoding.mask(), encoding.prompt(), encoding.end_id)) == [(encoding.end_id,)]
+
+
 def test_settings_make_the_same_encoding_again() -> None:
     encoding = small(any_order=True, vocabulary=512)
     again = Sentence.restored(encoding.columns, json.loads(json.dumps(encoding.settings())), small_tokenizer())

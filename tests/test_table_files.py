@@ -244,7 +244,7 @@ FRAMES_REFUSED = {
     "lists": (pd.DataFrame({"a": [[1], [2]]}), '"a" holds a list'),
     "1 and 1": (pd.DataFrame({"a": [1, "1"]}), '"a" mixes str and int: 1 may be either'),
     "durations": (pd.DataFrame({"a": pd.to_timedelta([1, 2])}), '"a" is of type timedelta64'),
-    "half a character": (pd.DataFrame({"a": ["\ud800"]}), '"a" holds half a character'),
+    "half a character": (pd.DataFrame({"a": pd.Series(["\ud800"], dtype=object)}), '"a" holds half a character'),
     "two levels of names": (pd.DataFrame([[1]], columns=pd.MultiIndex.from_tuples([("a", "b")])), "2 names each"),
 }
 

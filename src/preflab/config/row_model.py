@@ -14,9 +14,9 @@ from preflab.config.training import Positive
 class RowModel:
     """A small GPT-2, from scratch, and its fit: likelihood of rows, until that of held-out rows no longer rises."""
 
-    layers: Positive = 4
+    layers: Positive = 3
     """Transformer blocks."""
-    width: Positive = 128
+    width: Positive = 96
     """Width of the residual stream; a multiple of heads."""
     heads: Positive = 4
     """Attention heads."""
@@ -35,7 +35,7 @@ class RowModel:
     """The model that is kept is a moving average of the weights; what each step leaves of it, in [0, 1)."""
     validation: Annotated[float, Gt(0), Le(0.5)] = 0.1
     """Share of the training rows on which no step is taken: they say when to stop, in (0, 0.5]."""
-    epochs: Annotated[float, Gt(0)] = 40.0
+    epochs: Annotated[float, Gt(0)] = 20.0
     """Passes over the rows at most, > 0; the learning rate falls to 0 at their end."""
     patience: Positive = 5
     """Passes without a better likelihood of the validation rows after which it stops."""

@@ -33,9 +33,10 @@ class TableFit:
     """Determines split, weights and order of the rows."""
     encoding: Literal["compact", "text"] = "compact"
     """How a row becomes tokens. compact: a small vocabulary made from the table, for a small model from scratch; text:
-    "column is value, …" in the tokens of a pretrained model."""
+    "column is value, …" in the tokens of a pretrained model's tokenizer."""
     model: str | None = None
-    """Of the text encoding: a folder in the Hugging Face format or a name on the Hub, say gpt2."""
+    """Of the text encoding: a folder in the Hugging Face format or a name on the Hub, say gpt2; none: a small model
+    from scratch, with a tokenizer made of the rows."""
     any_order: bool = False
     """Learn rows in every order of their columns: conditions on any columns are then exact, and so is imputation, for
     some likelihood."""
@@ -53,8 +54,6 @@ class TableFit:
 
     def misfit(self) -> str | None:
         """What does not fit together, or None."""
-        if self.encoding == "text" and self.model is None:
-            return "encoding = text needs a pretrained model: --model gpt2"
         if self.encoding == "compact" and self.model is not None:
             return f"model = {self.model} has no effect with encoding = compact; add --encoding text, or leave it out"
         return None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -16,8 +17,9 @@ from preflab.data.encode import Encoder, Tree
 from preflab.data.pack import pack
 from preflab.losses import kl_full, masked_sum
 from preflab.models.load import Policy
-from preflab.models.scoring import of_distributions, read, response_logprobs, trees_at_once
+from preflab.models.scoring import Grammar, of_distributions, read, response_logprobs, trees_at_once
 from preflab.rewards.protocol import Reward, assess, score
+from preflab.rollouts.mask import TokenMask, grammar_of
 from preflab.rollouts.response import Response
 from preflab.rollouts.sampler import sample
 from preflab.runs import JSON
@@ -40,6 +42,8 @@ class Judge:
     max_new_tokens: int
     seed: int
     batch_size: int = 64
+    mask: TokenMask[Any] | None = None
+    """Which tokens may follow, in sampling, KL and the likelihood of held-out texts; None: every one."""
 
     @torch.no_grad()
     def point(
@@ -63,6 +67,7 @@ class Judge:
             end_id=self.encoder.end_id,
             max_new_tokens=self.max_new_tokens,
             seed=self.seed,
+            mask=self.mask,
         )
         kls = self.sequence_kl(policy, responses)
         return self.measured(policy, prompts, responses, kls, step=step, split=split, baseline=baseline)
@@ -113,6 +118,11 @@ class Judge:
         ]
         return point, samples
 
+    @cached_property
+    def grammar(self) -> Grammar | None:
+        """What the mask says, as scoring asks it."""
+        return None if self.mask is None else grammar_of(self.mask)
+
     def sequence_kl(self, policy: Policy, responses: Sequence[Response]) -> list[float]:
         """Σ_t KL(π(·|x, y_<t) ‖ π_ref(·|x, y_<t)) over the whole vocabulary, in nats at temperature 1, a response."""
         values: list[float] = []
@@ -120,7 +130,7 @@ class Judge:
         size = trees_at_once(policy.model, trees, self.batch_size)
         for begin in range(0, len(trees), size):
             batch = pack(trees[begin : begin + size]).to(policy.device)
-            reads = [read(model, batch) for model in (policy.model, self.reference)]
+            reads = [read(model, batch, grammar=self.grammar) for model in (policy.model, self.reference)]
             (per_token,) = of_distributions(reads, lambda *logits: [kl_full(*logits)])
             values += masked_sum(per_token, batch.mask).tolist()
         return values
@@ -132,7 +142,7 @@ class Judge:
         size = trees_at_once(policy.model, self.held_out, self.batch_size)
         for begin in range(0, len(self.held_out), size):
             batch = pack(self.held_out[begin : begin + size]).to(policy.device)
-            nats += (-masked_sum(response_logprobs(policy.model, batch), batch.mask)).tolist()
+            nats += (-masked_sum(response_logprobs(policy.model, batch, grammar=self.grammar), batch.mask)).tolist()
             tokens += batch.mask.sum(1).tolist()
         return {"nll_nats": nats, "tokens": tokens}
 

@@ -34,6 +34,10 @@ Allowed = Callable[[slice], Bool[Tensor, "token vocabulary"]]
 """Some of a sequence of tokens → which tokens may stand there; the one that does is among them."""
 
 
+Reader = Callable[[Float[Tensor, "cell width"], Int[Tensor, " some"] | None], Float[Tensor, "cell some"]]
+"""States → the logits of some tokens, or of the whole vocabulary."""
+
+
 def masked(logits: Float[Tensor, "token vocabulary"], allowed: Allowed | None, some: slice) -> Tensor:
     """The logits of some tokens, −∞ where a mask forbids a token.
 
@@ -72,7 +76,7 @@ class Head:
         weights = {name: wide(weight) for name, weight in table.named_parameters()}
         return self.final(torch.func.functional_call(table, weights, (wide(states),)))
 
-    def reader(self, model: Any) -> Callable[[Float[Tensor, "cell width"]], Float[Tensor, "cell vocabulary"]]:
+    def reader(self, model: Any) -> Reader:
         """`logits` without gradients, for states that come again and again: the output table is made wide once.
 
         States and table are rounded as `logprobs` rounds them. Products in bf16 are rounded too, after a state's mean
@@ -84,28 +88,30 @@ class Head:
         with working(model):
             dtype = of_products(table.weight)
         if type(table) is not nn.Linear:
-            return lambda states: self.logits(model, states.to(dtype))
+            return lambda states, tokens: _only(self.logits(model, states.to(dtype)).T, tokens).T
         rounded = table.weight.detach().to(dtype)
         bias = None if table.bias is None else wide(table.bias.detach().to(dtype))
         if dtype == torch.bfloat16:
             centre = rounded.mean(0, dtype=torch.float32)
 
-            def read_rounded(states: Tensor) -> Tensor:
+            def read_rounded(states: Tensor, tokens: Tensor | None) -> Tensor:
                 states = states.to(dtype)
                 shift = (states.float() @ centre).to(dtype).float()
-                return _Logits(bias, shift, self, 1.0).of(_products(states, rounded, shift), EVERY)
+                logits = _Logits(None if bias is None else _only(bias, tokens), shift, self, 1.0)
+                return logits.of(_products(states, _only(rounded, tokens), shift), EVERY)
 
             return read_rounded
         weight = wide(rounded)
         # On a CPU, tables that do not fit its cache are a third faster in parts.
         rows = len(weight) if weight.is_cuda else TABLE_ROWS
 
-        def read(states: Tensor) -> Tensor:
-            products = weight.new_empty(len(states), len(weight))
+        def read(states: Tensor, tokens: Tensor | None) -> Tensor:
+            table = _only(weight, tokens)
+            products = weight.new_empty(len(states), len(table))
             states = states.to(dtype).to(weight.dtype)
-            for part in _parts(0, len(weight), rows):
-                torch.mm(states, weight[part].T, out=products[:, part])
-            return self.final(products if bias is None else products.add_(bias))
+            for part in _parts(0, len(table), rows):
+                torch.mm(states, table[part].T, out=products[:, part])
+            return self.final(products if bias is None else products.add_(_only(bias, tokens)))
 
         return read
 
@@ -300,6 +306,11 @@ class _Logits(NamedTuple):
 def chunks(states: int, vocabulary: int, at_once: int) -> list[slice]:
     """Which states to make logits of together: `at_once` logits at most, or those of one state."""
     return _parts(0, states, at_once // vocabulary)
+
+
+def _only(table: Tensor, tokens: Tensor | None) -> Tensor:
+    """The rows of some tokens; all where None."""
+    return table if tokens is None else table[tokens]
 
 
 def _products_of(states: Tensor, weight: Tensor, tokens: Tensor) -> Tensor:

@@ -42,7 +42,7 @@ from preflab.data.pack import Reading, read_tokens
 from preflab.errors import StorageError
 from preflab.models.load import heard
 from preflab.models.precision import precision_of
-from preflab.models.scoring import logprobs_of, reading_of
+from preflab.models.scoring import Grammar, logprobs_of, reading_of
 from preflab.models.trunk import rounded_after
 from preflab.progress import say, stage, warn
 from preflab.runs import digest, write_bytes
@@ -125,7 +125,14 @@ def user_cache() -> ReferenceCache:
     return ReferenceCache(Path(os.environ.get("PREFLAB_CACHE") or Path(caches) / "preflab") / "reference-logprobs")
 
 
-def reference_logprobs(model: Any, trees: Sequence[Tree], cache: ReferenceCache | None, *, title: str) -> Referenced:
+def reference_logprobs(
+    model: Any,
+    trees: Sequence[Tree],
+    cache: ReferenceCache | None,
+    *,
+    title: str,
+    grammar: Grammar | None = None,
+) -> Referenced:
     """log π_ref(y|x) in nats of each response, from the cache or computed, each distinct tree once.
 
     Draws no random number, and leaves the order of `trees` alone.
@@ -134,8 +141,9 @@ def reference_logprobs(model: Any, trees: Sequence[Tree], cache: ReferenceCache 
         model: the reference, in evaluation mode; of one in training mode, where dropout may be on, nothing is cached.
         cache: None computes all of them.
         title: of the pass, for the person at the terminal.
+        grammar: under which they are taken; nothing is cached then, as a grammar has no name to be found by.
     """
-    if model.training or not trees:
+    if model.training or not trees or grammar is not None:
         cache = None
     space = "" if cache is None else space_of(model, trees)
     keys = [_key(space, tree) for tree in trees]
@@ -145,7 +153,7 @@ def reference_logprobs(model: Any, trees: Sequence[Tree], cache: ReferenceCache 
     if len(missing) < len(wanted):
         say(f"{title}: {sum(key not in missing for key in keys):,} of {len(keys):,} from the cache")
     if missing:
-        made = _computed(model, missing, title)
+        made = _computed(model, missing, title, grammar)
         known |= made
         if cache is not None:
             cache.write(space, made)
@@ -196,11 +204,11 @@ def _key(space: str, tree: Tree) -> bytes:
     return hashlib.sha256(json.dumps([space, tree.prompt, tree.responses]).encode()).digest()
 
 
-def _computed(model: Any, trees: Mapping[bytes, Tree], title: str) -> dict[bytes, Entry]:
+def _computed(model: Any, trees: Mapping[bytes, Tree], title: str, grammar: Grammar | None) -> dict[bytes, Entry]:
     began = time.perf_counter()
     rows = list(trees.values())
     with stage(title, len(rows)) as advance:
-        logprobs = logprobs_of(model, rows, advance=advance)
+        logprobs = logprobs_of(model, rows, grammar=grammar, advance=advance)
     per_token = (time.perf_counter() - began) / read_tokens(rows)
     parts = logprobs.split([len(tree.responses) for tree in rows])
     return {

@@ -73,7 +73,7 @@ class Cohort:
             last = torch.tensor([len(prompt) for prompt in prompts], device=device).cumsum(0) - 1
             found.append(decoder.states(token_ids, positions, self.cache.reading(part))[last])
         states = torch.cat(found)
-        if not self.cache.shared:
+        if len(self.prompts) == len(self.rows):
             return states
         return states.repeat_interleave(torch.tensor(self.responses, device=device), 0)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from preflab.data.pack import Packed
@@ -51,8 +51,8 @@ class Place(Generic[State]):
     state: State
     allowed: Bool[Tensor, " vocabulary"] | None = None
     """None: it was not asked."""
-    span: tuple[int, int] = (0, 0)
-    """The first of the allowed tokens, and one more than the last; empty where nothing is allowed."""
+    dead: bool = False
+    """Nothing is allowed."""
     after: dict[int, Place[State]] = field(default_factory=dict)
     """Where tokens led."""
 
@@ -69,6 +69,8 @@ class Places(Generic[State]):
 
     def __init__(self, mask: TokenMask[State]) -> None:
         self.mask = mask
+        self.width = 0
+        """Tokens that it knows; 0: it was not asked yet."""
         self._known: dict[State, Place[State]] = {}
 
     def start(self, prompt: tuple[int, ...]) -> Place[State]:
@@ -98,12 +100,9 @@ class Places(Generic[State]):
                 f"the token mask is of shape {tuple(found.shape)} for {len(asked)} states: it has a row for each, as "
                 "wide as the model's output head"
             )
-        width = found.shape[1]
-        firsts = found.byte().argmax(1).tolist()
-        lasts = (width - found.flip(1).byte().argmax(1)).tolist()
-        some = found.any(1).tolist()
-        for place, row, first, last, any_at_all in zip(asked, found, firsts, lasts, some, strict=True):
-            place.allowed, place.span = row, (first, last) if any_at_all else (0, 0)
+        width = self.width = found.shape[1]
+        for place, row, alive in zip(asked, found, found.any(1).tolist(), strict=True):
+            place.allowed, place.dead = row, not alive
         if len(self._known) * width > KNOWN_BYTES:
             self._known.clear()
         return distinct
@@ -115,17 +114,15 @@ class Places(Generic[State]):
         return found
 
 
-def rows_of(
-    places: Sequence[Place[Any]], distinct: Sequence[Place[Any]], span: slice, device: torch.device
-) -> Bool[Tensor, "place token"]:
-    """What each place allows of a span of the vocabulary.
+def allowed_at(places: Sequence[Place[Any]]) -> Bool[Tensor, "place vocabulary"]:
+    """What each of these places allows, which were asked."""
+    return torch.stack([place.allowed for place in places if place.allowed is not None])
 
-    Args:
-        distinct: the same places, each once.
-    """
-    table = torch.stack([place.allowed[span] for place in distinct if place.allowed is not None]).to(device)
+
+def numbered(places: Sequence[Place[Any]], distinct: Sequence[Place[Any]]) -> Int[Tensor, " place"]:
+    """Which of some distinct places each of the places is."""
     number = {place: row for row, place in enumerate(distinct)}
-    return table[torch.tensor([number[place] for place in places], device=device)]
+    return torch.tensor([number[place] for place in places])
 
 
 def grammar_of(mask: TokenMask[Any]) -> Grammar:
@@ -150,7 +147,8 @@ def grammar_of(mask: TokenMask[Any]) -> Grammar:
 
         def allowed(some: slice) -> Bool[Tensor, "token vocabulary"]:
             here = stood[some]
-            return rows_of(here, list(dict.fromkeys(here)), slice(None), device)
+            distinct = list(dict.fromkeys(here))
+            return allowed_at(distinct).to(device)[numbered(here, distinct).to(device)]
 
         return allowed
 

@@ -70,8 +70,12 @@ def decode(
         ended = torch.zeros(len(places), dtype=torch.bool, device=model.device)
         drawn = None
         for step in range(max_new_tokens):
+            logits = loop.logits(drawn)
+            following = watch.following(numbers, logits.shape[1])
+            if following.tokens is not None:
+                logits = logits[:, following.tokens]
             drawn, chosen = watch.choose(
-                numbers, loop.logits(drawn), None if uniforms is None else uniforms[place, step]
+                numbers, logits, None if uniforms is None else uniforms[place, step], following
             )
             tokens[place, step], logprobs[place, step] = drawn, chosen
             ended |= drawn == watch.end_id

@@ -7,7 +7,7 @@ soon as enough have left, the next cohort begins.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 
@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from preflab.models.head import Reader
 from preflab.rollouts.cohort import Cohort, Finished, next_states
 from preflab.rollouts.decoder import Decoder
 from preflab.rollouts.watch import Watch
@@ -50,11 +51,12 @@ class Draws:
 
 def in_cohorts(
     decoder: Decoder,
-    logits: Callable[[Float[Tensor, "cell width"]], Float[Tensor, "cell vocabulary"]],
+    logits: Reader,
     queue: Sequence[Row],
     draws: Draws,
     watch: Watch,
     *,
+    vocabulary: int,
     size: int,
     device: torch.device,
     states: bool,
@@ -86,7 +88,8 @@ def in_cohorts(
         together = before[0] if len(before) == 1 else torch.cat(before)
         uniforms = None if draws.seed is None else torch.cat([cohort.uniforms_here() for cohort in cohorts])
         numbers = [row for cohort in cohorts for row in cohort.rows]
-        tokens, logprobs = watch.choose(numbers, logits(together), uniforms)
+        following = watch.following(numbers, vocabulary)
+        tokens, logprobs = watch.choose(numbers, logits(together, following.tokens), uniforms, following)
         rows_of = [len(cohort.rows) for cohort in cohorts]
         for cohort, *taken in zip(
             cohorts, *(part.split(rows_of) for part in (tokens, logprobs, together)), strict=True

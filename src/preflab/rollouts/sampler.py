@@ -105,7 +105,15 @@ def sample(
         found = _in_batches(model, queue, draws, watch, size)
     else:
         found = in_cohorts(
-            decoder, head.reader(model), queue, draws, watch, size=size, device=model.device, states=states
+            decoder,
+            head.reader(model),
+            queue,
+            draws,
+            watch,
+            vocabulary=len(model.get_output_embeddings().weight),
+            size=size,
+            device=model.device,
+            states=states,
         )
     done: list[Response | None] = [None] * len(rows)
     for row, tokens, logprobs, before in found:

@@ -4,7 +4,7 @@ text ends them."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -13,8 +13,20 @@ from torch import Tensor
 from preflab.config.sampling import Warp
 from preflab.errors import ConfigError
 from preflab.rollouts.choice import choose
-from preflab.rollouts.mask import TokenMask
+from preflab.rollouts.mask import Place, Places, TokenMask, allowed_at, numbered
 from preflab.rollouts.stop import Stop
+
+MOST_CHOSEN = 0.5
+"""The largest share of the vocabulary whose logits are made apart from the others."""
+
+
+class Following(NamedTuple):
+    """Which tokens may follow some responses."""
+
+    tokens: Int[Tensor, " some"] | None = None
+    """All that may follow one of them, rising: no other logits need be made; None: those of the whole vocabulary."""
+    allowed: Bool[Tensor, "row some"] | None = None
+    """Which of these may follow each; None: every one."""
 
 
 class Watch:
@@ -43,14 +55,16 @@ class Watch:
         mask: TokenMask[Any] | None,
     ) -> None:
         self.keys, self.end_id, self.temperature, self.warp, self.stop = keys, end_id, temperature, warp, stop
-        self.mask, self.device = mask, device
+        self.device = device
         self.reads = stop is not None or mask is not None
         """Whether tokens are read as they come, so that the device is waited for at each."""
         self.tokens: list[list[int]] = [[] for _ in prompts]
         """Of each response so far, nothing behind its end; where they are read."""
         self.ended = [False] * len(prompts)
         """By an end token or a stop string; where they are read."""
-        self._states: list[Any] = [None if mask is None else mask.start(prompt) for prompt in prompts]
+        self._known = None if mask is None else Places(mask)
+        self._places: list[Place[Any]] = [] if self._known is None else [self._known.start(each) for each in prompts]
+        """Of each response."""
         self._seen: Int[Tensor, "response place"] | None = None
         if warp.repetition_penalty != 1:
             # Prompt and response; the rest is filled up with the prompt's first token, which is seen already.
@@ -59,14 +73,53 @@ class Watch:
             self._seen = torch.tensor(filled, device=device)
             self._filled_to = torch.tensor([len(prompt) for prompt in prompts], device=device)
 
+    def following(self, rows: Sequence[int], vocabulary: int) -> Following:
+        """What may be the next token of each of these responses.
+
+        Args:
+            vocabulary: how wide the model's output head is.
+
+        Raises:
+            ConfigError: the mask is not as wide, or allows nothing.
+        """
+        if self._known is None:
+            return Following()
+        here = [self._places[row] for row in rows]
+        distinct = self._known.ask(here)
+        if any(place.dead for place in distinct):
+            row = next(row for row in rows if self._places[row].dead)
+            raise ConfigError(
+                f'the token mask allows nothing in the response to "{self.keys[row]}" after its tokens '
+                f"{self.tokens[row]}; let it allow the end token ({self.end_id}) where a response may end"
+            )
+        if self._known.width != vocabulary:
+            raise ConfigError(
+                f"the token mask is of shape {(len(rows), self._known.width)}, not {(len(rows), vocabulary)}: it has a "
+                "row for each response, as wide as the model's output head"
+            )
+        table = allowed_at(distinct)
+        tokens: Tensor | None = table.any(0).nonzero().squeeze(1)
+        assert tokens is not None
+        if self._seen is not None or len(tokens) > MOST_CHOSEN * vocabulary:  # penalties look up any token
+            tokens = None
+        elif len(distinct) == 1:
+            return Following(tokens.to(self.device))
+        else:
+            table, tokens = table[:, tokens], tokens.to(self.device)
+        return Following(tokens, table.to(self.device)[numbered(here, distinct).to(self.device)])
+
     def choose(
-        self, rows: Sequence[int], logits: Float[Tensor, "row vocabulary"], uniforms: Float[Tensor, " row"] | None
+        self,
+        rows: Sequence[int],
+        logits: Float[Tensor, "row some"],
+        uniforms: Float[Tensor, " row"] | None,
+        following: Following,
     ) -> tuple[Int[Tensor, " row"], Float[Tensor, " row"]]:
         """The next token of each of these responses, and its log-probability, as `choice.choose` has it. Responses that
         have ended may be among them; their tokens mean nothing.
 
-        Raises:
-            ConfigError: the mask is not as wide as the logits, or allows nothing.
+        Args:
+            logits: of the tokens that may follow.
         """
         at = None if self._seen is None else torch.tensor(rows, device=self.device)
         drawn, logprobs = choose(
@@ -75,8 +128,10 @@ class Watch:
             temperature=self.temperature,
             warp=self.warp,
             seen=None if self._seen is None else self._seen[at],
-            allowed=self._allowed(rows, logits.shape[1]),
+            allowed=following.allowed,
         )
+        if following.tokens is not None:
+            drawn = following.tokens[drawn]
         if self._seen is not None:
             self._seen[at, self._filled_to[at]] = drawn
             self._filled_to[at] += 1
@@ -98,22 +153,5 @@ class Watch:
         tokens = self.tokens[row]
         tokens.append(token)
         self.ended[row] = token == self.end_id or (self.stop is not None and self.stop.completed_by(tokens))
-        if self.mask is not None and not self.ended[row]:
-            self._states[row] = self.mask.advance(self._states[row], token)
-
-    def _allowed(self, rows: Sequence[int], vocabulary: int) -> Bool[Tensor, "row vocabulary"] | None:
-        if self.mask is None:
-            return None
-        found = self.mask.allowed([self._states[row] for row in rows])
-        if found.shape != (len(rows), vocabulary):
-            raise ConfigError(
-                f"the token mask is of shape {tuple(found.shape)}, not {(len(rows), vocabulary)}: it has a row for "
-                "each response, as wide as the model's output head"
-            )
-        for place in (~found.any(-1)).nonzero().flatten().tolist():
-            row = rows[place]
-            raise ConfigError(
-                f'the token mask allows nothing in the response to "{self.keys[row]}" after its tokens '
-                f"{self.tokens[row]}; let it allow the end token ({self.end_id}) where a response may end"
-            )
-        return found.to(self.device)
+        if self._known is not None and not self.ended[row]:
+            self._places[row] = self._known.advance(self._places[row], token)

@@ -339,7 +339,7 @@ class Compact:
 
     @cached_property
     def vocabulary(self) -> int:
-        return self.cells[-1].first + self.cells[-1].count
+        return self.cells[-1].first + self.cells[-1].count if self.cells else END + 1
 
     @cached_property
     def slots(self) -> tuple[Slot, ...]:

@@ -117,10 +117,11 @@ class Encoding(Protocol):
         ...
 
     def prompt(self, given: Mapping[int, int] = {}) -> tuple[int, ...]:
-        """What stands before a row's response, where the cells at these places (→ codes) are given.
+        """What stands before a row's response, where the cells at these places (→ codes) are given; where any order
+        will do, in the order in which they are.
 
         Raises:
-            ValueError: they are no beginning of the order, and not any order will do.
+            ValueError: they are no beginning of the order, and not any order will do; or a code can't be written.
         """
         ...
 
@@ -128,7 +129,7 @@ class Encoding(Protocol):
         """The tokens of a row with the end token, without those of its first `given` cells.
 
         Raises:
-            ValueError: another order than `self.order`, where not any will do.
+            ValueError: another order than `self.order`, where not any will do; or a code can't be written.
         """
         ...
 
@@ -142,7 +143,11 @@ class Encoding(Protocol):
 
     def mask(self, legal: Mapping[int, Legal] = {}) -> TokenMask[Any]:
         """Allows exactly the legal rows, of which those columns (places → codes) may be narrowed further. After a
-        prompt with given cells the others follow, in the order of `order`."""
+        prompt with given cells the others follow, in the order of `order`.
+
+        Raises:
+            ValueError: nothing is left that a column may be.
+        """
         ...
 
     def settings(self) -> dict[str, Any]:

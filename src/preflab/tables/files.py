@@ -201,11 +201,8 @@ def _read_csv(path: Path) -> tuple[pd.DataFrame, Source]:
         raise DataError(f"{path}:{line}: byte 0x{raw[error.start]:02x} is not UTF-8; save the file as UTF-8") from None
     marked, text = text.startswith("\ufeff"), text.removeprefix("\ufeff")
     delimiter = "\t" if path.suffix.lower() == ".tsv" else _delimiter(path, text)
-    rows = _rows(path, text, delimiter)
-    everything = [rows.header, *(row for _, row in rows.lines)]
-    spaced = len(rows.header) > 1 and all(cell.startswith(" ") for row in everything for cell in row[1:])
-    if spaced:
-        rows = _rows(path, text, delimiter, spaced=True)
+    spaced = _is_spaced(text, delimiter)
+    rows = _rows(path, text, delimiter, spaced=spaced)
     _check_names(rows.header, f"{path}:1")
     faults = Faults(path)
     for line, row in rows.lines:
@@ -225,6 +222,13 @@ def _read_csv(path: Path) -> tuple[pd.DataFrame, Source]:
 
 def _counted(count: int, what: str) -> str:
     return f"{count} {what}{'s' * (count != 1)}"
+
+
+def _is_spaced(text: str, delimiter: str) -> bool:
+    """Whether a blank follows each delimiter of the header and of the row after it."""
+    cell = f'(?:"(?:[^"]|"")*"|[^"{delimiter}\\r\\n][^{delimiter}\\r\\n]*|)'
+    row = rf"[\r\n]*{cell}(?:{delimiter} {cell})+"
+    return re.match(rf"{row}[\r\n]+{row}(?:[\r\n]|\Z)", text) is not None
 
 
 def _called(delimiter: str) -> str:
@@ -261,7 +265,8 @@ def _delimiter(path: Path, text: str) -> str:
     found = {}
     for delimiter in DELIMITERS:
         try:
-            header = next(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True), [])
+            lines = io.StringIO(text.lstrip("\r\n"), newline="")
+            header = next(csv.reader(lines, delimiter=delimiter, strict=True, skipinitialspace=True), [])
         except csv.Error:
             continue
         if len(header) > 1:
@@ -271,7 +276,7 @@ def _delimiter(path: Path, text: str) -> str:
 
     def fitting(delimiter: str) -> tuple[float, int]:
         try:
-            lines = _rows(path, text, delimiter).lines
+            lines = _rows(path, text, delimiter, spaced=True).lines
         except DataError:
             return 0.0, 0
         fit = sum(len(row) == found[delimiter] for _, row in lines)

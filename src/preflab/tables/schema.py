@@ -46,6 +46,7 @@ LEVELS_MOST = 1000
 POINTS_EXACT = 10**9
 """A scale with more points than this rounds its numbers, as no model learns the tenth digit."""
 _POINTS_MOST = 2**63 - 1
+_DIGITS_MOST = 40
 
 
 @dataclass(frozen=True)
@@ -404,7 +405,8 @@ def _inferred(
         atoms = apart | {cells.texts[number] for number in words}
         whole = all(cells.numbers[number][1] == 0 for number in numeric)  # type: ignore[index]
         try:
-            return _numbers(cells, atoms, found, "integer" if whole else "decimal", None)
+            kind: Kind = "integer" if whole else "decimal"
+            return _numbers(cells, atoms, found, kind, None, alike=len(rest) <= 50)
         except DataError:
             if len(rest) > LEVELS_MOST:
                 raise
@@ -484,9 +486,13 @@ def _declared_numbers(
 
 
 def _numbers(
-    cells: _Cells, apart: set[str], codes: frozenset[float], kind: Kind, decimals: int | None
+    cells: _Cells, apart: set[str], codes: frozenset[float], kind: Kind, decimals: int | None, *, alike: bool = False
 ) -> tuple[Column, Notes]:
-    """A scale of numbers with levels beside it; what is no number must be among these."""
+    """A scale of numbers with levels beside it; what is no number must be among these.
+
+    Args:
+        alike: numbers that are written in several ways, such as 1.1 and 1.10, are refused: they may be names.
+    """
     on_scale: list[tuple[str, tuple[int, int]]] = []
     for text, number in zip(cells.texts, cells.numbers, strict=True):
         if text in apart:
@@ -502,26 +508,34 @@ def _numbers(
     notes = []
     scale = _style(texts, steps, exact)
     if scale is None:
+        if alike:
+            raise DataError(f'"{cells.name}" writes numbers in several ways; write all with as many decimals')
         scale = Numbers(0, 1, (), decimals=exact)
         notes.append("writes numbers in several ways; samples have them in the shortest")
-    span = max(steps) - min(steps)
+    low, span = min(steps), max(steps) - min(steps)
+    if span >= 10**_DIGITS_MOST:
+        raise _too_wide(cells, span, texts[steps.index(low)])
     fewer = exact if decimals is None else min(decimals, exact)
     if decimals is None and not plain and span >= POINTS_EXACT:
         fewer = _enough_decimals(steps, exact)
     if fewer < exact:
         tens = 10 ** (exact - fewer)
         steps = [(step + tens // 2) // tens for step in steps]
-        scale = replace(scale, decimals=fewer, rounded=True)
+        scale = replace(scale, decimals=fewer, rounded=True, shown=min(scale.shown, max(fewer, 0)))
         notes.append(f"is rounded to {_resolution(fewer)}, and has more digits than that in the table")
     low, size = min(steps), max(steps) - min(steps) + 1
     if size > _POINTS_MOST:
-        raise DataError(
-            f'"{cells.name}" spans {len(str(size))} digits, from {shown(texts[steps.index(low)])}: more than a scale '
-            f"holds; give --columns {cells.name}=identifier, or leave the column out"
-        )
+        raise _too_wide(cells, size, texts[steps.index(low)])
     points = sorted({step - low for step in steps})
     scale = replace(scale, low=low, size=size, seen=tuple(points) if len(points) <= SEEN_LISTED else ())
     return _with_levels(Column(cells.name, kind, numbers=scale), cells, apart), notes
+
+
+def _too_wide(cells: _Cells, span: int, lowest: str) -> DataError:
+    return DataError(
+        f'"{cells.name}" spans {len(str(span))} digits, from {shown(lowest)}: more than a scale holds; give '
+        f"--columns {cells.name}=identifier, or leave the column out"
+    )
 
 
 def _resolution(decimals: int) -> str:
@@ -605,12 +619,11 @@ def _negative_codes(numbers: Mapping[float, int], candidates: set[float], known:
     if not codes or codes - candidates or len(codes) > 5 or len(rest) < 2:
         return set()
     counts = [numbers[value] for value in rest]
-    rarest = min((numbers[code] for code in codes - known), default=_FREQUENT)
     gap = rest[0] - max(codes)
-    spacing = sorted(after - before for before, after in pairwise(rest))[(len(rest) - 1) // 2]
-    apart = gap >= 5 and gap > 2 * spacing and rarest >= _FREQUENT
-    usual = max(10 * sorted(counts)[len(counts) // 2], 3 * max(counts[:3]))
-    frequent = len(rest) >= 10 and rarest >= max(_FREQUENT, usual)
+    spacing = sorted(after - before for before, after in pairwise(rest))[len(rest) // 2 - 1]
+    apart = gap >= 5 and gap > spacing and all(numbers[code] >= _FREQUENT for code in codes - known)
+    usual = max(_FREQUENT, 10 * sorted(counts)[len(counts) // 2], 3 * max(counts[:3]))
+    frequent = len(rest) >= 10 and all(numbers[code] >= usual for code in codes)
     return codes if apart or frequent else set()
 
 
@@ -708,10 +721,7 @@ _NAMED_ID = re.compile(r"(?:^|[\W_])(?:id|ids|uid|uuid|guid|key|index|rowid|row)
 _CAMEL_ID = re.compile(r"[a-z](?:Id|ID)$")
 _SERIAL = re.compile(r"(.*?)([0-9]+)([^0-9]*)", re.DOTALL)
 _DIGITS, _LOWER = "0123456789", "abcdefghijklmnopqrstuvwxyz"
-_ALPHABETS = (
-    _DIGITS, _DIGITS + "abcdef", _DIGITS + "ABCDEF", _LOWER, _LOWER.upper(), _DIGITS + _LOWER, _DIGITS + _LOWER.upper(),
-    _LOWER + _LOWER.upper(), _DIGITS + _LOWER + _LOWER.upper(),
-)  # fmt: skip
+_ALPHABETS = (_DIGITS + _LOWER, _DIGITS + _LOWER.upper(), _DIGITS + _LOWER + _LOWER.upper())
 
 
 def _identifiers(cells: _Cells) -> Serial | Shape | None:
@@ -771,10 +781,9 @@ def _shape(texts: Sequence[str]) -> Shape | None:
         return None
     alphabets = []
     for letters in map(set, zip(*texts, strict=True)):
-        alphabet = next((known for known in _ALPHABETS if letters <= set(known)), None)
-        if len(letters) > 1 and alphabet is None:
+        if len(letters) > 1 and not any(letters <= set(alphabet) for alphabet in _ALPHABETS):
             return None
-        alphabets.append(alphabet if len(letters) > 1 and alphabet else letters.pop())
+        alphabets.append("".join(sorted(letters)))
     shape = Shape(tuple(alphabets), 0, 0)
     end = 1
     for alphabet in alphabets:

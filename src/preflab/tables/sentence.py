@@ -200,7 +200,7 @@ class Sentence:
     def longest(self) -> int:
         """The longest row has as many tokens, or fewer."""
         clauses = [len(name) + values.longest for name, values in zip(self.names, self.values, strict=True)]
-        return sum(clauses) + len(self.comma) * (len(self.columns) - 1) + 1
+        return sum(clauses) + len(self.comma) * max(len(self.columns) - 1, 0) + 1
 
     def prompt(self, given: Mapping[int, int] = {}) -> tuple[int, ...]:
         """The begin token and the given clauses, with the comma behind them where others follow."""
@@ -349,11 +349,8 @@ class SentenceMask:
 
     def __init__(self, encoding: Sentence, legal: Mapping[int, Legal]) -> None:
         self.encoding = encoding
-        self._roots: list[Node] = []
-        for values, some in zip(encoding.values, narrowed(encoding.columns, legal), strict=True):
-            self._roots.append(values.trie(some))
-            if not self._roots[-1].children:
-                raise ValueError(f'no training row holds a value of "{values.column.name}" that is asked for')
+        kept = narrowed(encoding.columns, legal)
+        self._roots = [values.trie(some) for values, some in zip(encoding.values, kept, strict=True)]
         self._left: dict[int, tuple[int, ...]] = {}
         """Of the columns that were given: those that follow."""
         self._bridges = tuple(encoding.comma + name for name in encoding.names)

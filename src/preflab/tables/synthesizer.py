@@ -19,10 +19,12 @@ import pandas as pd
 import transformers
 from jaxtyping import Bool, Int
 
+from preflab.config.commands import Base
 from preflab.config.row_model import RowModel
 from preflab.data.encode import Tokenizer
 from preflab.errors import ConfigError, PreflabError, StorageError
-from preflab.models.load import check_length, load_policy
+from preflab.models.base import new_model, new_tokenizer
+from preflab.models.load import Policy, check_length, load_policy
 from preflab.progress import say, warn
 from preflab.runs import RunFolder, new_folder, read_json, write_json
 from preflab.seeds import derive
@@ -46,6 +48,10 @@ REFERENCE = "reference"
 UNMASKED, UNMASKED_SENTENCES = 300, 50
 """Rows that are sampled without a mask at the end of a fit; fewer sentences, which are long."""
 LOOKED_AT_SENTENCES = 50
+SENTENCE_VOCABULARY = 1000
+"""Tokens of a tokenizer that is made of rows as sentences."""
+TOKENIZED_ROWS = 2000
+"""What it is made of, at most."""
 
 Where = Mapping[str, Any] | Sequence[str]
 """Conditions: column → value as `conditions.of_values` has them, or texts as `conditions.read` has them."""
@@ -71,8 +77,9 @@ class Synthesizer:
     Args:
         settings: the model and how it learns.
         encoding: "compact": a vocabulary made from the table, for a small model from scratch; "text": sentences in the
-            tokens of a pretrained model.
-        model: of "text": a folder in the Hugging Face format or a name on the Hub.
+            tokens of a language model's tokenizer.
+        model: of "text": a folder in the Hugging Face format or a name on the Hub; none: a small one from scratch, with
+            a tokenizer made of the rows.
         any_order: learn rows in every order of their columns, so that conditions on any are exact.
         first: columns that come first in a row, where conditions on them are exact or cheap; none: the target.
         minutes: of wall-clock time that fitting may take, > 0.
@@ -100,8 +107,8 @@ class Synthesizer:
         minutes: float | None = None,
         seed: int = 0,
     ) -> None:
-        if (encoding == "text") != (model is not None):
-            raise ConfigError('encoding="text" and model go together: Synthesizer(encoding="text", model="gpt2")')
+        if encoding != "text" and model is not None:
+            raise ConfigError('a pretrained model writes text: Synthesizer(encoding="text", model="gpt2")')
         self.learning = Learning(encoding, model, any_order, tuple(first), minutes, settings or RowModel(), seed)
         self.holdout: pd.DataFrame | None = None
         """The rows that nothing learned from, where `fit` was asked to hold some out."""
@@ -384,7 +391,7 @@ class Start:
     encoding: Encoding
     writer: Writer
     tokenizer: Tokenizer | None
-    """Of a pretrained model."""
+    """Of the text encoding."""
 
 
 def start(train: pd.DataFrame, schema: Schema, learning: Learning) -> Start:
@@ -394,14 +401,11 @@ def start(train: pd.DataFrame, schema: Schema, learning: Learning) -> Start:
         ConfigError: a column that is to come first is none, there is no such model, or it has too few positions.
     """
     order, codes = _order(schema, learning.first), schema.codes(train)
-    if learning.model is None:
+    if learning.encoding == "compact":
         compact = Compact.of(schema.written, codes, order=order, any_order=learning.any_order)
         writer = RowWriter(compact, codes, learning.settings, seed=derive(learning.seed, "weights"))
         return Start(schema, codes, compact, writer, None)
-    policy = load_policy(learning.model, quiet=False)
-    width = policy.model.get_output_embeddings().weight.shape[0]
-    sentence = Sentence(schema.written, policy.tokenizer, order=order, any_order=learning.any_order, vocabulary=width)
-    check_length(policy.model, sentence.longest + 1, "use --encoding compact, or leave columns out")
+    policy, sentence = _text_model(schema, train, order, learning)
     return Start(schema, codes, sentence, SentenceWriter(policy, sentence, learning.settings), policy.tokenizer)
 
 
@@ -435,6 +439,29 @@ def learn(run: RunFolder, begun: Start, source: Source, learning: Learning) -> d
     report |= {"unmasked_valid_share": share, "unmasked_rows": unmasked}
     write_json(run.path / FIT, report)
     return report
+
+
+def _text_model(
+    schema: Schema, train: pd.DataFrame, order: Sequence[int] | None, learning: Learning
+) -> tuple[Policy, Sentence]:
+    """What writes rows as sentences: a pretrained model, or a small one with a tokenizer made of the rows."""
+    if learning.model is not None:
+        policy = load_policy(learning.model, quiet=False)
+        width = policy.model.get_output_embeddings().weight.shape[0]
+        encoding = Sentence(
+            schema.written, policy.tokenizer, order=order, any_order=learning.any_order, vocabulary=width
+        )
+        check_length(policy.model, encoding.longest + 1, "use --encoding compact, or leave columns out")
+        return policy, encoding
+    names = [column.name for column in schema.written]
+    rows = train[names].to_numpy(dtype=object)[:TOKENIZED_ROWS].tolist()
+    texts = [", ".join(f"{name} is {cell}" for name, cell in zip(names, row, strict=True)) for row in rows]
+    tokenizer = new_tokenizer(texts, vocabulary=SENTENCE_VOCABULARY)
+    encoding = Sentence(schema.written, tokenizer, order=order, any_order=learning.any_order)
+    shape = learning.settings
+    base = Base(layers=shape.layers, width=shape.width, heads=shape.heads)
+    seed = derive(learning.seed, "weights")
+    return new_model(tokenizer, base, positions=encoding.longest + 1, seed=seed), encoding
 
 
 def parted(rows: int, holdout: float, *, seed: int) -> tuple[Int[np.ndarray, " row"], Int[np.ndarray, " row"]]:

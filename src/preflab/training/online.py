@@ -29,6 +29,7 @@ from preflab.models.load import Policy
 from preflab.models.precision import in_bf16
 from preflab.models.trunk import frozen_trunk, refill
 from preflab.rewards.protocol import Reward, Score, assess
+from preflab.rollouts.mask import TokenMask, grammar_of
 from preflab.rollouts.response import Response
 from preflab.rollouts.sampler import sample
 from preflab.runs import RunFolder, read_lines
@@ -110,6 +111,7 @@ def run_online(
     refill_rounds: int = 0,
     starts_at_reference: bool = True,
     gold: bool = False,
+    mask: TokenMask[Any] | None = None,
     measured: bool = False,
     referred: bool = True,
     asserted: Callable[[int], bool] = lambda update: False,
@@ -132,6 +134,7 @@ def run_online(
         refill_rounds: how often an update may sample further prompts.
         starts_at_reference: the policy begins as a copy of the reference, which is checked.
         gold: count the reward's calls as gold calls (an oracle arm).
+        mask: which tokens may follow; the rollout's figures are those of policy and reference renormalised over them.
         measured: the method asks for each rollout's KL and entropy, not for those of logged updates alone.
         referred: the method asks for each rollout's log-probabilities under the reference; else it is run where KL is
             measured, and where the start is checked.
@@ -155,6 +158,7 @@ def run_online(
     scored_at = settings.temperature if scoring_temperature is None else scoring_temperature
     apart = warp.alters or set(at) != {scored_at}  # sampled from something else than is scored
     groups = settings.batch.size // settings.responses
+    grammar = None if mask is None else grammar_of(mask)
     origins: list[str] = []
     phases = Phases()
     if frozen and session.start:
@@ -172,6 +176,7 @@ def run_online(
             chosen,
             at,
             warp,
+            mask,
             place=place,
             end_id=encoder.end_id,
             max_new_tokens=max_new_tokens,
@@ -236,6 +241,7 @@ def run_online(
                     referred=referred or checked,
                     asserted=bool(kept.responses) and asserted(update),
                     of_states=of_states,
+                    grammar=grammar,
                     cost=session.cost,
                 )
                 rollout = replace(rollout, dense=dense_rewards(looked_at.scores, rollout))
@@ -312,6 +318,7 @@ def _sample(
     prompts: Sequence[PromptIds],
     temperatures: Sequence[float],
     warp: Warp,
+    mask: TokenMask[Any] | None,
     *,
     place: int,
     end_id: int,
@@ -334,6 +341,7 @@ def _sample(
             max_new_tokens=max_new_tokens,
             temperature=temperature,
             warp=warp,
+            mask=mask,
             samples=len(slots),
             seed=seed,
             states=states,

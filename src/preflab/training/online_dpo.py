@@ -24,6 +24,7 @@ from preflab.models.freezing import freeze
 from preflab.models.load import Policy
 from preflab.models.scoring import reading
 from preflab.rewards.protocol import Reward
+from preflab.rollouts.mask import TokenMask
 from preflab.runs import RunFolder
 from preflab.training.cost import Cost
 from preflab.training.micro_batches import MicroBatches
@@ -47,6 +48,7 @@ def train_online_dpo(
     seed: int,
     starts_at_reference: bool = True,
     gold: bool = False,
+    mask: TokenMask[Any] | None = None,
     log_every: int = 1,
     evaluate: Evaluate | None = None,
     title: str = "online DPO",
@@ -105,6 +107,7 @@ def train_online_dpo(
                 None if of_reference is None else of_reference[chosen],
                 settings.loss,
                 cost,
+                grammar=rollout.grammar,
                 see=lambda some, logprobs, chosen=chosen: first.see(logprobs, rows_of[chosen[some]].flatten()),  # type: ignore[misc]
             )
             figures: Figures = {}
@@ -139,6 +142,7 @@ def train_online_dpo(
             warp=settings.ranking,
             starts_at_reference=starts_at_reference,
             gold=gold,
+            mask=mask,
             referred=knows_reference(settings.loss),
             asserted=lambda update: True,
             log_every=log_every,

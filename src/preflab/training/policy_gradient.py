@@ -28,6 +28,7 @@ from preflab.models.freezing import freeze
 from preflab.models.load import Policy
 from preflab.models.scoring import reading, scored
 from preflab.rewards.protocol import Reward
+from preflab.rollouts.mask import TokenMask
 from preflab.rollouts.response import Response
 from preflab.runs import RunFolder
 from preflab.training.cost import Cost
@@ -51,6 +52,7 @@ def train_policy_gradient(
     seed: int,
     starts_at_reference: bool = True,
     gold: bool = False,
+    mask: TokenMask[Any] | None = None,
     log_every: int = 1,
     evaluate: Evaluate | None = None,
     title: str = "policy gradient",
@@ -63,6 +65,7 @@ def train_policy_gradient(
         max_new_tokens: length limit of a response; one cut by it pays `missing_end_penalty`.
         starts_at_reference: the policy begins as a copy of the reference, which is checked.
         gold: count the reward's calls as gold calls (an oracle arm).
+        mask: which tokens may follow; policy and reference are renormalised over them, in sampling, ratios and KL.
 
     Raises:
         ConfigError: settings do not fit together, the overlong buffer is longer than a response, or the reference
@@ -119,7 +122,11 @@ def train_policy_gradient(
             for micro in micro_rows(micro_batches, rollout, rows):
                 micro_batch = batch.rows(micro)
                 of_policy = scored(
-                    policy.model, micro_batch, temperature=settings.temperature, logits=settings.needs_logits
+                    policy.model,
+                    micro_batch,
+                    temperature=settings.temperature,
+                    logits=settings.needs_logits,
+                    grammar=rollout.grammar,
                 )
                 first.see(of_policy.logprobs, micro)
                 loss, shares = objective.share(of_policy, micro, rows)
@@ -163,6 +170,7 @@ def train_policy_gradient(
             refill_rounds=settings.refill_rounds if settings.dynamic_sampling else 0,
             starts_at_reference=starts_at_reference,
             gold=gold,
+            mask=mask,
             referred=settings.kl_coefficient > 0,
             asserted=lambda update: True,
             log_every=log_every,

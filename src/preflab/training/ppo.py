@@ -39,8 +39,9 @@ from preflab.losses import (
 from preflab.models.checkpointing import checkpointed
 from preflab.models.freezing import freeze
 from preflab.models.load import Policy
-from preflab.models.scoring import Scored, reading, response_states, response_values, scored
+from preflab.models.scoring import Grammar, Scored, reading, response_states, response_values, scored
 from preflab.rewards.protocol import Reward
+from preflab.rollouts.mask import TokenMask
 from preflab.runs import RunFolder
 from preflab.training.cost import Cost
 from preflab.training.micro_batches import MicroBatches, back_in_order
@@ -64,6 +65,7 @@ def train_ppo(
     seed: int,
     starts_at_reference: bool = True,
     gold: bool = False,
+    mask: TokenMask[Any] | None = None,
     log_every: int = 1,
     evaluate: Evaluate | None = None,
     title: str = "PPO",
@@ -78,6 +80,7 @@ def train_ppo(
         max_new_tokens: length limit of a response; one cut by it pays `missing_end_penalty`.
         starts_at_reference: the policy begins as a copy of the reference, which is checked.
         gold: count the reward's calls as gold calls (an oracle arm).
+        mask: which tokens may follow; policy and reference are renormalised over them, in sampling, ratios and KL.
 
     Raises:
         ConfigError: settings do not fit together, a value model is missing or superfluous, or the reference shares
@@ -156,7 +159,9 @@ def train_ppo(
             """A step of policy and values; None where the policy is too far from the one that sampled."""
             figures: Figures = {}
             for micro in micro_rows(micro_batches, rollout, rows):
-                policy_scored, values = critic.scored_and_values(batch.rows(micro), settings, cost)
+                policy_scored, values = critic.scored_and_values(
+                    batch.rows(micro), settings, cost, grammar=rollout.grammar
+                )
                 first.see(policy_scored.logprobs, micro)
                 policy_loss, shares = objective.share(policy_scored, micro, rows)
                 loss = value_loss(values, micro, rows)
@@ -218,6 +223,7 @@ def train_ppo(
             title=title,
             starts_at_reference=starts_at_reference,
             gold=gold,
+            mask=mask,
             measured=settings.target_kl_nats is not None,
             referred=settings.kl_coefficient > 0,
             asserted=lambda update: update >= settings.value_warmup_updates,  # earlier ones have no pass of the policy
@@ -248,11 +254,16 @@ class Critic:
         return self._read(states, batch)
 
     def scored_and_values(
-        self, batch: Packed, settings: PPO, cost: Cost
+        self, batch: Packed, settings: PPO, cost: Cost, *, grammar: Grammar | None = None
     ) -> tuple[Scored, Float[Tensor, "response token"]]:
         """The responses under the policy and V, with gradients through both. Adds to `cost`."""
         found = scored(
-            self.policy, batch, temperature=settings.temperature, logits=settings.needs_logits, states=self.shared
+            self.policy,
+            batch,
+            temperature=settings.temperature,
+            logits=settings.needs_logits,
+            states=self.shared,
+            grammar=grammar,
         )
         cost.add_trained(self.policy, reading(self.policy, batch))
         return found, self.values(batch, cost) if found.states is None else self._read(found.states, batch)

@@ -50,9 +50,10 @@ from preflab.models.freezing import freeze
 from preflab.models.load import Policy
 from preflab.models.precision import in_bf16
 from preflab.models.reference import ReferenceCache, reference_logprobs
-from preflab.models.scoring import logprobs_of, reading_of, response_logprobs
+from preflab.models.scoring import Grammar, logprobs_of, reading_of, response_logprobs
 from preflab.models.trunk import frozen_trunk
 from preflab.progress import Advance, stage
+from preflab.rollouts.mask import TokenMask, grammar_of
 from preflab.runs import RunFolder
 from preflab.training.checks import check_start
 from preflab.training.cost import Cost, Stopwatch
@@ -194,23 +195,25 @@ def pair_step(
     loss: PairLoss,
     cost: Cost,
     *,
+    grammar: Grammar | None = None,
     see: Callable[[Sequence[int], Float[Tensor, "response token"]], None] = lambda positions, logprobs: None,
 ) -> Loss:
     """The loss of the micro-batches of one optimiser step on `pairs`, whose reference log-probabilities are given.
 
     Args:
+        grammar: under which log-probabilities are taken, the given ones too.
         see: shown the pairs of each micro-batch and the log-probabilities of their tokens: chosen, rejected, chosen, ….
     """
     at_rank: Tensor | None = None
     if ranks_batch(loss):
         assert reference is not None
-        at_rank = same_rank(margin(pair_logprobs(policy.model, pairs)), margin(reference))
+        at_rank = same_rank(margin(pair_logprobs(policy.model, pairs, grammar=grammar)), margin(reference))
         cost.add_scored(policy.model, reading_of(policy.model, pairs))
 
     def of_micro_batch(positions: Sequence[int]) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         rows = list(positions)
         batch = pack([pairs[i] for i in rows]).to(policy.device)
-        logprobs = response_logprobs(policy.model, batch)
+        logprobs = response_logprobs(policy.model, batch, grammar=grammar)
         see(rows, logprobs)
         scored = ScoredPairs(
             logprob=masked_sum(logprobs, batch.mask).view(-1, 2),
@@ -243,6 +246,7 @@ def train_preference(
     seed: int,
     reference: Any | None = None,
     cache: ReferenceCache | None = None,
+    mask: TokenMask[Any] | None = None,
     log_every: int = 10,
     evaluate: Evaluate | None = None,
     title: str = "preferences",
@@ -251,14 +255,17 @@ def train_preference(
 
     Args:
         reference: a model of the same tokenizer; None is the policy as it comes in.
-        cache: where the reference's log-probabilities are kept for other runs; None computes them.
+        cache: where the reference's log-probabilities are kept for other runs; None computes them, and so does a mask.
+        mask: which tokens may follow; policy and reference are renormalised over them.
 
     Raises:
+        ConfigError: the mask forbids a token of a pair.
         NumericError: the policy is not its own reference before the first step (is dropout on?); or a loss or
             gradient is not finite.
         Interrupted: SIGTERM or Ctrl-C; the state is saved.
     """
     before = Cost()
+    grammar = None if mask is None else grammar_of(mask)
     freeze(policy.model, settings.freeze_blocks)
     with frozen_trunk(
         policy.model, settings.freeze_blocks, pairs, settings.trunk, run.path, again=True, reference=reference
@@ -267,14 +274,15 @@ def train_preference(
         if knows_reference(settings.loss):
             model = policy.model if reference is None else reference
             of_reference = charged_reference(
-                model, pairs, cache, before, title=f"{title}: reference log-probabilities"
+                model, pairs, cache, before, title=f"{title}: reference log-probabilities", grammar=grammar
             ).view(-1, 2)
-            logratio = pair_logprobs(policy.model, pairs[:64]) - of_reference[:64]
+            logratio = pair_logprobs(policy.model, pairs[:64], grammar=grammar) - of_reference[:64]
             check_start(run, logratio, same=reference is None, in_bf16=in_bf16(policy.model))
 
         def step(indices: Sequence[int], session: Session) -> Loss:
             given = None if of_reference is None else of_reference[list(indices)]
-            return pair_step(policy, [pairs[i] for i in indices], given, settings.loss, session.cost)
+            these = [pairs[i] for i in indices]
+            return pair_step(policy, these, given, settings.loss, session.cost, grammar=grammar)
 
         cost = fit(
             policy,
@@ -291,12 +299,18 @@ def train_preference(
 
 
 def charged_reference(
-    model: Any, trees: Sequence[Tree], cache: ReferenceCache | None, cost: Cost, *, title: str
+    model: Any,
+    trees: Sequence[Tree],
+    cache: ReferenceCache | None,
+    cost: Cost,
+    *,
+    title: str,
+    grammar: Grammar | None = None,
 ) -> Float[Tensor, " response"]:
     """The reference's log-probabilities; what computing them takes is added to `cost`, though they may be cached."""
     here = Cost()
     with Stopwatch(here):
-        found = reference_logprobs(model, trees, cache, title=title)
+        found = reference_logprobs(model, trees, cache, title=title, grammar=grammar)
     cost.wall_seconds += found.seconds
     cost.add_scored(model, found.read)
     cost.peak_memory_bytes = max(cost.peak_memory_bytes, here.peak_memory_bytes)
@@ -304,19 +318,29 @@ def charged_reference(
 
 
 def pair_logprobs(
-    model: Any, pairs: Sequence[Tree], *, advance: Advance = lambda done, note: None
+    model: Any,
+    pairs: Sequence[Tree],
+    *,
+    grammar: Grammar | None = None,
+    advance: Advance = lambda done, note: None,
 ) -> Float[Tensor, "pair 2"]:
-    """log π(y|x) in nats of the chosen and the rejected response of each pair."""
-    return logprobs_of(model, pairs, advance=advance).view(-1, 2)
+    """log π(y|x) in nats of the chosen and the rejected response of each pair; under a grammar where one is given."""
+    return logprobs_of(model, pairs, grammar=grammar, advance=advance).view(-1, 2)
 
 
 @torch.no_grad()
 def preference_figures(
-    policy: Policy, pairs: Sequence[Tree], reference: Float[Tensor, "pair 2"] | None, loss: PairLoss
+    policy: Policy,
+    pairs: Sequence[Tree],
+    reference: Float[Tensor, "pair 2"] | None,
+    loss: PairLoss,
+    *,
+    grammar: Grammar | None = None,
 ) -> PairFigures:
-    """Held-out loss, accuracy and margin of the implicit reward, one a pair."""
+    """Held-out loss, accuracy and margin of the implicit reward, one a pair; under the grammar of `reference`, where it
+    has one."""
     with stage("held-out pairs", len(pairs)) as advance:
-        logprob = pair_logprobs(policy.model, pairs, advance=advance)
+        logprob = pair_logprobs(policy.model, pairs, grammar=grammar, advance=advance)
     scored = ScoredPairs(
         logprob=logprob,
         tokens=torch.tensor([[len(response) for response in tree.responses] for tree in pairs]),

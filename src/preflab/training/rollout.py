@@ -20,7 +20,7 @@ from preflab.models.flops import flops
 from preflab.models.head import head_of
 from preflab.models.load import Policy
 from preflab.models.precision import in_bf16
-from preflab.models.scoring import Read, of_distributions, read, reading, rows_at_once
+from preflab.models.scoring import Grammar, Read, of_distributions, read, reading, rows_at_once
 from preflab.rewards.protocol import Answer, Score, Scores
 from preflab.rollouts.response import Response
 from preflab.rollouts.sampler import sampled_reading
@@ -86,6 +86,8 @@ class Rollout:
     takes a pass of its own."""
     dense: Float[Tensor, "response token"] | None = None
     """What the reward gave single tokens, which is part of `scores`; None where it gave whole responses all."""
+    grammar: Grammar | None = None
+    """Under which the responses were sampled, and every figure here is taken; the method's passes are too."""
 
     @property
     def reference_logprobs(self) -> Float[Tensor, "response token"]:
@@ -211,6 +213,7 @@ def roll_out(
     referred: bool = True,
     asserted: bool = False,
     of_states: OfStates | None = None,
+    grammar: Grammar | None = None,
     cost: Cost | None = None,
 ) -> Rollout:
     """Score sampled responses under the policy that sampled them and the reference.
@@ -228,9 +231,11 @@ def roll_out(
         asserted: the method holds `logprobs` against its own first forward pass, before a weight moves. So what the
             sampler kept stands for a pass of the policy, where it can (`stands_for_pass`).
         of_states: with a figure of the policy's last hidden states.
+        grammar: under which the responses were sampled: that of the sampler's mask.
         cost: what it takes is added to this.
 
     Raises:
+        ConfigError: the grammar forbids a token that was sampled.
         NumericError: the scorer's log-probabilities are not the sampler's, or not finite.
     """
     batch = pack([response.tree for response in responses]).to(policy.device)
@@ -246,7 +251,7 @@ def roll_out(
         found: dict[str, Tensor] = {}
         of_policy = of_reference = None
         if passes:
-            of_policy = read(policy.model, micro)
+            of_policy = read(policy.model, micro, grammar=grammar)
             at = None if sampled_at is None else [sampled_at[row] for row in rows]
             found["logprobs"] = of_policy.logprobs(temperature=temperature)
             found["sampling"] = found["logprobs"] if at is None else _at(of_policy, at)
@@ -254,12 +259,13 @@ def roll_out(
             for _ in set(at or ()):
                 cost.add_scored(policy.model, head)
         elif reads_states:
-            of_policy = Read(policy.model, micro, _states([responses[row] for row in rows]).to(policy.device))
+            states = _states([responses[row] for row in rows]).to(policy.device)
+            of_policy = Read(policy.model, micro, states, allowed=None if grammar is None else grammar(micro))
             if sampled_at is not None:
                 found["logprobs"] = of_policy.logprobs(temperature=temperature)
                 cost.add_scored(policy.model, head)
         if referred or measured:
-            of_reference = read(reference, micro)
+            of_reference = read(reference, micro, grammar=grammar)
             found["under_reference"] = of_reference.logprobs(temperature=temperature)
             cost.add_scored(reference, reading(reference, micro))
         if measured:
@@ -289,6 +295,7 @@ def roll_out(
         under_reference=joined.get("under_reference"),
         distributions=Distributions(joined["kl"], joined["entropy"]) if measured else None,
         of_states=joined.get("of_states"),
+        grammar=grammar,
     )
 
 

@@ -40,8 +40,8 @@ class Objective:
         """What a micro-batch adds to the loss of its mini-batch, and to the figures for the log.
 
         Args:
-            scored: the responses of `rows` under the policy, at the temperature of `settings`; with logits where
-                `settings.needs_logits`.
+            scored: the responses of `rows` under the policy, at the temperature of `settings` and under the rollout's
+                grammar; with logits where `settings.needs_logits`.
             rows: the micro-batch, at least one of its tokens to learn from.
             mini_batch: all rows of the optimiser step; their counts are what the loss is divided by.
         """
@@ -70,7 +70,9 @@ class Objective:
                 assert scored.logits is not None
                 logits = scored.logits / settings.temperature
                 with torch.no_grad():
-                    reference_logits = response_logits(self.reference, self.rollout.batch.rows(rows))
+                    reference_logits = response_logits(
+                        self.reference, self.rollout.batch.rows(rows), grammar=self.rollout.grammar
+                    )
                     reference_logits /= settings.temperature
             penalties = kl_in_loss(
                 settings.kl_penalty,
