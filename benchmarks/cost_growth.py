@@ -34,7 +34,7 @@ from preflab.data.pack import pack, readings
 from preflab.losses import masked_sum
 from preflab.models.flops import flops
 from preflab.models.scoring import reading, response_logprobs
-from preflab.report.figures import Picture
+from preflab.report.svg import Picture
 from preflab.training.optimizer import Stepper
 from turns import commit, machine
 

@@ -9,7 +9,7 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from preflab.report.figures import COLOURS, INK, STYLE, Picture, to_svg
+from preflab.report.svg import COLOURS, INK, STYLE, Picture, to_svg
 
 Row = Mapping[str, Any]
 """A measured point; `value` is where it lies on its axis."""

@@ -33,7 +33,7 @@ import transformers
 from gemm import Product
 from growth import growth_picture
 from peers.work import Work, prompts_of
-from preflab.report.figures import Picture
+from preflab.report.svg import Picture
 from preflab.rollouts.sampler import sample
 from rollout_models import gpt2
 from turns import HERE, commit, machine

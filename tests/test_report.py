@@ -19,8 +19,8 @@ from preflab.evaluation.calibration import calibration
 from preflab.report import Report, write_report
 from preflab.report.comparison import comparison as comparison_of
 from preflab.report.measures import summary
-from preflab.report.page import markdown_text
 from preflab.report.study import COSTS, read_study
+from preflab.report.templates import markdown_text
 from preflab.report.verdicts import Verdict, at_equal_kl, beats_reference, proxy_misled, verdicts
 from preflab.report.wording import steps, visible
 from study_folder import REFERENCE, SimulatedArm, reward_model, root, usual_arms, write_study

@@ -69,8 +69,9 @@ COMMANDS = {
     "evaluate": Command("Evaluate", "evaluate:run", "KL, reward, win rate and diversity of a model"),
     "table fit": Command("TableFit", "table:fit", "a language model that writes rows like those of a table"),
     "table sample": Command("TableSample", "table:sample", "rows of a fitted table, under conditions"),
+    "table score": Command("TableScore", "table_score:run", "figures of synthetic rows, next to two bounds"),
     "explain": Command("Explain", "explain:run", "a method's formula, settings and metrics, and what should worry"),
-    "report": Command("Report", "report:run", "draw a study's report again, also while it runs"),
+    "report": Command("Report", "report:run", "draw the report of a study, also while it runs, or of a score again"),
 }
 
 GROUPS = {"train": "method", "table": "command"}

@@ -1,4 +1,4 @@
-"""`preflab report`: draw a study's report again."""
+"""`preflab report`: draw the report of a study, or of a score, again."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from rich.console import Console
 from rich.markup import escape
 
 from preflab.config import commands
-from preflab.report import Report, write_report
+from preflab.report import Report, TableReport, redraw
 
 
 def run(config: commands.Report) -> None:
-    """Write the report from the run folders as they stand, print its short table."""
-    show(write_report(config.study), Console(soft_wrap=False))
+    """Write the report from the folders as they stand, print its short table."""
+    show(redraw(config.folder), Console(soft_wrap=False))
 
 
-def show(report: Report, console: Console) -> None:
-    """The short table, the verdict in a few sentences, and where the report is."""
+def show(report: Report | TableReport, console: Console) -> None:
+    """The short table, what was found in a few sentences, and where the report is."""
     console.print()
     console.print(report.table())
     console.print()

@@ -37,6 +37,7 @@ from preflab.config.preference import (
 )
 from preflab.config.rewards import OptionalRewards, Rewards
 from preflab.config.sampling import Warp
+from preflab.config.table_score import TableScore as TableScore
 from preflab.config.tables import TableFit as TableFit
 from preflab.config.tables import TableSample as TableSample
 from preflab.config.training import SFT, Batch, Count, Optimizer, Positive, Precision, Reward, Seed
@@ -360,10 +361,10 @@ class Explain:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """Draw the report of a study folder again, also while the study runs."""
+    """Draw the report of a study folder again, also while the study runs; or that of a table's score."""
 
-    study: Positional[Path]
-    """The study's folder."""
+    folder: Positional[Path]
+    """The study's folder, or the --out of a score."""
 
 
 @dataclass(frozen=True, kw_only=True)

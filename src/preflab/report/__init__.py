@@ -1,6 +1,7 @@
-"""From a study folder to `report.html`, `report.md`, `comparison.json` and `figures/*.svg`.
+"""From a study folder to `report.html`, `report.md`, `comparison.json` and `figures/*.svg`; for the score of a table's
+rows, see `table.py`.
 
-Reads run folders alone, so a report can be drawn at any time, during a study too.
+Reads folders alone, so a report can be drawn at any time, during a study too.
 """
 
 from __future__ import annotations
@@ -11,15 +12,17 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
+from preflab.errors import StorageError
 from preflab.report.comparison import comparison
 from preflab.report.content import Content, compose
 from preflab.report.page import html, markdown
 from preflab.report.study import read_study
+from preflab.report.table import TableReport, write_table_report
 from preflab.report.verdicts import Verdict, mean_cost
 from preflab.report.wording import duration, interval, steps, visible
 from preflab.runs import write_json, write_text
 
-__all__ = ["Report", "write_report"]
+__all__ = ["Report", "TableReport", "redraw", "write_report", "write_table_report"]
 
 
 @dataclass(frozen=True)
@@ -77,3 +80,19 @@ def write_report(folder: Path) -> Report:
     path = folder / "report.html"
     write_text(path, html(content))
     return Report(path, content)
+
+
+def redraw(folder: Path) -> Report | TableReport:
+    """Draw the report of what is in `folder`: the score of a table's rows, or a study.
+
+    Raises:
+        StorageError: it holds neither, or can't be read or written.
+        NumericError: a number in it is not finite.
+    """
+    if (folder / "score.json").is_file():
+        return write_table_report(folder)
+    if (folder / "study.json").is_file():
+        return write_report(folder)
+    raise StorageError(
+        f"{folder} holds no study.json and no score.json; name the --out of preflab compare or of preflab table score"
+    )

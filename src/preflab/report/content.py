@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from preflab import __version__
-from preflab.report.figures import INK, Picture, colour_of, pictures
+from preflab.report.figures import colour_of, pictures
 from preflab.report.measures import Row, curves, summary
 from preflab.report.statistics import Estimate
 from preflab.report.study import COSTS, Arm, Sample, Study
+from preflab.report.svg import INK, Picture
 from preflab.report.verdicts import Subject, Verdict, headline, mean_cost, verdicts
 from preflab.report.wording import count, duration, memory
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -68,3 +68,8 @@ class Fields:
         if len(bad):
             raise NumericError(f"{what} is not finite (row {bad[0]}); score that checkpoint again")
         return values
+
+
+def is_finite(value: object) -> TypeGuard[float]:
+    """Whether a logged value can be drawn."""
+    return isinstance(value, int | float) and bool(np.isfinite(value))

@@ -1,53 +1,25 @@
-"""The pictures, as vector graphics that read on light and on dark paper.
-
-Colours are Okabe and Ito's; text and axes take the colour of the text around them (`currentColor`), so one file serves
-both papers, inlined in the page or on its own. The same numbers give the same bytes.
-"""
+"""The pictures of a study."""
 
 from __future__ import annotations
 
-import io
-import re
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from html import escape
-from typing import Any, TypeGuard
+from typing import Any
 
 import matplotlib as mpl
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from preflab.report.fields import is_finite
 from preflab.report.measures import Curve
 from preflab.report.reward_models import RewardModel
 from preflab.report.statistics import Estimate
 from preflab.report.study import Arm, Study
-from preflab.report.wording import count, visible
+from preflab.report.svg import COLOURS, INK, STYLE, Picture, named, sheet, to_svg
+from preflab.report.wording import count
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6BB1", "#8A8A2B")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "h")
-INK = "#010203"  # stands for currentColor until the picture is written
-FONT = "ui-sans-serif, system-ui, 'Segoe UI', 'Helvetica Neue', Arial, sans-serif"
-STYLE: Any = {
-    "svg.fonttype": "none",
-    "text.parse_math": False,
-    "font.size": 11,
-    "text.color": INK,
-    "axes.edgecolor": INK,
-    "axes.labelcolor": INK,
-    "axes.linewidth": 0.6,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.unicode_minus": True,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "xtick.major.size": 3,
-    "ytick.major.size": 3,
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
-}
 
 # The metrics worth a picture, by the first one that a run has; (key, title).
 PANELS = {
@@ -79,23 +51,6 @@ SHARE_MARKS: tuple[dict[str, Any], ...] = (
     {"marker": "o", "linestyle": "-"},
     {"marker": "s", "linestyle": "--", "markerfacecolor": "none"},
 )
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A figure: its file name without ending, what it shows in one line, how to read it, and the SVG element."""
-
-    name: str
-    title: str
-    reading: str
-    svg: str
-
-    @property
-    def file(self) -> str:
-        """The picture as a file of its own, with the colours of either paper."""
-        paper = "svg{color:#24262b}@media(prefers-color-scheme:dark){svg{color:#d9dce1}}"
-        head, body = self.svg.split(">", 1)
-        return f'<?xml version="1.0" encoding="utf-8"?>\n{head}><style>{paper}</style>{body}\n'
 
 
 def colour_of(study: Study, arm: Arm) -> str:
@@ -324,11 +279,6 @@ def logged(arm: Arm, key: str) -> list[tuple[list[float], list[float]]]:
     return found
 
 
-def is_finite(value: object) -> TypeGuard[float]:
-    """Whether a logged value can be drawn."""
-    return isinstance(value, int | float) and bool(np.isfinite(value))
-
-
 def reference_curve(study: Study, curves: Sequence[Curve]) -> Curve | None:
     """The reference's curve: one point."""
     return next((curve for curve in curves if curve.arm.name == study.reference_name), None)
@@ -337,24 +287,6 @@ def reference_curve(study: Study, curves: Sequence[Curve]) -> Curve | None:
 def trained_curves(study: Study, curves: Sequence[Curve]) -> list[Curve]:
     """The curves of all other arms."""
     return [curve for curve in curves if curve.arm.name != study.reference_name]
-
-
-def named(text: str) -> str:
-    """A name as a picture can hold it: on one line, nothing unseen, not too long."""
-    line = " ".join(visible(text).split())
-    return line if len(line) <= 40 else line[:39] + "…"
-
-
-def sheet(width: float, height: float) -> tuple[Figure, Axes]:
-    """One empty plot, sizes in inches."""
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        figure.patch.set_alpha(0)
-        axes = figure.subplots()
-        axes.patch.set_alpha(0)
-        axes.grid(color=INK, alpha=0.12, linewidth=0.6)
-        axes.set_axisbelow(True)
-    return figure, axes
 
 
 def dash(arm: Arm) -> str:
@@ -429,22 +361,3 @@ def label_ends(study: Study, axes: Axes, ends: Sequence[tuple[Arm, float, float]
             color=colour_of(study, arm),
             annotation_clip=False,
         )
-
-
-def to_svg(figure: Figure, name: str, description: str) -> str:
-    """The figure as one <svg> element: deterministic, its ids its own, its ink the colour of the text around it."""
-    buffer = io.StringIO()
-    with mpl.rc_context(STYLE | {"svg.hashsalt": name}), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph")
-        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :].strip()
-    # matplotlib's global style rule would reach the page around the picture.
-    text = re.sub(r"<metadata>.*?</metadata>\s*|<defs>\s*<style.*?</style>\s*</defs>\s*", "", text, flags=re.DOTALL)
-    text = text.replace(INK, "currentColor")
-    text = re.sub(r"((?:font: |font-family: )[^;\"]*?)'DejaVu Sans'[^;\"]*", lambda m: m[1] + FONT, text)
-    text = re.sub(r'\bid="', f'id="{name}-', text)
-    text = re.sub(r'(url\(#|href="#)', rf"\g<1>{name}-", text)
-    described = f'<svg role="img" stroke-linejoin="round" aria-label="{escape(visible(description), quote=True)}"'
-    return text.replace("<svg", described, 1)

@@ -1,20 +1,12 @@
-"""The content as one HTML page without network or script, and as Markdown.
-
-Whatever a template prints passes through one gate: unseen characters are made visible, then HTML or Markdown is
-escaped. Only the pictures, which this package draws, are inserted as they are.
-"""
+"""A study's content as one HTML page without network or script, and as Markdown."""
 
 from __future__ import annotations
 
-import re
 from functools import partial
+from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
-
-from preflab.report import wording
 from preflab.report.content import Content
-from preflab.report.statistics import Estimate
+from preflab.report.templates import environment, tidy
 from preflab.report.verdicts import mean_cost
 
 METHOD = (
@@ -40,75 +32,24 @@ REWARD_MODELS = (
     "stay below on as many pairs. “Longer wins”: the accuracy of calling the longer response better without reading "
     "either. Correlation: of score and length within a pair. Intervals of shares are Wilson’s, as of one pair a prompt."
 )
-MARKDOWN = re.compile(r"[\\`*_<>|#~&]|\[(?![\d−])|\](?=[(:\[])|!(?=\[)")
-
-
-def environment(for_markdown: bool) -> Environment:
-    """The templates with their filters."""
-
-    def gate(value: object) -> object:
-        if not isinstance(value, str) or isinstance(value, Markup):
-            return value
-        return markdown_text(value) if for_markdown else wording.visible(value)
-
-    templates = Environment(
-        loader=PackageLoader("preflab", "report"),
-        autoescape=not for_markdown,
-        finalize=gate,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    templates.globals.update(
-        method=METHOD, reward_models=REWARD_MODELS, arm_seconds=partial(mean_cost, name="wall_seconds")
-    )
-    for name in ("number", "figure", "interval", "count", "duration", "steps"):
-        templates.filters[name] = getattr(wording, name)
-    templates.filters["percent"] = percent
-    templates.filters["fence"] = fence
-    return templates
 
 
 def html(content: Content) -> str:
     """The page."""
-    templates = environment(for_markdown=False)
-    loader = templates.loader
-    assert loader is not None
-    css = Markup(loader.get_source(templates, "page.css")[0])
-    figures = {picture.name: Markup(picture.svg) for picture in content.pictures}
-    return templates.get_template("page.html.j2").render(content=content, study=content.study, css=css, figures=figures)
+    return environment(for_markdown=False).get_template("page.html.j2").render(spoken(content))
 
 
 def markdown(content: Content) -> str:
     """The same as Markdown, with links to the figures' files."""
-    text = environment(for_markdown=True).get_template("report.md.j2").render(content=content, study=content.study)
-    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
+    return tidy(environment(for_markdown=True).get_template("report.md.j2").render(spoken(content)))
 
 
-def percent(value: Estimate | None) -> str:
-    """A fraction with its interval, in percent.
-
-    >>> percent(Estimate(0.5, 0.25, 0.754))
-    '50 % [25, 75]'
-    """
-    return (
-        "–" if value is None else f"{value.mean:.0%} [{100 * value.low:.0f}, {100 * value.high:.0f}]".replace("%", " %")
-    )
-
-
-def markdown_text(text: str) -> str:
-    """Foreign text on one line of Markdown, its marks and tags made literal.
-
-    >>> print(markdown_text("a *b* | [x](javascript:1) <script>"))
-    a \\*b\\* \\| \\[x\\](javascript:1) &lt;script\\>
-    """
-    line = " ".join(wording.visible(text).split())
-    return MARKDOWN.sub(lambda m: {"<": "&lt;", "&": "&amp;"}.get(m[0], "\\" + m[0]), line)
-
-
-def fence(text: str) -> Markup:
-    """Foreign text as a Markdown code block, whose fence is longer than any inside."""
-    shown = wording.visible(text)
-    longest = max((len(run) for run in re.findall(r"`+", shown)), default=0)
-    ticks = "`" * max(3, longest + 1)
-    return Markup(f"{ticks}text\n{shown}\n{ticks}")
+def spoken(content: Content) -> dict[str, Any]:
+    """What the study's templates speak of."""
+    return {
+        "content": content,
+        "study": content.study,
+        "method": METHOD,
+        "reward_models": REWARD_MODELS,
+        "arm_seconds": partial(mean_cost, name="wall_seconds"),
+    }

@@ -56,6 +56,22 @@ def figure(value: float) -> str:
     return count(value) if float(value).is_integer() else number(value, 3 if abs(value) < 1 else 2)
 
 
+def share(value: float | None, digits: int = 1) -> str:
+    """A share in percent.
+
+    >>> share(0.0514), share(0.999996), share(1.0), share(None)
+    ('5.1 %', '>99.9 %', '100 %', '–')
+    """
+    if value is None:
+        return "–"
+    if value in (0, 1):
+        return f"{100 * value:.0f} %"
+    least = 10.0**-digits
+    if 100 * value < least:
+        return f"<{least:.{digits}f} %"
+    return f">{100 - least:.{digits}f} %" if 100 * value > 100 - least else f"{100 * value:.{digits}f} %"
+
+
 def interval(value: Estimate | None, digits: int = 2) -> str:
     """A mean with its interval; one or two more decimals where it is narrow.
 
