@@ -14,7 +14,7 @@ from preflab.config.row_model import RowModel
 from preflab.errors import ConfigError, DataError, StorageError
 from preflab.tables.synthesizer import Synthesizer, parted
 
-TINY = RowModel(layers=1, width=16, heads=2, epochs=30, batch=64, dropout=0.0, patience=30)
+TINY = RowModel(layers=2, width=32, heads=2, epochs=30, batch=64, dropout=0.0, patience=10)
 
 
 @cache
