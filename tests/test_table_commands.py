@@ -142,9 +142,8 @@ def test_a_spreadsheet_runs_no_formula(fitted: Path, tmp_path: Path, capfd: pyte
         (["fit", "DATA/data.csv", "--out", "OUT", "--target", "clas"], 2, 'no column "clas"; did you mean "class"'),
         (["fit", "DATA/data.csv", "--out", "OUT", "--columns", "n"], 2, "columns = n: write it as NAME=KIND"),
         (["fit", "DATA/data.csv", "--out", "OUT", "--first", "m"], 2, 'no column "m"'),
-        (["fit", "DATA/data.csv", "--out", "OUT", "--encoding", "text"], 2, "needs a pretrained model: --model gpt2"),
         (["fit", "DATA/data.csv", "--out", "OUT", "--model", "gpt2"], 2, "has no effect with encoding = compact"),
-        (["fit", "DATA/data.csv", "--out", "OUT", "--fit.heads", "3"], 2, "fit.width = 128 is no multiple of heads"),
+        (["fit", "DATA/data.csv", "--out", "OUT", "--fit.heads", "5"], 2, "is no multiple of heads = 5"),
         (["fti"], 2, 'there is no command "fti"; did you mean "fit"'),
     ],
 )

@@ -22,7 +22,7 @@ class TableFit:
     """Fit a language model that writes rows like those of a table, on a part of it; the rest is held out."""
 
     data: Positional[Path]
-    """CSV (also .csv.gz) or Parquet with a header."""
+    """CSV (.csv, .tsv) with a header, or Parquet."""
     out: Path
     """The run folder. A run that was stopped goes on where it stands; a folder with other settings is refused."""
     target: str | None = None
@@ -66,7 +66,7 @@ class TableSample:
     run: Positional[Path]
     """The run folder of `preflab table fit`."""
     out: Path
-    """The file to write: .csv, .csv.gz or .parquet; a file that is there is not overwritten."""
+    """The file to write: .csv, .tsv or .parquet; a file that is there is not overwritten."""
     rows: Rows
     """How many rows."""
     where: Texts = ()
