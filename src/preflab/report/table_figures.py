@@ -103,7 +103,8 @@ def marginals(shown: Sequence[Marginal], kinds: Mapping[str, str]) -> Picture:
         "Each column on its own",
         "How to read this: a grey area is the share of real rows, a blue line that of synthetic ones; where the line "
         "follows the area, the column is right. Separate bars are values that lie on no scale, such as special codes "
-        "and missing ones. Below each name: the share of rows that would have to move (0 is best).",
+        "and missing ones. Below each name: the share of rows that would have to move; two real samples differ a "
+        "little too.",
         to_svg(figure, "marginals", "Histograms of real and synthetic rows, a panel for each column"),
     )
 
@@ -118,7 +119,7 @@ def merged(marginal: Marginal, shown: int) -> tuple[list[str], Matrix, Matrix]:
     kept = np.sort(np.argsort(-(both[0] + both[1]), kind="stable")[: shown - 1])
     rest = [float(side.sum() - side[kept].sum()) for side in both]
     real, synthetic = (np.append(side[kept], other) for side, other in zip(both, rest, strict=True))
-    return [*(labels[i] for i in kept), f"{levels - shown + 1} others"], real, synthetic
+    return [*(labels[i] for i in kept), "others"], real, synthetic
 
 
 def scale(axes: Axes, marginal: Marginal, *, dates: bool) -> None:
@@ -201,10 +202,14 @@ MAP, GAP, GUTTER, HEAD = 246, 22, 190, 40
 SHADES = 24
 
 
-def associations(found: Associations) -> Picture:
+def associations(found: Associations, columns: int) -> Picture:
     """Three heat maps: real, synthetic, and their difference.
 
     Drawn by hand: cells of one shade are one path, and where nothing is, the paper shows through, light or dark.
+
+    Args:
+        found: of all columns, or the first ones.
+        columns: how many there are in the table.
     """
     difference = found.synthetic - found.real
     picked = np.arange(len(found.columns))
@@ -242,15 +247,18 @@ def associations(found: Associations) -> Picture:
     svg = (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" {style}>\n' + "\n".join(parts)
     ) + "\n</svg>"
-    left_out = len(found.columns) - len(picked)
+    some = f" Shown are {len(picked)} of {columns} columns" if len(picked) < columns else ""
+    if some and len(picked) < len(found.columns):
+        some += ", those that differ most" + (
+            f" among the first {len(found.columns)}" if len(found.columns) < columns else ""
+        )
     return Picture(
         "associations",
         "How columns go together",
         "How to read this: each square is a pair of columns, the deeper its colour the more one tells about the other"
         + ("; blue: they rise together, orange: one rises as the other falls. " if signed else ". ")
         + "The maps of real and synthetic rows should look alike and their difference be blank: "
-        f"its colours are full at ±{full:g}, the largest is {number(most, 3)}."
-        + (f" Shown are the {len(picked)} columns that differ most; {left_out} are left out." if left_out else ""),
+        f"its colours are full at ±{full:g}, the largest is {number(most, 3)}." + (some and f"{some}."),
         described(svg, "Heat maps of the association of each pair of columns: real, synthetic, and their difference"),
     )
 
