@@ -36,6 +36,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> TableReport:
     write_fit(folder / "run")
     content = usual()
     content["files"]["train"]["path"] = "run/train.csv"
+    content["rows_per_cpu_second"] = 1234.5
     return write_table_report(write_score(folder, content))
 
 
@@ -132,6 +133,7 @@ def test_the_figures_are_those_of_the_score(drawn: TableReport) -> None:
         ["holdout", "holdout.csv", "1,673", "b" * 64],
         ["synthetic", "synthetic.csv", "6,694", "c" * 64],
     ]
+    assert "Sampled at 1,234 rows per CPU second." in html
     for line in NOTES:
         assert line in html
 
@@ -320,15 +322,17 @@ def test_special_codes_and_empty_cells_have_bars_of_their_own(tmp_path: Path) ->
     def change(content: dict[str, Any]) -> None:
         content["pictures"]["marginals"] = [
             {"column": "a", "labels": ["", "-7"], "edges": [0, 1, 2], "real": [1, 1, 1, 1], "synthetic": [1, 1, 1, 1]},
+            {"column": "whole", "edges": [-3.5, 45.5, 94.5], "real": [1, 1], "synthetic": [1, 1]},
             {"column": "b", "labels": [f"kind number {i}" for i in range(30)], "real": [1] * 30, "synthetic": [1] * 30},
         ]
 
     content = small()
     change(content)
+    content["columns"].append({"name": "whole", "kind": "integer"})
     picture = chapter(write_score(tmp_path, content)).marginals
     assert picture
     text = Page(picture.svg).text
-    for expected in ("empty", "-7", "kind number 0", "others"):
+    for expected in ("empty", "-7", "kind number 0", "others", "−3", "94"):
         assert expected in text, expected
 
 

@@ -97,7 +97,7 @@ def marginals(shown: Sequence[Marginal], kinds: Mapping[str, str]) -> Picture:
             if len(marginal.edges) < 2 and any(len(label) > 4 for label in marginal.labels):
                 categories(axes, marginal)
             else:
-                scale(axes, marginal, dates=kinds.get(marginal.column) == "datetime")
+                scale(axes, marginal, kinds.get(marginal.column, ""))
     return Picture(
         "marginals",
         "Each column on its own",
@@ -122,7 +122,7 @@ def merged(marginal: Marginal, shown: int) -> tuple[list[str], Matrix, Matrix]:
     return [*(labels[i] for i in kept), "others"], real, synthetic
 
 
-def scale(axes: Axes, marginal: Marginal, *, dates: bool) -> None:
+def scale(axes: Axes, marginal: Marginal, kind: str) -> None:
     """Bars of levels, then a histogram whose bars are of equal width, whatever the edges."""
     bins = max(0, len(marginal.edges) - 1)
     labels, *levels = merged(marginal, LEVELS_BESIDE_A_SCALE if bins else LEVELS_SHOWN)
@@ -138,12 +138,15 @@ def scale(axes: Axes, marginal: Marginal, *, dates: bool) -> None:
     ticks = [(middles[i], shortened(labels[i], fitting)) for i in range(0, len(labels), 1 if bins else every)]
     if bins:
         places = start + np.arange(bins + 1)
+        ends = marginal.edges
+        if kind == "integer" and np.all(ends % 1 == 0.5):  # between whole numbers: which ones lie within says more
+            ends = np.append(ends[:-1] + 0.5, ends[-1] - 0.5)
         real, synthetic = marginal.real[len(marginal.labels) :], marginal.synthetic[len(marginal.labels) :]
         axes.stairs(real, places, fill=True, color=INK, alpha=GREY, linewidth=0)
         axes.stairs(synthetic, places, color=SYNTHETIC, linewidth=1.1)
-        ticks += [
-            (places[i], edge(marginal.edges[i], dates)) for i in sorted({0, *([] if dates else [bins // 2]), bins})
-        ]
+        dates = kind == "datetime"
+        marked = (0, bins) if dates else sorted({0, bins // 2, bins})
+        ticks += [(places[i], edge(ends[i], dates)) for i in marked]
     axes.set_xticks([x for x, _ in ticks], [text for _, text in ticks])
     for text, (x, _) in zip(axes.get_xticklabels(), ticks, strict=True):
         text.set_horizontalalignment("left" if bins and x == start else "right" if bins and x == end else "center")
