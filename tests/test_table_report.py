@@ -36,6 +36,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> TableReport:
     write_fit(folder / "run")
     content = usual()
     content["files"]["train"]["path"] = "run/train.csv"
+    content["rows_per_cpu_second"] = 1234.5
     return write_table_report(write_score(folder, content))
 
 
@@ -132,6 +133,7 @@ def test_the_figures_are_those_of_the_score(drawn: TableReport) -> None:
         ["holdout", "holdout.csv", "1,673", "b" * 64],
         ["synthetic", "synthetic.csv", "6,694", "c" * 64],
     ]
+    assert "Sampled at 1,234 rows per CPU second." in html
     for line in NOTES:
         assert line in html
 
@@ -235,13 +237,15 @@ def test_the_sharpest_classifier_speaks(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("lost", "words"),
-    [(-0.01, "lose nothing on real rows: AUC 0.772"), (0.004, "lose little on real rows: 0.004 AUC"),
+    [(-0.01, "lose nothing on real rows (BOUNDS): AUC 0.772 instead of 0.775."),
+     (0.004, "lose little on real rows: 0.004 AUC (BOUNDS), 0.772 instead of 0.775."),
      (0.03, "lose some on real rows: 0.030 AUC"), (0.2, "lose much on real rows: 0.200 AUC")],
 )  # fmt: skip
 def test_what_models_lose(tmp_path: Path, lost: float, words: str) -> None:
     def change(content: dict[str, Any]) -> None:
         content["subjects"][0]["figures"]["utility"]["gap"]["auc"] = lost
 
+    words = words.replace("BOUNDS", "a second real sample 0.011, independent columns 0.270")
     assert f"Models trained on them {words}" in trained_on(read(tmp_path, change))
 
 
@@ -288,8 +292,8 @@ def test_of_many_columns_the_worst_are_drawn_and_the_others_listed(tmp_path: Pat
     assert drawn[0].distance == pytest.approx(1.0, abs=0.2)
     assert (len(drawn), len(others)) == (24, 16)
     assert many.associations
-    maps = associations(many.associations)
-    assert "8 are left out" in maps.reading
+    maps = associations(many.associations, 60)
+    assert "Shown are 32 of 60 columns, those that differ most among the first 40." in maps.reading
     assert len(set(re.findall(r">(c\d+) \d+<", maps.svg))) == 32
     few = chapter(write_score(tmp_path, small()))
     listed = Page(replace(few, other_marginals=others).html).tables
@@ -318,15 +322,17 @@ def test_special_codes_and_empty_cells_have_bars_of_their_own(tmp_path: Path) ->
     def change(content: dict[str, Any]) -> None:
         content["pictures"]["marginals"] = [
             {"column": "a", "labels": ["", "-7"], "edges": [0, 1, 2], "real": [1, 1, 1, 1], "synthetic": [1, 1, 1, 1]},
+            {"column": "whole", "edges": [-3.5, 45.5, 94.5], "real": [1, 1], "synthetic": [1, 1]},
             {"column": "b", "labels": [f"kind number {i}" for i in range(30)], "real": [1] * 30, "synthetic": [1] * 30},
         ]
 
     content = small()
     change(content)
+    content["columns"].append({"name": "whole", "kind": "integer"})
     picture = chapter(write_score(tmp_path, content)).marginals
     assert picture
     text = Page(picture.svg).text
-    for expected in ("empty", "-7", "kind number 0", "25 others"):
+    for expected in ("empty", "-7", "kind number 0", "others", "−3", "94"):
         assert expected in text, expected
 
 

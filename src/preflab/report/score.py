@@ -160,6 +160,8 @@ class Score:
     target: str | None
     seed: int
     redraws: int | None
+    rows_per_cpu_second: float | None
+    """How fast the synthetic rows were sampled."""
     version: str
     columns: tuple[tuple[str, str], ...]
     """Name and kind."""
@@ -224,6 +226,7 @@ def read_score(folder: Path) -> Score:
         target=None if content.value.get("target") is None else content.text("target"),
         seed=content.whole("seed"),
         redraws=None if content.value.get("redraws") is None else content.whole("redraws"),
+        rows_per_cpu_second=Figures(content.value, path).at("rows_per_cpu_second"),
         version=content.text("preflab"),
         columns=tuple((item.text("name"), item.text("kind")) for item in content.items("columns")),
         notes=tuple(str(line) for line in content.listing("notes")),

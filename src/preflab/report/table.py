@@ -72,7 +72,7 @@ class Chapter:
     by_class: Grid | None
     privacy: Picture | None
     rules: tuple[Rule, ...]
-    """The most broken first."""
+    """The worst first."""
     rows: tuple[tuple[str, tuple[Cell, ...]], ...]
     """A line for each column."""
     fit: Picture | None
@@ -153,7 +153,7 @@ def chapter(folder: Path) -> Chapter:
         marginals=draw.marginals(shown, dict(score.columns)) if shown else None,
         other_marginals=others,
         associations=(
-            draw.associations(score.associations)
+            draw.associations(score.associations, len(score.columns))
             if score.associations and len(score.associations.columns) > 1
             else None
         ),
@@ -162,7 +162,7 @@ def chapter(folder: Path) -> Chapter:
         balancing=balancing(score),
         by_class=by_class(score),
         privacy=draw.privacy(score.distances) if score.distances else None,
-        rules=tuple(sorted(score.rules, key=lambda rule: -rule.synthetic)[:RULES_SHOWN]),
+        rules=score.rules[:RULES_SHOWN],
         rows=sampled(score),
         fit=draw.fitting(score.fit) if score.fit else None,
         fit_facts=fit_facts(score),

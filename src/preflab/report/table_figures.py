@@ -97,13 +97,14 @@ def marginals(shown: Sequence[Marginal], kinds: Mapping[str, str]) -> Picture:
             if len(marginal.edges) < 2 and any(len(label) > 4 for label in marginal.labels):
                 categories(axes, marginal)
             else:
-                scale(axes, marginal, dates=kinds.get(marginal.column) == "datetime")
+                scale(axes, marginal, kinds.get(marginal.column, ""))
     return Picture(
         "marginals",
         "Each column on its own",
         "How to read this: a grey area is the share of real rows, a blue line that of synthetic ones; where the line "
         "follows the area, the column is right. Separate bars are values that lie on no scale, such as special codes "
-        "and missing ones. Below each name: the share of rows that would have to move (0 is best).",
+        "and missing ones. Below each name: the share of rows that would have to move; two real samples differ a "
+        "little too.",
         to_svg(figure, "marginals", "Histograms of real and synthetic rows, a panel for each column"),
     )
 
@@ -118,10 +119,10 @@ def merged(marginal: Marginal, shown: int) -> tuple[list[str], Matrix, Matrix]:
     kept = np.sort(np.argsort(-(both[0] + both[1]), kind="stable")[: shown - 1])
     rest = [float(side.sum() - side[kept].sum()) for side in both]
     real, synthetic = (np.append(side[kept], other) for side, other in zip(both, rest, strict=True))
-    return [*(labels[i] for i in kept), f"{levels - shown + 1} others"], real, synthetic
+    return [*(labels[i] for i in kept), "others"], real, synthetic
 
 
-def scale(axes: Axes, marginal: Marginal, *, dates: bool) -> None:
+def scale(axes: Axes, marginal: Marginal, kind: str) -> None:
     """Bars of levels, then a histogram whose bars are of equal width, whatever the edges."""
     bins = max(0, len(marginal.edges) - 1)
     labels, *levels = merged(marginal, LEVELS_BESIDE_A_SCALE if bins else LEVELS_SHOWN)
@@ -137,12 +138,15 @@ def scale(axes: Axes, marginal: Marginal, *, dates: bool) -> None:
     ticks = [(middles[i], shortened(labels[i], fitting)) for i in range(0, len(labels), 1 if bins else every)]
     if bins:
         places = start + np.arange(bins + 1)
+        ends = marginal.edges
+        if kind == "integer" and np.all(ends % 1 == 0.5):  # between whole numbers: which ones lie within says more
+            ends = np.append(ends[:-1] + 0.5, ends[-1] - 0.5)
         real, synthetic = marginal.real[len(marginal.labels) :], marginal.synthetic[len(marginal.labels) :]
         axes.stairs(real, places, fill=True, color=INK, alpha=GREY, linewidth=0)
         axes.stairs(synthetic, places, color=SYNTHETIC, linewidth=1.1)
-        ticks += [
-            (places[i], edge(marginal.edges[i], dates)) for i in sorted({0, *([] if dates else [bins // 2]), bins})
-        ]
+        dates = kind == "datetime"
+        marked = (0, bins) if dates else sorted({0, bins // 2, bins})
+        ticks += [(places[i], edge(ends[i], dates)) for i in marked]
     axes.set_xticks([x for x, _ in ticks], [text for _, text in ticks])
     for text, (x, _) in zip(axes.get_xticklabels(), ticks, strict=True):
         text.set_horizontalalignment("left" if bins and x == start else "right" if bins and x == end else "center")
@@ -201,10 +205,14 @@ MAP, GAP, GUTTER, HEAD = 246, 22, 190, 40
 SHADES = 24
 
 
-def associations(found: Associations) -> Picture:
+def associations(found: Associations, columns: int) -> Picture:
     """Three heat maps: real, synthetic, and their difference.
 
     Drawn by hand: cells of one shade are one path, and where nothing is, the paper shows through, light or dark.
+
+    Args:
+        found: of all columns, or the first ones.
+        columns: how many there are in the table.
     """
     difference = found.synthetic - found.real
     picked = np.arange(len(found.columns))
@@ -242,15 +250,18 @@ def associations(found: Associations) -> Picture:
     svg = (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" {style}>\n' + "\n".join(parts)
     ) + "\n</svg>"
-    left_out = len(found.columns) - len(picked)
+    some = f" Shown are {len(picked)} of {columns} columns" if len(picked) < columns else ""
+    if some and len(picked) < len(found.columns):
+        some += ", those that differ most" + (
+            f" among the first {len(found.columns)}" if len(found.columns) < columns else ""
+        )
     return Picture(
         "associations",
         "How columns go together",
         "How to read this: each square is a pair of columns, the deeper its colour the more one tells about the other"
         + ("; blue: they rise together, orange: one rises as the other falls. " if signed else ". ")
         + "The maps of real and synthetic rows should look alike and their difference be blank: "
-        f"its colours are full at ±{full:g}, the largest is {number(most, 3)}."
-        + (f" Shown are the {len(picked)} columns that differ most; {left_out} are left out." if left_out else ""),
+        f"its colours are full at ±{full:g}, the largest is {number(most, 3)}." + (some and f"{some}."),
         described(svg, "Heat maps of the association of each pair of columns: real, synthetic, and their difference"),
     )
 

@@ -220,17 +220,17 @@ def trained_on(score: Score) -> str:
     if name is None or (lost := figures.at("utility", "gap", name)) is None:
         return "What models lose that are trained on them could not be measured."
     measure, here, there = MEASURES[name], figures.at("utility", "mean", name), real.at("mean", name)
-    beside = bounds(score, lambda bound: number(bound.figures.at("utility", "mean", name), 3))
+    beside = bounds(score, lambda bound: number(bound.figures.at("utility", "gap", name), 3))
+    losses = f" ({beside[2:]})" if beside else ""
     if lost < LOST:
-        beside = f" ({beside[2:]})" if beside else ""
         return (
-            f"Models trained on them lose nothing on real rows: {measure} {number(here, 3)}, trained on real rows "
-            f"{number(there, 3)}{beside}."
+            f"Models trained on them lose nothing on real rows{losses}: {measure} {number(here, 3)} instead of "
+            f"{number(there, 3)}."
         )
     size = "little" if lost <= LITTLE_LOST else "much" if lost >= MUCH_LOST else "some"
     return (
-        f"Models trained on them lose {size} on real rows: {number(lost, 3)} {measure} ({number(here, 3)} instead of "
-        f"{number(there, 3)}{beside})."
+        f"Models trained on them lose {size} on real rows: {number(lost, 3)} {measure}{losses}, {number(here, 3)} "
+        f"instead of {number(there, 3)}."
     )
 
 
