@@ -140,7 +140,7 @@ def test_commands_that_are_shown_parse(page: Path, tmp_path: Path, monkeypatch: 
     (tmp_path / "study.yaml").write_text("".join(re.findall(r"^```yaml\n(.*?)^```", text(page), re.M | re.S)))
     for line in command_lines(page):
         words = shlex.split(line, comments=True)[1:]
-        name = " ".join(words[:2]) if words[0] == "train" else words[0]
+        name = " ".join(words[:2]) if words[0] in ("train", "table") else words[0]
         parse(name, COMMANDS[name].config, words[len(name.split()) :])
 
 
