@@ -18,9 +18,7 @@ TABLE = typed(TRAIN, TRAIN, DRAWN, None)
 
 def test_manhattan_distances_are_in_widths_of_the_middle_95_per_cent_plus_1_a_differing_category() -> None:
     first = ranged(TABLE, TABLE.synthetic)
-    assert distances(first, first, "manhattan") == pytest.approx(
-        np.array([[0, 2, 1.5], [2, 0, 1.5], [1.5, 1.5, 0]])
-    )
+    assert distances(first, first, "manhattan") == pytest.approx(np.array([[0, 2, 1.5], [2, 0, 1.5], [1.5, 1.5, 0]]))
 
 
 def test_euclidean_distances_are_in_standard_deviations() -> None:

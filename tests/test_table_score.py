@@ -86,6 +86,8 @@ def test_all_figures_are_measured_printed_and_written(tmp_path: Path, capfd: pyt
     assert figures(content)["utility"]["mean"]["accuracy"] > 0.9
     assert figures(content, "marginals")["utility"]["mean"]["accuracy"] < 0.75
 
+    assert {"report.html", "report.md", "figures"} <= {path.name for path in (tmp_path / "synthetic-score").iterdir()}
+
     first = (tmp_path / "synthetic-score" / "score.json").read_bytes()
     assert ran(capfd, *asked, "--jobs", "2")[0] == 0
     assert (tmp_path / "synthetic-score" / "score.json").read_bytes() == first
@@ -251,7 +253,9 @@ ODD: dict[str, pd.DataFrame] = {
     "one column": text(x=np.random.default_rng(0).normal(size=300).round(4)),
     "one category": text(town=np.random.default_rng(0).choice(["Ulm", "Bonn"], 300)),
     "constant and missing": rule(300, 0).assign(same="5", none=""),
-    "odd names and cells": rule(300, 0).rename(columns={"x": "größe ≤ 3, is ", "town": '"q"\nn'}).replace("Ulm", '[b],"\n'),
+    "odd names and cells": rule(300, 0)
+    .rename(columns={"x": "größe ≤ 3, is ", "town": '"q"\nn'})
+    .replace("Ulm", '[b],"\n'),
     "beyond 2^53": text(x=[2**60 + int(i) for i in np.random.default_rng(0).integers(0, 2**40, 300)], y=range(300)),
     "a thousand categories": text(a=np.random.default_rng(0).integers(0, 1000, 300).astype(str), b=range(300)).apply(
         lambda cells: "v" + cells
@@ -263,7 +267,7 @@ ODD: dict[str, pd.DataFrame] = {
 def test_odd_tables_are_judged(name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     frame = ODD[name]
     paths = written(tmp_path, train=frame[:130], holdout=frame[130:190], synthetic=frame[190:])
-    target = ("--target", "answer") if "answer" in frame else ()
+    target = ("--target", "answer") if "none" in frame else ()
     code, _, err = ran(
         capfd, paths["train"], paths["synthetic"], "--holdout", paths["holdout"], "--redraws", "1", *target
     )

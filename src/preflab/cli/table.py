@@ -14,7 +14,7 @@ from preflab.config.tables import TableFit, TableSample
 from preflab.data.jsonl import shown
 from preflab.errors import ConfigError, StorageError
 from preflab.progress import say, warn
-from preflab.runs import RunFolder, read_json
+from preflab.runs import RunFolder, read_json, write_json
 from preflab.seeds import derive
 from preflab.tables.conditions import read
 from preflab.tables.draw import Drawn, unmasked_share
@@ -76,6 +76,11 @@ def sample(config: TableSample) -> None:
     rows, drawn = synthesizer.draw(config.rows, config.where, seed=config.seed, policy=config.policy)
     seconds = time.process_time() - began
     altered = write_table(rows, fitted.source, config.out, spreadsheet_safe=config.spreadsheet_safe)
+    write_json(
+        config.out.with_name(f"{config.out.name}.json"),
+        {"rows": len(rows), "cpu_seconds": seconds, "rows_per_cpu_second": len(rows) / seconds}
+        | {"run": str(config.run), "policy": config.policy, "where": list(config.where), "seed": config.seed},
+    )
     met = f" with {' and '.join(map(str, conditions))}" if conditions else ""
     print(f"{config.out}: {len(rows):,} rows{met}, all legal; {len(rows) / seconds:,.0f} rows per CPU second")
     if conditions:

@@ -1,4 +1,4 @@
-"""`preflab table score`: judge synthetic rows, print the figures next to both bounds, write score.json."""
+"""`preflab table score`: judge synthetic rows, write score.json and the report, print figures next to both bounds."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from preflab import __version__
 from preflab.config.table_score import TableScore
 from preflab.errors import ConfigError, DataError, StorageError, nearest
 from preflab.progress import say, stage, warn
+from preflab.report.table import write_table_report
 from preflab.runs import JSON, read_json, sha256, write_json
 from preflab.tables.files import read_table
 from preflab.tables.judge.extras import need_extras
@@ -77,8 +78,8 @@ def run(config: TableScore) -> None:
     sums = {name: sha256(path) for name, path in paths.items() if path.is_file()}
     if sums.get("train") is not None and sums["train"] == sums.get("holdout"):
         raise DataError(
-            f"{config.holdout} is the same file as {config.train}: judge against rows that the generator never saw, such "
-            "as those that `preflab table fit` puts into holdout.csv"
+            f"{config.holdout} is the same file as {config.train}: judge against rows that the generator never saw, "
+            "such as those that `preflab table fit` puts into holdout.csv"
         )
     with stage("reading", len(paths)) as advance:
         tables: dict[str, pd.DataFrame] = {}
@@ -100,8 +101,9 @@ def run(config: TableScore) -> None:
         "notes": [*found.content["notes"], *([silence] if silence else [])],
     }
     write_json(folder / CONTENT, content)
-    _show(content, found.warnings)
-    print(f"score: {folder / CONTENT}")
+    report = write_table_report(folder)
+    _show(content, found.warnings, report.summary)
+    print(f"\nreport: {report.path}")
 
 
 def _beside(synthetic: Path) -> Path:
@@ -146,8 +148,8 @@ def _rows_per_cpu_second(synthetic: Path) -> tuple[float | None, str]:
     return float(speed), ""
 
 
-def _show(content: Mapping[str, JSON], warnings: Sequence[str]) -> None:
-    """The figures next to their bounds, the worst rules, what must not be missed."""
+def _show(content: Mapping[str, JSON], warnings: Sequence[str], summary: str) -> None:
+    """The figures next to their bounds, the worst rules, all in a few sentences, what must not be missed."""
     subjects = content["subjects"]
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("", no_wrap=True)
@@ -168,6 +170,7 @@ def _show(content: Mapping[str, JSON], warnings: Sequence[str]) -> None:
             told = f"  {rule['rule']}: {rule['synthetic']:.1%} (holdout {rule['holdout']:.1%})"
             console.print(escape(told), soft_wrap=True, highlight=False)
     console.print("\nsecond real: half of the training rows as if synthetic; marginals: each column on its own")
+    console.print(f"\n{escape(summary)}\n", highlight=False)
     for warning in warnings:
         warn(warning)
     for note in content["notes"]:

@@ -39,6 +39,7 @@ def independent_marginals(train: pd.DataFrame, rng: np.random.Generator) -> Boun
     (['a', 'a'], True)
     """
     drawn = {
-        name: cells.iloc[rng.integers(0, len(train), len(train))].reset_index(drop=True) for name, cells in train.items()
+        name: cells.iloc[rng.integers(0, len(train), len(train))].reset_index(drop=True)
+        for name, cells in train.items()
     }
     return Bound(train, pd.DataFrame(drawn))

@@ -33,9 +33,10 @@ class Forest(RandomForestClassifier):
     """Grows trees in threads, and adds up their votes in one: in threads the order varies, and the last digit with it,
     and with that which rows tie."""
 
-    def predict_proba(self, X: np.ndarray) -> Any:  # noqa: N803
+    def predict_proba(self, X: np.ndarray) -> Any:
         """As scikit-learn's."""
-        jobs, self.n_jobs = self.n_jobs, 1
+        jobs: int = self.get_params(deep=False)["n_jobs"]
+        self.n_jobs = 1
         try:
             return super().predict_proba(X)
         finally:
@@ -45,9 +46,10 @@ class Forest(RandomForestClassifier):
 class ForestRegressor(RandomForestRegressor):
     """The same for numbers."""
 
-    def predict(self, X: np.ndarray) -> Any:  # noqa: N803
+    def predict(self, X: np.ndarray) -> Any:
         """As scikit-learn's."""
-        jobs, self.n_jobs = self.n_jobs, 1
+        jobs: int = self.get_params(deep=False)["n_jobs"]
+        self.n_jobs = 1
         try:
             return super().predict(X)
         finally:
@@ -88,9 +90,7 @@ def boosting_regressor(seed: int, *, jobs: int = 1) -> Any:
 
 
 def forest(seed: int, *, jobs: int = 1, weight: ClassWeight = None) -> RandomForestClassifier:
-    return Forest(
-        TREES, min_samples_leaf=SMALLEST_LEAF, class_weight=weight, random_state=seed, n_jobs=jobs
-    )
+    return Forest(TREES, min_samples_leaf=SMALLEST_LEAF, class_weight=weight, random_state=seed, n_jobs=jobs)
 
 
 def forest_regressor(seed: int, *, jobs: int = 1) -> RandomForestRegressor:

@@ -76,9 +76,7 @@ def distances(first: Points, second: Points, metric: Metric) -> Float[np.ndarray
     return found if metric == "manhattan" else np.sqrt(found)
 
 
-def blocks(
-    first: Points, second: Points, metric: Metric
-) -> Iterator[tuple[slice, Float[np.ndarray, "block second"]]]:
+def blocks(first: Points, second: Points, metric: Metric) -> Iterator[tuple[slice, Float[np.ndarray, "block second"]]]:
     """The distances, some of the first points at a time: which, and theirs to all of the second."""
     size = max(1, BLOCK_CELLS // max(1, len(second)))
     for start in range(0, len(first), size):

@@ -23,8 +23,8 @@ from preflab.tables.judge.typed import Typed
 from preflab.tables.judge.utility import BALANCING, MOST_CLASSES, Balancing, Utility, utility
 
 EVIDENCE = (
-    "Copies, distances and membership tests are evidence, and no guarantee: rows that pass them may still tell something "
-    "about a person. Only a generator with a proof, such as differential privacy, guarantees that they don't."
+    "Copies, distances and membership tests are evidence, and no guarantee: rows that pass them may still tell "
+    "something about a person. Only a generator with a proof, such as differential privacy, guarantees that they don't."
 )
 FEWEST_SYNTHETIC = 100
 FEWEST_REAL = 10
@@ -104,9 +104,7 @@ def score(table: Typed, text: pd.DataFrame, *, seed: int, redraws: int, jobs: in
             real = utility(
                 subject, subject.train, derive(seed, "utility"), balancing=balancing, jobs=jobs, title=of_half
             )
-        found[name] = judge(
-            subject, real, seed=seed, redraws=redraws, jobs=jobs, balancing=balancing, title=title
-        )
+        found[name] = judge(subject, real, seed=seed, redraws=redraws, jobs=jobs, balancing=balancing, title=title)
     own = found["synthetic"]
     warnings = [*leaks, *copied(table, own, found["real"])]
     notes = [*warnings, EVIDENCE, repeated, *learnt.notes, *own.notes]
@@ -120,8 +118,7 @@ def score(table: Typed, text: pd.DataFrame, *, seed: int, redraws: int, jobs: in
         "columns": [{"name": name, "kind": kind} for name, kind in table.kinds.items()],
         "notes": list(dict.fromkeys(note for note in notes if note)),
         "subjects": [
-            {"name": name, "title": title, "figures": found[name].figures}
-            for name, (title, _, _) in subjects.items()
+            {"name": name, "title": title, "figures": found[name].figures} for name, (title, _, _) in subjects.items()
         ],
         "utility_of_real": learnt.figures(),
         "pictures": {
@@ -152,8 +149,8 @@ def check_holdout(table: Typed) -> str:
     if both.chance < LEAKED:
         raise DataError(
             f"{both.shared} rows of the holdout are rows of the training table, and a random split would share about "
-            f"{both.expected:.0f}: the generator has seen them; take the holdout from the table before fitting, each row "
-            "on one side only"
+            f"{both.expected:.0f}: the generator has seen them; take the holdout from the table before fitting, each "
+            "row on one side only"
         )
     common = diversity.common(train, holdout)
     aside = int(np.isin(train, common).sum() + np.isin(holdout, common).sum())
@@ -197,8 +194,8 @@ def copied(table: Typed, own: Judged, real: Judged) -> list[str]:
     found = []
     if share is not None and share > max(COPIED, 2 * usual):
         found.append(
-            f"{own.figures['privacy']['copies']} synthetic rows ({share:.1%} of those that are not common) are training "
-            f"rows, cell by cell; between two real samples it is {usual:.1%}: the generator has memorised"
+            f"{own.figures['privacy']['copies']} synthetic rows ({share:.1%} of those that are not common) are "
+            f"training rows, cell by cell; between two real samples it is {usual:.1%}: the generator has memorised"
         )
     rows = table.usable
     train, holdout, synthetic = (points.identity(table, some) for some in (table.train, table.holdout, rows))
@@ -206,8 +203,8 @@ def copied(table: Typed, own: Judged, real: Judged) -> list[str]:
     again = privacy.copies(synthetic, seen)
     if len(rows) and again / len(rows) > COPIED:
         found.append(
-            f"{again} synthetic rows are holdout rows, cell by cell: the generator, or who chose its rows, has seen the "
-            "holdout, and no figure here counts"
+            f"{again} synthetic rows are holdout rows, cell by cell: the generator, or who chose its rows, has seen "
+            "the holdout, and no figure here counts"
         )
     return found
 
@@ -218,7 +215,9 @@ def obstacle(table: Typed) -> str | None:
         return f"validity is all that was measured: the other figures need {FEWEST_SYNTHETIC} readable rows, not {rows}"
     for name, real in (("training", table.train), ("holdout", table.holdout)):
         if len(real) < FEWEST_REAL:
-            return f"validity is all that was measured: the other figures need {FEWEST_REAL} {name} rows, not {len(real)}"
+            return (
+                f"validity is all that was measured: the other figures need {FEWEST_REAL} {name} rows, not {len(real)}"
+            )
     return None
 
 
@@ -310,11 +309,17 @@ def _privacy(
     if reason is not None:
         return figures, None, []
     if any(some.sum() < FEWEST_REAL for some in left):
-        counts = ", ".join(f"{some.sum()} {name}" for some, name in zip(left, ("training", "holdout", "synthetic"), strict=True))
-        return figures, None, [
-            f"no distances and no membership test: without the rows that stand more than once among the real ones, "
-            f"{counts} rows are left, and each needs {FEWEST_REAL}"
-        ]
+        counts = ", ".join(
+            f"{some.sum()} {name}" for some, name in zip(left, ("training", "holdout", "synthetic"), strict=True)
+        )
+        return (
+            figures,
+            None,
+            [
+                f"no distances and no membership test: without the rows that stand more than once among the real ones, "
+                f"{counts} rows are left, and each needs {FEWEST_REAL}"
+            ],
+        )
     train, holdout, synthetic = (
         points.ranged(table, some[mask]) for some, mask in zip((table.train, table.holdout, rows), left, strict=True)
     )

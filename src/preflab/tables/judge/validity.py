@@ -129,7 +129,7 @@ def _orders(train: pd.DataFrame, names: Sequence[str]) -> list[Rule]:
     for low in range(len(names)):
         kept = (values[:, low, None] <= values).mean(0) >= HOLDS
         strict = (values[:, low, None] < values).mean(0) > STRICT
-        for high in np.flatnonzero(kept & strict):
+        for high in map(int, np.flatnonzero(kept & strict)):
             if high != low and _kept_by_chance(rising[:, low], rising[:, high]) <= BY_CHANCE:
                 found.append(Order(names[low], names[high]))
     return found
