@@ -43,7 +43,7 @@ def neighbourhood(real: Points, synthetic: Points, *, k: int = NEIGHBOURS) -> Ne
 
     >>> real = Points(np.array([[0.0], [1.0], [5.0]]), np.zeros((3, 0)))
     >>> neighbourhood(real, Points(np.array([[0.5], [20.0], [21.0]]), np.zeros((3, 0))), k=1)
-    Neighbourhood(precision=0.3333333333333333, recall=1.0, density=1.0, coverage=1.0)
+    Neighbourhood(precision=0.3333333333333333, recall=1.0, density=0.6666666666666666, coverage=0.6666666666666666)
     """
     real_radius, synthetic_radius = radius(real, k), radius(synthetic, k)
     inside = np.zeros(len(synthetic), int)
