@@ -225,7 +225,7 @@ def _place(text: str, column: Column) -> Fraction:
     """Where a value lies on the column's scale; it need be no point."""
     assert column.numbers is not None
     try:
-        return column.numbers.place(text)
+        return Fraction(column.numbers.place(text))
     except ValueError:
         said = "date" if column.kind == "datetime" else "number"
         raise ConfigError(f'"{text}" is no {said}; "{column.name}" goes {_reach(column)}') from None

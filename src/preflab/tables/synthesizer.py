@@ -92,7 +92,7 @@ class Synthesizer:
     >>> rows.shape, rows.dtypes.astype(str).to_dict(), bool(rows.smoker.all()), bool((rows.age >= 40).all())
     ((4, 2), {'age': 'int64', 'smoker': 'bool'}, True, True)
     >>> holes = pd.DataFrame({"age": [41.0, None], "smoker": [False, True]})
-    >>> synthesizer.impute(holes).age.notna().all()
+    >>> bool(synthesizer.impute(holes).age.notna().all())
     True
     """
 
