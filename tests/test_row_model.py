@@ -63,18 +63,19 @@ def fitted(
 
 def test_each_set_of_hats_adds_up_to_one_and_levels_have_features_of_their_own() -> None:
     values = np.array([np.nan, *np.arange(20.0), np.nan])
-    features = number_features(values, np.arange(1, 23), hats=8)
-    assert features.shape == (22, 2 + 1 + 8 + 4 + 3)
+    features = number_features(values, np.arange(1, 23), hats=8, fine_hats=6)
+    assert features.shape == (22, 2 + 1 + 8 + 4 + 6 + 3)
     level = np.isnan(values)
     assert features[level].tolist() == np.eye(2, features.shape[1]).tolist()
     np.testing.assert_allclose(features[~level, 3:11].sum(1), 1)
     np.testing.assert_allclose(features[~level, 11:15].sum(1), 1)
+    np.testing.assert_allclose(features[~level, 15:21].sum(1), 1)
     assert (features[~level, :2] == 0).all()
 
 
 @pytest.mark.parametrize("values", [[5.0], [np.nan], [1.0, 1e300], [-3.0, -2.0, 1e-9]])
 def test_features_of_few_or_far_numbers_are_finite(values: list[float]) -> None:
-    found = number_features(np.array(values), np.ones(len(values), dtype=int), hats=16)
+    found = number_features(np.array(values), np.ones(len(values), dtype=int), hats=16, fine_hats=128)
     assert np.isfinite(found).all()
 
 

@@ -23,8 +23,11 @@ class RowModel:
     dropout: Annotated[float, Interval(ge=0, lt=1)] = 0.15
     """Share of activations dropped while it learns, in [0, 1)."""
     hats: Positive = 16
-    """Into how many quantiles the finest of the smooth features divides a column's numbers. A number's embeddings are
-    sums of features that its neighbours share, so a rare value learns from those beside it."""
+    """Into how many quantiles the smooth features of a column's numbers divide them. A number's embeddings are sums of
+    features that its neighbours share, so a rare number learns from those beside it."""
+    fine_hats: Positive = 128
+    """A finer set, over the numbers that occur in a column in their order: up to so many have a feature for themselves,
+    and are told apart."""
     batch: Positive = 128
     """Rows in an optimiser step."""
     learning_rate: Annotated[float, Gt(0), Le(1)] | None = None

@@ -37,21 +37,24 @@ UNSEEN = 0.1
 
 
 def number_features(
-    values: Float[np.ndarray, " token"], counts: Int[np.ndarray, " token"], hats: int
+    values: Float[np.ndarray, " token"], counts: Int[np.ndarray, " token"], *, hats: int, fine_hats: int
 ) -> Float[np.ndarray, "token feature"]:
     """Smooth features of a column's tokens.
 
-    A level has a feature of its own. Numbers have in common: a constant; hats, piecewise linear and 1 at one of 16
-    (then 8, 4) even places on the scale of quantiles, 0 at the next; the standardised value, that of its logarithm, and
-    the quantile.
+    A level has a feature of its own. Numbers have in common: a constant; hats on the scale of quantiles, with 16 (then
+    8, 4) even places; hats on the scale of ranks among the numbers that occur, with 128 places: where there are no more
+    numbers than that, each has one for itself; the standardised number, that of its logarithm, and the quantile. A hat
+    is piecewise linear, 1 at its place and 0 at the next.
 
     Args:
         values: what each token stands for; NaN for a level.
         counts: how often the training rows hold it.
-        hats: places of the finest set, at least 1.
+        hats: places of the finest set on the scale of quantiles, at least 1.
+        fine_hats: places on the scale of ranks, at least 1.
 
-    >>> number_features(np.array([np.nan, 1.0, 2.0]), np.array([5, 1, 1]), hats=2)[:, :4].tolist()
-    [[1.0, 0.0, 0.0, 0.0], [0.0, 1.0, 0.75, 0.25], [0.0, 1.0, 0.25, 0.75]]
+    >>> two = number_features(np.array([np.nan, 1.0, 2.0]), np.array([5, 1, 1]), hats=2, fine_hats=2)
+    >>> two[:, :6].tolist()
+    [[1.0, 0.0, 0.0, 0.0, 0.0, 0.0], [0.0, 1.0, 0.75, 0.25, 1.0, 0.0], [0.0, 1.0, 0.25, 0.75, 0.0, 1.0]]
     """
     level = np.isnan(values)
     atoms = np.eye(len(values))[:, level]
@@ -61,14 +64,15 @@ def number_features(
     seen = np.maximum(counts[~level], UNSEEN)
     order = np.argsort(numbers, kind="stable")
     mass = seen[order].cumsum()
-    quantiles = np.empty_like(numbers)
+    quantiles, ranks = np.empty_like(numbers), np.empty_like(numbers)
     quantiles[order] = (mass - seen[order] / 2) / mass[-1]
+    ranks[order] = np.linspace(0, 1, len(numbers))
     parts = [np.ones((len(numbers), 1))]
     places = min(hats, len(numbers))
-    while places >= min(FEWEST_HATS, hats, len(numbers)) and places > 1:
-        middles = np.linspace(0, 1, places)
-        parts.append(np.maximum(0, 1 - np.abs(quantiles[:, None] - middles) * (places - 1)))
+    while places >= min(FEWEST_HATS, hats, len(numbers)):
+        parts.append(_hats(quantiles, places))
         places //= 2
+    parts.append(_hats(ranks, min(fine_hats, len(numbers))))
     parts += [_standard(numbers)[:, None], _standard(np.log1p(numbers - numbers.min()))[:, None]]
     parts.append(2 * quantiles[:, None] - 1)
     shared = np.hstack(parts)
@@ -76,6 +80,13 @@ def number_features(
     features[:, : atoms.shape[1]] = atoms
     features[~level, atoms.shape[1] :] = shared
     return features
+
+
+def _hats(where: Float[np.ndarray, " token"], places: int) -> Float[np.ndarray, "token place"]:
+    """How near each token is to each of some even places of [0, 1]."""
+    if places < 2:
+        return np.zeros((len(where), 0))
+    return np.maximum(0, 1 - np.abs(where[:, None] - np.linspace(0, 1, places)) * (places - 1))
 
 
 def _standard(values: Float[np.ndarray, " token"]) -> Float[np.ndarray, " token"]:
@@ -146,7 +157,7 @@ class RowWriter(Writer):
         for slot in self.slots:
             here = slice(slot.first, slot.first + slot.count)
             values = encoding.numbers_of(slot.column) if slot.part == 0 else np.full(slot.count, np.nan)
-            blocks.append(number_features(values, counts[here], settings.hats))
+            blocks.append(number_features(values, counts[here], hats=settings.hats, fine_hats=settings.fine_hats))
             seen = np.maximum(counts[here], UNSEEN)
             bias[here] = np.log(seen / seen.sum())
         # transformers and torch initialise from the global generator: give it a seeded one, and the old state back.
