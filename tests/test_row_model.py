@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -254,4 +253,4 @@ def test_without_a_mask_most_rows_are_legal_after_a_fit(tmp_path: Path) -> None:
             return False
         return True
 
-    assert sum(legal(list(itertools.islice(response.tokens, 2))) for response in responses) > 190
+    assert sum(legal(response.tokens) for response in responses) > 180

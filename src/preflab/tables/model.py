@@ -26,7 +26,7 @@ from preflab.tables.writers import Writer
 Codes = Int[np.ndarray, "row column"]
 
 ROWS_AT_ONCE = 512
-WHOLE_SLOTS = 2
+WHOLE_SLOTS = 4
 """Of a step's rows, so many slots are predicted among all tokens."""
 FEWEST_HATS = 3
 """A coarser set of features than this says no more than the linear one."""
@@ -151,6 +151,8 @@ class RowWriter(Writer):
             tie_word_embeddings=False,
         )
         self.slots = sorted((slot for slot in encoding.slots if slot.part >= 0), key=lambda slot: slot.first)
+        self.forced = (*(slot for slot in encoding.slots if slot.part < 0), None)
+        """Where a mask leaves one token: names of columns, and (None) the end."""
         counts = np.bincount(encoding.sequences(codes).flatten(), minlength=encoding.vocabulary)
         blocks, bias = [], np.zeros(encoding.vocabulary)
         own = self.slots[0].first
@@ -176,22 +178,23 @@ class RowWriter(Writer):
 
         Args:
             seed: of what is drawn for these rows: dropout, and orders where any will do.
-            learning: two slots, drawn too, are then predicted among all tokens and not only their own: what teaches the
-                model to do without a mask.
+            learning: some places of the row, drawn too, are then predicted among all tokens and not only their own:
+                what teaches the model to do without a mask.
         """
         generator = np.random.Generator(np.random.Philox(seed))
-        places = len(self.slots)
+        places = len(self.slots) + len(self.forced)
         whole = generator.choice(places, size=min(WHOLE_SLOTS, places), replace=False).tolist() if learning else []
         for begin in range(0, len(codes), ROWS_AT_ONCE):
             part = codes[begin : begin + ROWS_AT_ONCE]
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(derive(seed, "dropout", begin))
-                yield self._nats(*self._written(part, generator), whole=whole).sum(0)
+                yield self._nats(*self._written(part, generator), whole=whole)
 
     def _written(
         self, codes: Codes, generator: np.random.Generator
     ) -> tuple[Int[Tensor, "row token"], Int[Tensor, "slot row"]]:
-        """The tokens of rows, and for each slot where the token before its own stands."""
+        """Prompt and response of each row, and where the token before that of each slot stands: first of `slots`, then
+        of `forced`."""
         encoding = self.encoding
         orders = np.broadcast_to(np.array(encoding.order), codes.shape)
         if encoding.any_order:
@@ -200,24 +203,30 @@ class RowWriter(Writer):
         sizes = np.array([named + 1 + cells.places for cells in encoding.cells])[orders]
         begins = np.empty_like(sizes)
         np.put_along_axis(begins, orders, sizes.cumsum(1) - sizes, 1)
-        before = np.stack([begins[:, slot.column] + named + slot.part for slot in self.slots])
-        return torch.from_numpy(encoding.sequences(codes, orders)[:, :-1].copy()), torch.from_numpy(before)
+        last = np.full(len(codes), encoding.longest - 1)
+        before = [
+            last if slot is None else begins[:, slot.column] + named + slot.part for slot in (*self.slots, *self.forced)
+        ]
+        return torch.from_numpy(encoding.sequences(codes, orders)), torch.from_numpy(np.stack(before))
 
     def _nats(
         self, token_ids: Int[Tensor, "row token"], before: Int[Tensor, "slot row"], *, whole: Sequence[int]
-    ) -> Float[Tensor, "slot row"]:
-        """−log probability of each row's token in each slot among the tokens of that slot, of some among all."""
-        embedded = nn.functional.embedding(token_ids, self.inputs())
+    ) -> Float[Tensor, " row"]:
+        """−log probability of each row's tokens, each among those of its slot, or for some slots among all."""
+        embedded = nn.functional.embedding(token_ids[:, :-1], self.inputs())
         states = self.trunk(inputs_embeds=embedded, use_cache=False).last_hidden_state[..., 1:]
         head = self.outputs()
         rows = torch.arange(len(token_ids))
-        losses = []
-        for number, (slot, place) in enumerate(zip(self.slots, before, strict=True)):
-            first, count = (0, len(self.bias)) if number in whole else (slot.first, slot.count)
-            here = slice(first, first + count)
-            logits = torch.addmm(self.bias[here], states[rows, place], head[here].T)
-            losses.append(nn.functional.cross_entropy(logits, token_ids[rows, place + 1] - first, reduction="none"))
-        return torch.stack(losses)
+
+        def loss(place: Int[Tensor, " row"], tokens: slice) -> Float[Tensor, " row"]:
+            logits = torch.addmm(self.bias[tokens], states[rows, place], head[tokens].T)
+            return nn.functional.cross_entropy(logits, token_ids[rows, place + 1] - tokens.start, reduction="none")
+
+        every = slice(0, len(self.bias))
+        own = [slice(slot.first, slot.first + slot.count) for slot in self.slots]
+        losses = [loss(place, every if n in whole else own[n]) for n, place in enumerate(before[: len(own)])]
+        losses += [loss(before[n], every) for n in whole if n >= len(own)]
+        return torch.stack(losses).sum(0)
 
     def decayed(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """The weights that decay: matrices of blocks and features; and the others."""
