@@ -144,7 +144,7 @@ class RowWriter(Writer):
             activation_function="gelu_pytorch_tanh",  # the same function as gelu_new, in one kernel
             initializer_range=WEIGHT_SPREAD,
             resid_pdrop=settings.dropout,
-            embd_pdrop=settings.dropout,
+            embd_pdrop=0.0,  # a cell's exact value counts
             attn_pdrop=settings.dropout,
             bos_token_id=encoding.prompt()[0],
             eos_token_id=encoding.end_id,
