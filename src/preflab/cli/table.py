@@ -21,7 +21,17 @@ from preflab.tables.draw import Drawn, unmasked_share
 from preflab.tables.files import format_of, read_table, write_table
 from preflab.tables.fitting import FIT
 from preflab.tables.schema import Schema, infer
-from preflab.tables.synthesizer import UNMASKED, Learning, Synthesizer, learn, parted, shortage, start
+from preflab.tables.synthesizer import (
+    UNMASKED,
+    UNMASKED_SHARE,
+    Learning,
+    Synthesizer,
+    finished,
+    learn,
+    parted,
+    shortage,
+    start,
+)
 
 PREVIEW = 3
 """Rows that are printed of a sample."""
@@ -32,7 +42,7 @@ WIDEST = 20
 def fit(config: TableFit) -> None:
     """Hold rows out, learn the others, and say how well."""
     run = RunFolder(config.out)
-    if (run.path / FIT).exists() and run.model.exists():
+    if finished(run.path) and run.model.exists():
         RunFolder.open(config.out, to_yaml(config), data=config.data)
         say(f"{config.out} is finished already")
         return _show(config, read_json(run.path / FIT))
@@ -169,9 +179,8 @@ def _show(config: TableFit, report: Mapping[str, Any]) -> None:
         f"fitted in {report['cpu_seconds']:,.0f} CPU seconds, stopped by {report['stopped_by']}: "
         f"{report['validation_nats']:.2f} nats a validation row, at epoch {report['best_epoch']}"
     )
-    if "unmasked_valid_share" in report:
-        share, rows = report["unmasked_valid_share"], report["unmasked_rows"]
-        print(f"legal rows without the mask: {share:.1%} of {rows}; with it all are")
+    share, rows = report[UNMASKED_SHARE], report["unmasked_rows"]
+    print(f"legal rows without the mask: {share:.1%} of {rows}; with it all are")
     print(f"sample: preflab table sample {config.out} -n 1000 --out synthetic{_suffix(config.data)}")
 
 
