@@ -101,6 +101,7 @@ def test_what_was_found_is_said_before_it_is_learned(tmp_path: Path, capfd: pyte
     _, _, err = run(capfd, "table", "fit", data, "--out", tmp_path / "run", *FAST, "--columns", "n=category")
     assert "122 rows of 4 columns; 98 to learn from, 24 held out" in err
     assert "1 rows repeat another one exactly" in err
+    assert err.index("reading") < err.index("looking at columns") < err.index("122 rows")
     assert [line.split()[:2] for line in err.splitlines() if line.startswith("  n ")] == [["n", "category"]]
 
 

@@ -13,7 +13,7 @@ from preflab.config.load import to_yaml
 from preflab.config.tables import TableFit, TableSample
 from preflab.data.jsonl import shown
 from preflab.errors import ConfigError, StorageError
-from preflab.progress import say, warn
+from preflab.progress import say, stage, warn
 from preflab.runs import RunFolder, read_json, write_json
 from preflab.seeds import derive
 from preflab.tables.conditions import read
@@ -46,12 +46,14 @@ def fit(config: TableFit) -> None:
         RunFolder.open(config.out, to_yaml(config), data=config.data)
         say(f"{config.out} is finished already")
         return _show(config, read_json(run.path / FIT))
+    say(f"reading {config.data}")
     frame, source = read_table(config.data)
     learned, held = parted(len(frame), config.holdout, seed=config.seed)
     train, holdout = frame.iloc[learned], frame.iloc[held]
     kinds = dict(_named(config.columns, "columns", "NAME=KIND"))
     codes = {name: _listed(text) for name, text in _named(config.codes, "codes", "NAME=-9,-8")}
-    schema = infer(train, target=config.target, kinds=kinds, codes=codes)
+    with stage("looking at columns", len(train.columns)) as advance:
+        schema = infer(train, target=config.target, kinds=kinds, codes=codes, advance=advance)
     say(
         f"{config.data}: {len(frame):,} rows of {len(frame.columns)} columns; {len(train):,} to learn from, "
         f"{len(holdout):,} held out"
