@@ -66,6 +66,9 @@ def values(**where: Any) -> dict[str, list[str]]:
         ("income!=a|b", {"income": ["b", "a", ">50K", "<=50K"]}),
         ('income="a"', {"income": ["a"]}),
         ("income=b|a", {"income": ["b", "a"]}),
+        ('income="b"|"a"', {"income": ["b", "a"]}),
+        ('income= "a|b" | a', {"income": ["a", "a|b"]}),
+        ("Score=-9.0|3.0", {"Score": ["-9", "3"]}),
         ("smokes=true", {"smokes": ["yes"]}),
         ("a=b=3", {"a=b": ["3"]}),
         ('"a"=b=3', {"a": ["b=3"]}),
@@ -121,6 +124,8 @@ def test_conditions_that_leave_nothing_are_refused_together() -> None:
         (-9, ["-9"]),
         ("-9", ["-9"]),
         (">=9", ["9", "10"]),
+        ("=3|4", ["3", "4"]),
+        ("==3", ["3"]),
         ("!=", ["-8", "-9", *(str(n) for n in range(-2, 11))]),
         (None, ["NA", ""]),
         (float("nan"), ["NA", ""]),
@@ -145,6 +150,8 @@ def test_a_cell_that_reads_like_an_inequality_is_a_cell() -> None:
 def test_values_that_mean_nothing_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"a tuple is \(lowest, highest\); put any-of values in a list"):
         values(Score=(1, 2, 3))
+    with pytest.raises(ConfigError, match=r'"Score" = \[\]: no value is asked for'):
+        values(Score=[])
     with pytest.raises(ConfigError, match="give text, a number, a date, None, a list of them"):
         values(Score=object())
 

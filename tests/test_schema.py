@@ -176,6 +176,15 @@ def test_codes_are_declared() -> None:
     assert infer(table(x=[*AGES]), codes={"x": ["-4"]}).notes == ('"x" has the code "-4" in no row',)
 
 
+def test_a_number_is_the_level_that_equals_it_unless_a_point_is_written_so() -> None:
+    shown = Numbers(-100, 201, (), decimals=1, style="fixed", shown=1)
+    column = Column("x", "decimal", levels=("-9", "77"), numbers=shown)
+    assert [column.code(text) for text in ("-9", "-9.00", "77", "7.7e1", "-9.0")] == [-1, -1, -2, -2, 10]
+    assert column.code("77.0", nearest=True) == -2
+    assert column.code("76.0", nearest=True) == 200
+    assert all(column.code(column.text(code)) == code for code in range(-2, 201))
+
+
 def test_heloc() -> None:
     folder = os.environ.get("PREFLAB_DATA")
     if not folder:

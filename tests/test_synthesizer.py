@@ -12,6 +12,7 @@ import pytest
 
 from preflab.config.row_model import RowModel
 from preflab.errors import ConfigError, DataError, StorageError
+from preflab.tables.files import from_frame, read_table
 from preflab.tables.synthesizer import Synthesizer, parted
 
 TINY = RowModel(layers=2, width=32, heads=2, epochs=30, batch=64, dropout=0.0, patience=10)
@@ -154,6 +155,43 @@ def test_a_known_cell_that_no_training_row_holds_keeps_its_text() -> None:
     assert filled.colour.tolist() == ["green", "red"]
     assert filled["size"].tolist()[1] == "small"
     assert filled["size"].tolist()[0] in ("small", "large")
+
+
+def test_columns_without_any_value_get_those_of_the_table(tmp_path: Path) -> None:
+    table = people().iloc[:10].drop(columns="since")
+    empty = table.assign(smokes=np.nan, rings=None, country=np.nan)
+    table.to_csv(tmp_path / "t.csv", index=False)
+    tiny = RowModel(layers=1, width=8, heads=1, epochs=1)
+    for made in (Synthesizer(settings=tiny).fit(table), Synthesizer(settings=tiny).fit(tmp_path / "t.csv")):
+        filled = made.impute(empty)
+        assert filled.dtypes.astype(str).tolist() == table.dtypes.astype(str).tolist()
+        assert filled.notna().all().drop("earns").all()
+        assert set(filled.country) == {"here"}
+
+
+def test_a_special_code_is_one_however_its_number_is_written(tmp_path: Path) -> None:
+    """In the file it is "-9"; in a data frame, where the others are no integers, −9.0."""
+    rows = [f"{number % 2},{-9 if number % 10 == 0 else number % 7 + 0.5}" for number in range(100)]
+    path = tmp_path / "t.csv"
+    path.write_text("\n".join(["class,x", *rows, ""]))
+    made = Synthesizer(settings=RowModel(layers=1, width=8, heads=1, epochs=1)).fit(path, codes={"x": [-9]})
+    frame = from_frame(pd.read_csv(path), like=made.fitted.source)[0]
+    assert frame.x[0] == "-9.0"
+    codes, _, _ = made.fitted.context(frame, None)
+    assert (codes == made.fitted.schema.codes(read_table(path)[0])).all()
+
+
+def test_settings_out_of_range_are_refused() -> None:
+    for rows in (-1, 2.5):
+        with pytest.raises(ConfigError, match="give a whole number of rows, 0 or more"):
+            fitted().sample(rows)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"candidates = 0"):
+        fitted().impute(holes(), candidates=0)
+    for share in (-0.1, 1.0):
+        with pytest.raises(ConfigError, match=r"holdout = .*: give a share of the rows"):
+            Synthesizer().fit(people(), holdout=share)
+    with pytest.raises(ConfigError, match="minutes = 0"):
+        Synthesizer(minutes=0)
 
 
 def test_tables_with_other_columns_are_not_filled_in() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ import pandas as pd
 import pytest
 
 from preflab.cli.main import main
-from preflab.runs import read_json
+from preflab.runs import read_json, write_json
 
 FAST = ["--fit.layers", "1", "--fit.width", "16", "--fit.heads", "2", "--fit.epochs", "2"]
 
@@ -74,12 +75,33 @@ def test_the_same_command_finds_it_done_and_another_is_refused(fitted: Path, cap
     assert "holds a run with other settings ('seed: 0' there, 'seed: 1' now)" in err
 
 
+def test_a_fit_that_was_killed_before_its_last_file_was_whole_goes_on(
+    fitted: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The model is there, and what fitting reports; how many rows are legal without a mask was still to come."""
+    killed = tmp_path / "run"
+    shutil.copytree(fitted, killed)
+    config = (killed / "config.yaml").read_text()
+    (killed / "config.yaml").write_text(config.replace(str(fitted), str(killed)))
+    report = read_json(fitted / "fit.json")
+    write_json(killed / "fit.json", {key: value for key, value in report.items() if not key.startswith("unmasked")})
+    code, _, err = run(capfd, "table", "sample", killed, "-n", 2, "--out", tmp_path / "rows.csv")
+    assert code == 2
+    assert "the fit is not finished; run its `preflab table fit` command again" in err
+    code, out, err = run(capfd, "table", "fit", fitted.parent / "data.csv", "--target", "class", "--out", killed, *FAST)
+    assert code == 0
+    assert "legal rows without the mask" in out
+    weights = [(folder / "model" / "model.safetensors").read_bytes() for folder in (fitted, killed)]
+    assert weights[0] == weights[1]
+
+
 def test_what_was_found_is_said_before_it_is_learned(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     data = write(tmp_path / "data.csv")
     data.write_text(data.read_text() + "1,no,0.5,1\n1,no,0.5,1\n")
     _, _, err = run(capfd, "table", "fit", data, "--out", tmp_path / "run", *FAST, "--columns", "n=category")
     assert "122 rows of 4 columns; 98 to learn from, 24 held out" in err
     assert "1 rows repeat another one exactly" in err
+    assert err.index("reading") < err.index("looking at columns") < err.index("122 rows")
     assert [line.split()[:2] for line in err.splitlines() if line.startswith("  n ")] == [["n", "category"]]
 
 

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from preflab.errors import ConfigError, DataError, StorageError
-from preflab.tables.files import Source, from_frame, read_table, to_frame, write_table
+from preflab.tables.files import Source, format_of, from_frame, read_table, to_frame, write_table
 
 
 def csv(path: Path, text: str | bytes) -> Path:
@@ -350,3 +350,5 @@ def test_without_pyarrow_one_sentence_says_what_to_install(tmp_path: Path, monke
     with pytest.raises(ConfigError, match=r"pip install 'preflab\[parquet\]'") as raised:
         read_table(tmp_path / "t.parquet")
     assert raised.value.exit_code == 2
+    with pytest.raises(ConfigError, match="needs pyarrow"):  # before rows are sampled for it
+        format_of(tmp_path / "t.parquet")

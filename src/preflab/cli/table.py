@@ -13,7 +13,7 @@ from preflab.config.load import to_yaml
 from preflab.config.tables import TableFit, TableSample
 from preflab.data.jsonl import shown
 from preflab.errors import ConfigError, StorageError
-from preflab.progress import say, warn
+from preflab.progress import say, stage, warn
 from preflab.runs import RunFolder, read_json, write_json
 from preflab.seeds import derive
 from preflab.tables.conditions import read
@@ -21,7 +21,17 @@ from preflab.tables.draw import Drawn, unmasked_share
 from preflab.tables.files import format_of, read_table, write_table
 from preflab.tables.fitting import FIT
 from preflab.tables.schema import Schema, infer
-from preflab.tables.synthesizer import UNMASKED, Learning, Synthesizer, learn, parted, shortage, start
+from preflab.tables.synthesizer import (
+    UNMASKED,
+    UNMASKED_SHARE,
+    Learning,
+    Synthesizer,
+    finished,
+    learn,
+    parted,
+    shortage,
+    start,
+)
 
 PREVIEW = 3
 """Rows that are printed of a sample."""
@@ -32,16 +42,18 @@ WIDEST = 20
 def fit(config: TableFit) -> None:
     """Hold rows out, learn the others, and say how well."""
     run = RunFolder(config.out)
-    if (run.path / FIT).exists() and run.model.exists():
+    if finished(run.path) and run.model.exists():
         RunFolder.open(config.out, to_yaml(config), data=config.data)
         say(f"{config.out} is finished already")
         return _show(config, read_json(run.path / FIT))
+    say(f"reading {config.data}")
     frame, source = read_table(config.data)
     learned, held = parted(len(frame), config.holdout, seed=config.seed)
     train, holdout = frame.iloc[learned], frame.iloc[held]
     kinds = dict(_named(config.columns, "columns", "NAME=KIND"))
     codes = {name: _listed(text) for name, text in _named(config.codes, "codes", "NAME=-9,-8")}
-    schema = infer(train, target=config.target, kinds=kinds, codes=codes)
+    with stage("looking at columns", len(train.columns)) as advance:
+        schema = infer(train, target=config.target, kinds=kinds, codes=codes, advance=advance)
     say(
         f"{config.data}: {len(frame):,} rows of {len(frame.columns)} columns; {len(train):,} to learn from, "
         f"{len(holdout):,} held out"
@@ -169,9 +181,8 @@ def _show(config: TableFit, report: Mapping[str, Any]) -> None:
         f"fitted in {report['cpu_seconds']:,.0f} CPU seconds, stopped by {report['stopped_by']}: "
         f"{report['validation_nats']:.2f} nats a validation row, at epoch {report['best_epoch']}"
     )
-    if "unmasked_valid_share" in report:
-        share, rows = report["unmasked_valid_share"], report["unmasked_rows"]
-        print(f"legal rows without the mask: {share:.1%} of {rows}; with it all are")
+    share, rows = report[UNMASKED_SHARE], report["unmasked_rows"]
+    print(f"legal rows without the mask: {share:.1%} of {rows}; with it all are")
     print(f"sample: preflab table sample {config.out} -n 1000 --out synthetic{_suffix(config.data)}")
 
 

@@ -6,6 +6,7 @@ import random
 import re
 from dataclasses import dataclass
 from datetime import date
+from decimal import Decimal
 from fractions import Fraction
 from functools import cached_property, lru_cache
 from typing import ClassVar, Literal
@@ -374,8 +375,15 @@ class Column:
     def _level_codes(self) -> dict[str, int]:
         return {text: -1 - place for place, text in enumerate(self.levels)}
 
+    @cached_property
+    def _number_codes(self) -> dict[Decimal, int]:
+        """Levels that are numbers, the first of equal ones: "-9" is −9.0 too."""
+        levels = reversed(self._level_codes.items())
+        return {Decimal(text): code for text, code in levels if self.numbers and read_number(text)}
+
     def code(self, text: str, *, nearest: bool = False) -> int:
-        """The code of a cell as it is written.
+        """The code of a cell as it is written. A number is the level that equals it, −9.0 the level "-9", but where
+        a point of the scale is written so.
 
         Args:
             nearest: numbers and moments between or beyond the points of the scale are taken for the nearest one.
@@ -388,7 +396,11 @@ class Column:
             return level
         if self.numbers is None:
             raise ValueError(f'"{text}" is none of the {len(self.levels)} values of "{self.name}"')
+        if self._number_codes and read_number(text):
+            level = self._number_codes.get(Decimal(text))
         try:
+            if level is not None and self.numbers.text(self.numbers.nearest(text)) != text:
+                return level
             return self.numbers.nearest(text) if nearest else self.numbers.point(text)
         except ValueError as error:
             raise ValueError(f'{error} in "{self.name}"') from None

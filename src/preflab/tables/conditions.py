@@ -23,6 +23,8 @@ from preflab.tables.encoding import Legal, legal_of
 Operator = Literal["=", "!=", ">=", "<=", ">", "<"]
 _OPERATOR = re.compile(r"\s*(!=|>=|<=|=|>|<)\s*", re.S)
 _QUOTED = re.compile(r'\s*"((?:[^"]|"")*)"', re.S)
+_PART = re.compile(r'(?:^|(?<=\|))(?:\s*"(?:[^"]|"")*"\s*(?=\||$)|[^|]*)', re.S)
+"""One of several values between bars; a bar in quotes is none."""
 NAMED = 8
 """How many names or values a message lists."""
 YES, NO = frozenset({"true", "1", "yes", "t", "y"}), frozenset({"false", "0", "no", "f", "n"})
@@ -63,21 +65,13 @@ def read(text: str, columns: Sequence[Column]) -> Condition:
     < ('65',)
     """
     name, operator, value = _taken_apart(text, columns)
-    column = find(name, columns)
-    if value in column.levels:
-        return Condition(column.name, operator, (value,))
-    if operator == "=" and value.startswith("="):  # `==`, as in Python
-        value = value[1:].lstrip()
-    if operator not in ("=", "!="):
-        return Condition(column.name, operator, (_unquoted(value),))
-    parts = [value] if value in column.levels or _quoted(value) else value.split("|")
-    return Condition(column.name, operator, tuple(_unquoted(part.strip()) for part in parts))
+    return _condition(find(name, columns), operator, value)
 
 
 def of_values(where: Mapping[str, Any], columns: Sequence[Column]) -> list[Condition]:
     """Conditions from Python values: a cell (text or of its own type), `None` for a missing value, text with an
-    operator (`">=70"`, which a cell that reads so outdoes), a list or set of cells, any of which will do, or a tuple
-    (lowest, highest), both included, `None` for no end.
+    operator as `read` has it (`">=70"`, which a cell that reads so outdoes), a list or set of cells, any of which will
+    do, or a tuple (lowest, highest), both included, `None` for no end.
 
     Raises:
         ConfigError: there is no such column, or a value is none of these.
@@ -95,12 +89,12 @@ def of_values(where: Mapping[str, Any], columns: Sequence[Column]) -> list[Condi
         match value:
             case tuple():
                 found += _range(column, value)
-            case range():
-                found.append(Condition(column.name, "=", tuple(str(one) for one in value)))
-            case list() | set() | frozenset():
+            case list() | set() | frozenset() | range():
+                if not value:
+                    raise ConfigError(f'"{column.name}" = {value}: no value is asked for; give one, or leave it out')
                 found.append(Condition(column.name, "=", tuple(_cell(column, one) for one in value)))
             case str() if value not in column.levels and (operator := _OPERATOR.match(value)):
-                found.append(_after_operator(column, operator[1], value[operator.end() :]))
+                found.append(_condition(column, operator[1], value[operator.end() :].rstrip()))
             case _:
                 found.append(Condition(column.name, "=", (_cell(column, value),)))
     return found
@@ -195,7 +189,7 @@ def _equal(value: str, column: Column) -> Legal:
     if column.numbers is not None and value:
         _place(value, column)
         with suppress(ValueError):
-            return only(column.numbers.point(value))
+            return only(column.code(value))
     raise ConfigError(_not_legal(value, column))
 
 
@@ -239,10 +233,6 @@ def _range(column: Column, ends: tuple[Any, ...]) -> list[Condition]:
     return found + ([] if high is None else [Condition(column.name, "<=", (_cell(column, high),))])
 
 
-def _after_operator(column: Column, operator: Any, value: str) -> Condition:
-    return Condition(column.name, operator, (value.strip(),))
-
-
 def _cell(column: Column, value: Any) -> str:
     """A Python value as text."""
     if isinstance(value, str):
@@ -275,12 +265,19 @@ def _taken_apart(text: str, columns: Sequence[Column]) -> tuple[str, Any, str]:
     return text[: operator.start()].strip(), operator[1], text[operator.end() :].rstrip()
 
 
-def _quoted(value: str) -> bool:
-    return len(value) > 1 and value.startswith('"') and value.endswith('"')
+def _condition(column: Column, operator: Any, value: str) -> Condition:
+    """From what stands after a column's name."""
+    if value in column.levels:
+        return Condition(column.name, operator, (value,))
+    if operator == "=" and value.startswith("="):  # `==`, as in Python
+        return _condition(column, operator, value[1:].lstrip())
+    values = _PART.findall(value) if operator in ("=", "!=") else [value]
+    return Condition(column.name, operator, tuple(_unquoted(part.strip()) for part in values))
 
 
 def _unquoted(value: str) -> str:
-    return value[1:-1].replace('""', '"') if _quoted(value) else value
+    quoted = _QUOTED.fullmatch(value)
+    return quoted[1].replace('""', '"') if quoted else value
 
 
 def _or(one: Legal, other: Legal) -> Legal:

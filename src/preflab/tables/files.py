@@ -101,11 +101,13 @@ def format_of(path: Path) -> Literal["csv", "parquet"]:
     """By its ending.
 
     Raises:
+        ConfigError: it is that of Parquet, and pyarrow isn't installed.
         DataError: it is that of no table.
     """
     if path.suffix.lower() in _CSV:
         return "csv"
     if path.suffix.lower() in _PARQUET:
+        _pyarrow(path)
         return "parquet"
     raise DataError(f'{path}: tables end in .csv, .tsv or .parquet, not in "{path.suffix}"; convert or rename it')
 

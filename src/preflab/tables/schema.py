@@ -21,6 +21,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from preflab.data.jsonl import FAULTS_SHOWN, shown
 from preflab.errors import ConfigError, DataError, StorageError, nearest
+from preflab.progress import Advance
 from preflab.runs import write_text
 from preflab.seeds import derive
 from preflab.tables.column import (
@@ -243,6 +244,7 @@ def infer(
     target: str | None = None,
     kinds: Mapping[str, str] = {},
     codes: Mapping[str, Sequence[str]] = {},
+    advance: Advance = lambda done, note: None,
 ) -> Schema:
     """The columns of a table, from its cells. What is inferred is told in docs/tables/columns.md.
 
@@ -251,6 +253,7 @@ def infer(
         kinds: what columns are, instead of what they look like: a `Kind`, or "decimal:2" for numbers that are to be
             rounded to so many decimals.
         codes: cells that lie on no scale, by column, instead of those that are found; () for none.
+        advance: told how many columns were looked at, and the name of the last one.
 
     Raises:
         ConfigError: a setting names a column or a kind that is not there.
@@ -267,7 +270,11 @@ def infer(
             raise ConfigError(f'columns: "{name}" can\'t be "{kind}"; {nearest(kind, get_args(Kind))}')
     if len(frame) < 2:
         raise DataError(f"{'1 row' if len(frame) else '0 rows'}: a table needs two at least, as one shows no variation")
-    table = [_Cells.of(frame, name) for name in names]
+    table = []
+    for name in names:
+        table.append(_Cells.of(frame, name))
+        _ = table[-1].numbers  # what takes long
+        advance(len(table), shown(name, 20))
     known = frozenset[float]().union(
         *(_codes_of(cells, frozenset()) for cells in table if cells.name not in codes and cells.name not in kinds)
     )

@@ -43,6 +43,8 @@ from preflab.tables.sentence_model import SentenceWriter
 from preflab.tables.writers import Writer
 
 SCHEMA, SOURCE, ENCODING = "schema.json", "source.json", "encoding.json"
+UNMASKED_SHARE = "unmasked_valid_share"
+"""In `fit.json`, once the fit is over."""
 REFERENCE = "reference"
 """The policy that was fitted; others are trained from it."""
 UNMASKED, UNMASKED_SENTENCES = 300, 50
@@ -85,6 +87,9 @@ class Synthesizer:
         minutes: of wall-clock time that fitting may take, > 0.
         seed: determines weights and order of the rows.
 
+    Raises:
+        ConfigError: the settings don't go together.
+
     >>> table = pd.DataFrame({"age": [30, 41, 30, 58] * 10, "smoker": [True, False, False, True] * 10})
     >>> tiny = RowModel(layers=1, width=8, heads=1, epochs=2)
     >>> synthesizer = Synthesizer(settings=tiny).fit(table, target="smoker")
@@ -109,6 +114,8 @@ class Synthesizer:
     ) -> None:
         if encoding != "text" and model is not None:
             raise ConfigError('a pretrained model writes text: Synthesizer(encoding="text", model="gpt2")')
+        if minutes is not None and not minutes > 0:
+            raise ConfigError(f"minutes = {minutes}: give more than 0, or None for no limit")
         self.learning = Learning(encoding, model, any_order, tuple(first), minutes, settings or RowModel(), seed)
         self.holdout: pd.DataFrame | None = None
         """The rows that nothing learned from, where `fit` was asked to hold some out."""
@@ -136,6 +143,8 @@ class Synthesizer:
         Raises:
             ConfigError, DataError: a name or a kind is wrong, or a column can't be used as it is.
         """
+        if not 0 <= holdout < 1:
+            raise ConfigError(f"holdout = {holdout}: give a share of the rows, at least 0 and below 1")
         frame, source = from_frame(table) if isinstance(table, pd.DataFrame) else read_table(Path(table))
         learned, held = parted(len(frame), holdout, seed=self.learning.seed)
         train = frame.iloc[learned]
@@ -171,7 +180,7 @@ class Synthesizer:
             batch_size: rows under way at once; changes no row beyond rounding.
 
         Raises:
-            ConfigError: a condition can't hold, or there is no such policy.
+            ConfigError: `n` is below 0, a condition can't hold, or there is no such policy.
         """
         rows, drawn = self.draw(n, where, seed=seed, policy=policy, batch_size=batch_size)
         if said := shortage(drawn):
@@ -188,10 +197,17 @@ class Synthesizer:
         batch_size: int | None = None,
     ) -> tuple[pd.DataFrame, Drawn]:
         """As `sample`, but cells as text, and what it took."""
+        if n < 0 or n != int(n):
+            raise ConfigError(f"n = {n}: give a whole number of rows, 0 or more")
         fitted = self.fitted
         legal = fitted.legal(where or {})
         drawn = draw_rows(
-            fitted.model(policy), fitted.encoding, n, seed=derive(seed, "sample"), legal=legal, batch_size=batch_size
+            fitted.model(policy),
+            fitted.encoding,
+            int(n),
+            seed=derive(seed, "sample"),
+            legal=legal,
+            batch_size=batch_size,
         )
         return fitted.schema.frame(drawn.codes, seed=derive(seed, "identifiers")), drawn
 
@@ -205,6 +221,7 @@ class Synthesizer:
         candidates: int = CANDIDATES,
     ) -> pd.DataFrame:
         """The table with its missing cells drawn from the model, given each row's other cells, which stay as they are.
+        Those of constants are filled in; those of identifiers stay.
 
         A known number between or beyond those of the training rows counts as the nearest of them, and a known cell that
         no training row holds says nothing. One line says how many cells were filled in, and how well weighed ones were.
@@ -212,11 +229,14 @@ class Synthesizer:
         Args:
             table: with all columns of the model; others are refused.
             cells: True where a cell is to be drawn, whatever stands there; `None`: those without a value.
-            candidates: rows that are weighed for each one with missing cells, where it isn't exact.
+            candidates: rows that are weighed for each one with missing cells, where it isn't exact; > 0.
 
         Raises:
+            ConfigError: `cells` has another shape, or `candidates` is below 1.
             DataError: a column is missing or unknown.
         """
+        if candidates < 1:
+            raise ConfigError(f"candidates = {candidates}: at least one is needed to fill a cell in")
         fitted = self.fitted
         frame, source = from_frame(table, like=fitted.source)
         frame = frame.reset_index(drop=True)
@@ -236,8 +256,15 @@ class Synthesizer:
             for row in np.flatnonzero(drawn[:, place]):
                 filled[row] = column.text(int(found.codes[row, place]))
             frame[column.name] = filled
-        say(_said_of(int(drawn.sum()), found.effective, candidates))
-        return to_frame(frame, _with_types(source, fitted.source)).set_axis(table.index)
+        constants = 0
+        for column in fitted.schema.columns:
+            if column.kind == "constant" and column.name in frame and not column.missing:
+                blank = frame[column.name].map(is_missing) if asked is None else asked[column.name]
+                frame.loc[blank, column.name] = column.levels[0]
+                constants += int(blank.sum())
+        say(_said_of(int(drawn.sum()) + constants, found.effective, candidates))
+        empty = [name for name, blank in zip(frame.columns, table.isna().all(), strict=True) if blank]
+        return to_frame(frame, _with_types(source, frame[empty], fitted.source)).set_axis(table.index)
 
     def save(self, folder: Path | str) -> None:
         """Write it into a new folder.
@@ -296,7 +323,7 @@ class _Fitted:
     def load(cls, folder: Path) -> _Fitted:
         if not (folder / SCHEMA).exists():
             raise ConfigError(f"{folder} holds no fitted table (no {SCHEMA}); `preflab table fit` makes one")
-        if not (folder / FIT).exists():
+        if not finished(folder):
             raise ConfigError(f"{folder}: the fit is not finished; run its `preflab table fit` command again to go on")
         schema = Schema.load(folder / SCHEMA)
         settings = read_json(folder / ENCODING)
@@ -409,6 +436,11 @@ def start(train: pd.DataFrame, schema: Schema, learning: Learning) -> Start:
     return Start(schema, codes, sentence, SentenceWriter(policy, sentence, learning.settings), policy.tokenizer)
 
 
+def finished(folder: Path) -> bool:
+    """Whether a fit came to its end: the last that `learn` writes is there."""
+    return (folder / FIT).exists() and UNMASKED_SHARE in read_json(folder / FIT)
+
+
 def learn(run: RunFolder, begun: Start, source: Source, learning: Learning) -> dict[str, Any]:
     """Fit the model in a run folder, and return what `fit.json` says.
 
@@ -436,7 +468,7 @@ def learn(run: RunFolder, begun: Start, source: Source, learning: Learning) -> d
     if begun.tokenizer is not None:
         begun.tokenizer.save_pretrained(run.model)
     share = unmasked_share(_model(run.model, encoding), encoding, unmasked, seed=derive(learning.seed, "unmasked"))
-    report |= {"unmasked_valid_share": share, "unmasked_rows": unmasked}
+    report |= {UNMASKED_SHARE: share, "unmasked_rows": unmasked}
     write_json(run.path / FIT, report)
     return report
 
@@ -537,13 +569,13 @@ def _fillable(column: Column, may: Legal) -> Legal:
     return found if count(found := present(column) & may) else may
 
 
-def _with_types(source: Source, fitted: Source) -> Source:
-    """A frame's types, but of columns that were empty, those of the table that was learned."""
-    before = {str(column.name): column for column in fitted.columns}
+def _with_types(source: Source, empty: pd.DataFrame, fitted: Source) -> Source:
+    """A frame's types, but of columns that were empty (as text, filled in), those of the table that was learned."""
+    if fitted.format == "csv" and len(empty.columns):
+        fitted = from_frame(to_frame(empty, fitted))[1]
+    before = {str(column.name): column for column in fitted.columns if str(column.name) in empty.columns}
     columns = tuple(
-        replace(before[str(column.name)], name=column.name, missing=column.missing)
-        if str(column.name) in before and column.dtype == "object" and not column.types
-        else column
+        replace(before.get(str(column.name), column), name=column.name, missing=column.missing)
         for column in source.columns
     )
     return replace(source, columns=columns)
