@@ -139,7 +139,7 @@ def scale(axes: Axes, marginal: Marginal, kind: str) -> None:
     if bins:
         places = start + np.arange(bins + 1)
         ends = marginal.edges
-        if kind == "integer" and np.all(ends % 1 == 0.5):  # between whole numbers: which ones lie within says more
+        if kind != "decimal" and np.all(ends % 1 == 0.5):  # between whole numbers: which ones lie within says more
             ends = np.append(ends[:-1] + 0.5, ends[-1] - 0.5)
         real, synthetic = marginal.real[len(marginal.labels) :], marginal.synthetic[len(marginal.labels) :]
         axes.stairs(real, places, fill=True, color=INK, alpha=GREY, linewidth=0)
@@ -428,7 +428,8 @@ def privacy(found: Distances) -> Picture:
         "privacy",
         "Does it repeat its training rows?",
         "How to read this: a model that copies puts its rows closer to training rows (the blue line further left) than "
-        "real rows that it never saw are (grey); where the two agree, this test finds no sign of copying.",
+        "real rows that it never saw are (grey); where the two agree, this test finds no sign of copying. The last "
+        "bar holds all that lies beyond.",
         to_svg(figure, "privacy", "Distances to the closest training row: synthetic rows against held-out real rows"),
     )
 
