@@ -149,6 +149,7 @@ def test_that_there_is_no_rule_to_break_is_said() -> None:
     found = score(judged(rule(200, 0), rule(60, 1), rule(30, 2)), rule(30, 2), seed=0, redraws=1, jobs=1).content
     assert figures(found)["validity"]["rules"] == 0
     assert "no rule was mined from the training rows for rows to break" in found["notes"]
+    assert [note for note in found["notes"] if "target" in note] == ["no utility: no target was named"]
 
 
 def test_a_copy_of_the_target_is_named_and_a_good_feature_is_not() -> None:

@@ -120,7 +120,7 @@ def score(
     ruleless = "" if own.figures["validity"]["rules"] else "no rule was mined from the training rows for rows to break"
     notes = [*warnings, repeated, ruleless, *learnt.notes, *own.notes]
     for name in ("real", "marginals"):
-        notes += [f"{subjects[name][0]}: {note}" for note in found[name].notes]
+        notes += [f"{subjects[name][0]}: {note}" for note in found[name].notes if note not in notes]
     codes = validity.special_codes(table.train, validity.plain_numbers(table)) if special is None else special
     content = {
         "target": table.target,
