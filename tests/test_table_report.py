@@ -19,9 +19,9 @@ from rich.console import Console
 from preflab.cli.main import main
 from preflab.errors import NumericError, StorageError
 from preflab.report import TableReport, redraw, write_table_report
-from preflab.report.score import Score, read_score
+from preflab.report.score import Marginal, Score, read_score
 from preflab.report.table import chapter, worst_last
-from preflab.report.table_figures import associations, shades, shortened
+from preflab.report.table_figures import associations, by_chance, marginals, shades, shortened
 from preflab.report.table_verdict import copied, guessing, told_apart, trained_on
 from score_folder import EVIDENCE, NOTES, Table, score, usual, write_fit, write_score
 
@@ -289,6 +289,13 @@ def test_what_real_rows_lose_among_themselves_is_chance(tmp_path: Path) -> None:
     assert "lose no more than chance explains on real rows: 0.030 ± 0.008 AUC" in trained_on(read(tmp_path, change))
 
 
+def test_a_gain_within_chance_is_not_called_no_loss(tmp_path: Path) -> None:
+    def change(content: dict[str, Any]) -> None:
+        content["subjects"][0]["figures"]["utility"] |= {"gap": {"auc": -0.011}, "gap_error": {"auc": 0.028}}
+
+    assert "lose no more than chance explains on real rows: −0.011 ± 0.056 AUC" in trained_on(read(tmp_path, change))
+
+
 def test_few_readable_rows_show_little(tmp_path: Path) -> None:
     """0.58 is no sign with 60 readable rows, though the file has 6,694."""
     sentence = told_apart(read(tmp_path, set_figure("detectability", "rows", 60), auc=0.58))
@@ -327,6 +334,29 @@ def test_distance_of_a_column_is_the_share_of_rows_that_would_move(tmp_path: Pat
 
     marginal = read(tmp_path, change).marginals[0]
     assert marginal.distance == pytest.approx(0.25)  # ¼ each against ½, 0, ¼, ¼
+
+
+def test_what_differs_by_chance_is_what_two_samples_of_the_real_shares_differ() -> None:
+    shares = np.array([0.5, 0.3, 0.15, 0.05])
+    draw = np.random.default_rng(0)
+    real, synthetic = draw.multinomial(140, shares, 4000) / 140, draw.multinomial(560, shares, 4000) / 560
+    simulated = np.abs(real - synthetic).sum(1).mean() / 2
+    marginal = Marginal("a", tuple("wxyz"), np.zeros(0), shares, shares)
+    assert by_chance(marginal, 140, 560) == pytest.approx(simulated, rel=0.03)
+    assert "0 % differ (5.8 % by chance)" in Page(marginals([marginal], {}, (140, 560)).svg).text
+    assert f"{simulated:.3f}" == "0.058"
+
+
+def test_a_wide_label_stands_below_the_labels_of_the_scale() -> None:
+    even = np.full(4, 0.25)
+    marginal = Marginal("a", ("(missing)",), np.array([0.5, 1.5, 2.5, 3.5]), even, even)
+    tree = ElementTree.fromstring(marginals([marginal], {"a": "integer"}).svg)
+    heights = {
+        "".join(one.itertext()).strip(): float(re.findall(r"[\d.]+", one.get("transform") or "")[-1])
+        for one in tree.iter("{http://www.w3.org/2000/svg}text")
+        if one.get("transform")
+    }
+    assert heights["(missing)"] > heights["3"] + 5
 
 
 def test_of_many_columns_the_worst_are_drawn_and_the_others_listed(tmp_path: Path) -> None:

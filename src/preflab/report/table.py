@@ -154,7 +154,7 @@ def chapter(folder: Path) -> Chapter:
         version=__version__,
         summary=summary(score),
         lines=lines(score),
-        marginals=draw.marginals(shown, dict(score.columns)) if shown else None,
+        marginals=draw.marginals(shown, dict(score.columns), rows_of(score)) if shown else None,
         other_marginals=others,
         associations=(
             draw.associations(score.associations, len(score.columns))
@@ -171,6 +171,12 @@ def chapter(folder: Path) -> Chapter:
         fit=draw.fitting(score.fit) if score.fit else None,
         fit_facts=fit_facts(score),
     )
+
+
+def rows_of(score: Score) -> tuple[int, int] | None:
+    """How many held-out and synthetic rows were judged."""
+    real, synthetic = score.file("holdout"), score.file("synthetic")
+    return (real.rows, synthetic.rows) if real and synthetic else None
 
 
 def heading(subject: Subject) -> str:

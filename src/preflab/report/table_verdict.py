@@ -17,7 +17,7 @@ LITTLE_AUC, CLEAR_AUC, FAR_AUC = 0.6, 0.75, 0.9
 """Up to here a classifier is a little, clearly, far better than guessing; beyond, it is nearly always right."""
 LOST, LITTLE_LOST, MUCH_LOST = 0.0005, 0.01, 0.05
 """What models trained on synthetic rows lose (AUC, accuracy or R²), where it is more than chance: below the first
-nothing, up to the second little, from the third on much."""
+nothing, if they gain more than chance, up to the second little, from the third on much."""
 NEARER = 0.02
 """A distance share or membership AUC more than this above 0.5 is a sign of learning by heart; with few rows, more than
 guessing may reach."""
@@ -246,10 +246,10 @@ def chance(score: Score, name: str) -> float:
 def how_much(lost: float, chance: float) -> str:
     """A loss in words.
 
-    >>> how_much(-0.003, 0.01), how_much(0.008, 0.01), how_much(0.008, 0.002), how_much(0.08, 0.02)
+    >>> how_much(-0.02, 0.01), how_much(-0.008, 0.01), how_much(0.008, 0.002), how_much(0.08, 0.02)
     ('nothing', 'no more than chance explains', 'little', 'much')
     """
-    if lost < LOST:
+    if lost < LOST and lost <= -chance:
         return "nothing"
     if lost <= chance:
         return "no more than chance explains"
