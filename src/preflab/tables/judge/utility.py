@@ -72,7 +72,7 @@ class Utility:
 
     models: Mapping[str, Mapping[str, Classification | Regression | None]]
     notes: tuple[str, ...] = ()
-    influence: Mapping[str, Float[np.ndarray, " holdout"]] = field(default_factory=dict)
+    influence: Mapping[str, Float[np.ndarray, " holdout"]] = field(default_factory=dict, compare=False)
     """Of each holdout row on the mean accuracy, AUC or r²: the mean moves by a row's part of the mean of these where it
     is drawn more or less often. None where a model has no such figure."""
 
