@@ -33,7 +33,7 @@ from sklearn.datasets import load_breast_cancer, load_diabetes, load_wine
 from preflab.seeds import derive
 from preflab.tables.files import read_table, write_table
 from preflab.tables.judge.score import judge
-from preflab.tables.judge.typed import read_text, typed
+from preflab.tables.judge.typed import typed
 from preflab.tables.judge.utility import utility
 from preflab.tables.synthesizer import Synthesizer
 
@@ -123,8 +123,7 @@ def seed_of(name: str, data: Path, target: str, seed: int, redraws: int, folder:
     costs = fitted(data, target, run, seed)
     report = json.loads((run / "fit.json").read_text())
     synthesizer = Synthesizer.load(run)
-    train, holdout = (read_text(next(run.glob(f"{part}.*"))) for part in ("train", "holdout"))
-    _, source = read_table(next(run.glob("train.*")))
+    (train, source), (holdout, _) = (read_table(next(run.glob(f"{part}.*"))) for part in ("train", "holdout"))
     found: list[dict[str, float]] = []
     rows_per_second = []
     learnt = None
@@ -134,7 +133,7 @@ def seed_of(name: str, data: Path, target: str, seed: int, redraws: int, folder:
         rows_per_second.append(len(rows) / (time.process_time() - begin))
         path = folder / f"{name}-{seed}-{number}.csv"
         write_table(rows, source, path)
-        table = typed(train, holdout, read_text(path), target)
+        table = typed(train, holdout, read_table(path)[0], target)
         if learnt is None:
             learnt = utility(table, table.train, derive(number, "utility"), balancing=("none",))
         judged = judge(

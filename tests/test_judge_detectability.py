@@ -106,7 +106,9 @@ def test_few_rows_make_few_folds_and_one_row_a_sentence() -> None:
     two = text(x=["1", "2"])
     assert len(aucs(detectability(judged(two, two, two), 0, redraws=1))) == 3
     found = detectability(judged(two, text(x=["1"]), two), 0, redraws=1)
-    assert found.figures() == dict.fromkeys([f"{name}_{of}" for name in NAMES for of in ("auc", "auc_spread")])
+    assert found.figures() == {"rows": 1} | dict.fromkeys(
+        f"{name}_{of}" for name in NAMES for of in ("auc", "auc_spread")
+    )
     assert found.notes == ("no detectability: it takes two rows of the holdout and two synthetic",)
     assert found.roc() == {}
 

@@ -19,7 +19,10 @@ from preflab.tables.judge.utility import (
     Classification,
     Regression,
     Utility,
+    auc_influence,
     balanced,
+    influences,
+    r2_influence,
     score_classes,
     score_numbers,
     utility,
@@ -261,3 +264,51 @@ def test_names_with_signs_that_lightgbm_refuses() -> None:
     assert all(
         score.accuracy > 0.9 for score in classified(utility(table, table.usable, 0, balancing=["none", "smote"]))
     )
+
+
+def resampled(rows: int) -> np.ndarray:
+    return np.random.default_rng(5).integers(0, rows, (600, rows))
+
+
+def test_the_error_of_an_auc_is_that_of_a_bootstrap() -> None:
+    draw = np.random.default_rng(0)
+    truth = draw.choice(["a", "b", "c"], 240, p=[0.6, 0.3, 0.1])
+    logits = draw.normal(size=(240, 3)).round(1) + 1.2 * np.eye(3)[(truth == "b") + 2 * (truth == "c")]
+    probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    classes = np.array(["a", "b", "c"])
+    swayed = influences(truth, probabilities, classes)
+    bootstrap = [score_classes(truth[rows], probabilities[rows], classes) for rows in resampled(240)]
+    for name in ("accuracy", "auc"):
+        values = [getattr(score, name) for score in bootstrap]
+        assert np.std(swayed[name]) / np.sqrt(240) == pytest.approx(np.std(values), rel=0.1), name
+        assert swayed[name].mean() == pytest.approx(0, abs=1e-12)
+
+
+def test_the_influence_on_an_auc_is_its_derivative_by_the_weight_of_a_row() -> None:
+    draw = np.random.default_rng(1)
+    positive, scores = draw.random(30) < 0.4, draw.integers(0, 6, 30).astype(float)
+    step = 1e-6
+    for row in range(30):
+        weights = np.full(30, (1 - step) / 30) + step * (np.arange(30) == row)
+        moved = roc_auc_score(positive, scores, sample_weight=weights) - roc_auc_score(positive, scores)
+        assert auc_influence(positive, scores)[row] == pytest.approx(moved / step, abs=1e-4)
+
+
+def test_the_error_of_r2_is_that_of_a_bootstrap() -> None:
+    draw = np.random.default_rng(0)
+    truth = draw.normal(size=300)
+    said = truth + draw.normal(size=300)
+    values = [score_numbers(truth[rows], said[rows]).r2 for rows in resampled(300)]
+    assert np.std(r2_influence(truth, said)) / np.sqrt(300) == pytest.approx(np.std(values), rel=0.1)
+
+
+def test_the_error_of_a_gap_is_that_of_both_on_the_same_rows(table: Typed) -> None:
+    real, same = (utility(table, table.train, 0, balancing=["none"]) for _ in range(2))
+    assert same.gap_error(real) == {"accuracy": 0, "auc": 0}
+    noisy = judged(rule(150, 0), rule(150, 1), rule(150, 3, noise=0.4), "answer").usable
+    worse = utility(table, noisy, 0, balancing=["none"])
+    errors = worse.gap_error(real)
+    assert worse.figures(real)["gap_error"] == errors  # type: ignore[index]
+    assert all(0.005 < error < 0.05 for error in errors.values())
+    assert worse.gap(real)["accuracy"] > 2 * errors["accuracy"]
+    assert utility(table, table.train[:0], 0).gap_error(real) == {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import xml.etree.ElementTree as ElementTree
@@ -13,15 +14,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from preflab.cli.main import main
 from preflab.errors import NumericError, StorageError
 from preflab.report import TableReport, redraw, write_table_report
-from preflab.report.score import Score, read_score
+from preflab.report.score import Marginal, Score, read_score
 from preflab.report.table import chapter, worst_last
-from preflab.report.table_figures import associations, shades, shortened
+from preflab.report.table_figures import associations, by_chance, marginals, shades, shortened
 from preflab.report.table_verdict import copied, guessing, told_apart, trained_on
-from score_folder import NOTES, Table, score, usual, write_fit, write_score
+from score_folder import EVIDENCE, NOTES, Table, score, usual, write_fit, write_score
 
 SECTIONS = (
     "Figures", "Each column on its own", "How columns go together", "Can a classifier tell them from real rows?",
@@ -110,7 +112,7 @@ def test_the_page_has_every_section_in_order_and_asks_nothing_of_the_network(dra
     assert {t[1:] for t in targets if t.startswith("#")} <= set(ids)
     assert not re.search(r"url\((?!#)|@import", html)
     assert all((drawn.path.parent / t).is_file() for t in targets if not t.startswith("#"))
-    assert "evidence and no guarantee" in page.text
+    assert page.text.count(EVIDENCE) == 1
     assert html.count("How to read this: ") == len(drawn.chapter.pictures) == 6
 
 
@@ -122,7 +124,7 @@ def test_the_figures_are_those_of_the_score(drawn: TableReport) -> None:
     assert lines["Quality (sdmetrics)"][0] == "0.988"
     assert lines["AUC of gradient boosting"][:3] == ["0.553", "0.492", "1.000"]
     assert lines["AUC, trained on these"] == ["0.772", "0.764", "0.505", "near 0.775, of real training rows"]
-    assert lines["AUC, lost against real rows"] == ["0.003", "0.011", "0.270", "0 or less"]
+    assert lines["AUC lost next to real"] == ["0.003", "0.011", "0.270", "0 or less"]
     assert lines["Duplicates"][0] == "<0.1 %"
     assert lines["Copies of training rows"][0] == "0"
     assert lines["Rows that break a rule"] == ["5.1 %"] * 3 + ["near 3.0 %, of held-out rows"]
@@ -190,6 +192,33 @@ def test_the_terminal_gets_the_headline_and_the_summary(tmp_path: Path, capsys: 
     assert str(tmp_path / "report.html") in shown.replace(" ", "")
 
 
+@pytest.mark.parametrize("regression", [False, True])
+def test_the_table_of_figures_fits_a_terminal_of_80_columns(tmp_path: Path, regression: bool) -> None:
+    content = small(("alcohol", "ash"), target="ash", regression=regression)
+    content["subjects"][2]["figures"]["detectability"] = None
+    content["subjects"][2]["title"] = "independent marginals"
+    report = write_table_report(write_score(tmp_path, content))
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(report.table())
+    lines = [line.rstrip() for line in console.export_text().splitlines()]
+    assert len(lines) == 2 + len(report.chapter.headline)
+    assert lines[1].split() == ["figure", "these", "rows", "real", "sample", "marginals", "good"]
+    told = next(line for line in lines if line.startswith("AUC of gradient boosting"))
+    assert told.split()[4:] == ["0.553", "0.492", "–", "near", "0.5"]
+    assert not [line for line in lines if "…" in line]
+
+
+def test_dates_are_drawn_on_a_scale(tmp_path: Path) -> None:
+    content = small()
+    content["columns"].append({"name": "sent", "kind": "datetime"})
+    content["pictures"]["marginals"] = [
+        {"column": "sent", "edges": [18999.5, 19006.5, 19012.5], "real": [1, 1], "synthetic": [2, 0]}
+    ]
+    text = Page(chapter(write_score(tmp_path, content)).marginals.svg).text  # type: ignore[union-attr]
+    assert "2022-01-08" in text  # the first day of the first bin, and the last one of the last
+    assert "2022-01-20" in text
+
+
 # --- rows ---
 
 
@@ -237,16 +266,40 @@ def test_the_sharpest_classifier_speaks(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("lost", "words"),
-    [(-0.01, "lose nothing on real rows (BOUNDS): AUC 0.772 instead of 0.775."),
-     (0.004, "lose little on real rows: 0.004 AUC (BOUNDS), 0.772 instead of 0.775."),
-     (0.03, "lose some on real rows: 0.030 AUC"), (0.2, "lose much on real rows: 0.200 AUC")],
+    [(-0.01, "lose nothing on real rows: −0.010 ± 0.008 AUC (BOUNDS), 0.772 instead of 0.775."),
+     (0.006, "lose no more than chance explains on real rows: 0.006 ± 0.008 AUC (BOUNDS), 0.772 instead of 0.775."),
+     (0.009, "lose little on real rows: 0.009 ± 0.008 AUC"),
+     (0.03, "lose some on real rows: 0.030 ± 0.008 AUC"), (0.2, "lose much on real rows: 0.200 ± 0.008 AUC")],
 )  # fmt: skip
 def test_what_models_lose(tmp_path: Path, lost: float, words: str) -> None:
     def change(content: dict[str, Any]) -> None:
         content["subjects"][0]["figures"]["utility"]["gap"]["auc"] = lost
+        content["subjects"][0]["figures"]["utility"]["gap_error"] = {"auc": 0.004}
+        content["subjects"][1]["figures"]["utility"]["gap"]["auc"] = -0.002
 
-    words = words.replace("BOUNDS", "a second real sample 0.011, independent columns 0.270")
+    words = words.replace("BOUNDS", "a second real sample −0.002, independent columns 0.270")
     assert f"Models trained on them {words}" in trained_on(read(tmp_path, change))
+
+
+def test_what_real_rows_lose_among_themselves_is_chance(tmp_path: Path) -> None:
+    def change(content: dict[str, Any]) -> None:
+        for subject, gap in zip(content["subjects"], (0.03, -0.031, 0.27), strict=True):
+            subject["figures"]["utility"] |= {"gap": {"auc": gap}, "gap_error": {"auc": 0.004}}
+
+    assert "lose no more than chance explains on real rows: 0.030 ± 0.008 AUC" in trained_on(read(tmp_path, change))
+
+
+def test_a_gain_within_chance_is_not_called_no_loss(tmp_path: Path) -> None:
+    def change(content: dict[str, Any]) -> None:
+        content["subjects"][0]["figures"]["utility"] |= {"gap": {"auc": -0.011}, "gap_error": {"auc": 0.028}}
+
+    assert "lose no more than chance explains on real rows: −0.011 ± 0.056 AUC" in trained_on(read(tmp_path, change))
+
+
+def test_few_readable_rows_show_little(tmp_path: Path) -> None:
+    """0.58 is no sign with 60 readable rows, though the file has 6,694."""
+    sentence = told_apart(read(tmp_path, set_figure("detectability", "rows", 60), auc=0.58))
+    assert "no better than guessing as far as 60 rows can show" in sentence
 
 
 def test_copies_are_counted_beside_those_of_a_second_real_sample(tmp_path: Path) -> None:
@@ -266,7 +319,8 @@ def test_a_memoriser_without_copies_is_told_by_its_distances(tmp_path: Path) -> 
 
 
 def test_little_is_claimed_of_privacy_where_a_test_is_missing(tmp_path: Path) -> None:
-    assert copied(read(tmp_path, set_figure("privacy", "membership_auc", None))) == "No training row was copied."
+    text = copied(read(tmp_path, set_figure("privacy", "membership_auc", None)))
+    assert text == "No training row was copied; that is evidence and no guarantee."
 
 
 # --- columns ---
@@ -280,6 +334,29 @@ def test_distance_of_a_column_is_the_share_of_rows_that_would_move(tmp_path: Pat
 
     marginal = read(tmp_path, change).marginals[0]
     assert marginal.distance == pytest.approx(0.25)  # ¼ each against ½, 0, ¼, ¼
+
+
+def test_what_differs_by_chance_is_what_two_samples_of_the_real_shares_differ() -> None:
+    shares = np.array([0.5, 0.3, 0.15, 0.05])
+    draw = np.random.default_rng(0)
+    real, synthetic = draw.multinomial(140, shares, 4000) / 140, draw.multinomial(560, shares, 4000) / 560
+    simulated = np.abs(real - synthetic).sum(1).mean() / 2
+    marginal = Marginal("a", tuple("wxyz"), np.zeros(0), shares, shares)
+    assert by_chance(marginal, 140, 560) == pytest.approx(simulated, rel=0.03)
+    assert "0 % differ (5.8 % by chance)" in Page(marginals([marginal], {}, (140, 560)).svg).text
+    assert f"{simulated:.3f}" == "0.058"
+
+
+def test_a_wide_label_stands_below_the_labels_of_the_scale() -> None:
+    even = np.full(4, 0.25)
+    marginal = Marginal("a", ("(missing)",), np.array([0.5, 1.5, 2.5, 3.5]), even, even)
+    tree = ElementTree.fromstring(marginals([marginal], {"a": "integer"}).svg)
+    heights = {
+        "".join(one.itertext()).strip(): float(re.findall(r"[\d.]+", one.get("transform") or "")[-1])
+        for one in tree.iter("{http://www.w3.org/2000/svg}text")
+        if one.get("transform")
+    }
+    assert heights["(missing)"] > heights["3"] + 5
 
 
 def test_of_many_columns_the_worst_are_drawn_and_the_others_listed(tmp_path: Path) -> None:
@@ -343,7 +420,9 @@ def test_a_regression_target(tmp_path: Path) -> None:
     report = write_table_report(write_score(tmp_path, small(("alcohol", "ash"), target="ash", regression=True)))
     assert "0.003 R²" in report.summary
     page = Page(report.path.read_text())
-    assert {line[0] for line in page.tables[0]} >= {"R², trained on these", "R², lost against real rows"}
+    [apart] = [line for line in page.tables[1] if line[0] == "RMSE of real rows minus these"]
+    assert apart[1:] == ["−0.300", "−1.100", "−27.000", "0 or more"]  # 50 − (50 + 100 · 0.003) …
+    assert {line[0] for line in page.tables[0]} >= {"R², trained on these", "R² lost next to real"}
     assert "RMSE" in report.chapter.utility.svg  # type: ignore[union-attr]
     assert "Balanced accuracy" not in page.text
 

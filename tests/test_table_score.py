@@ -15,6 +15,7 @@ from preflab.runs import read_json
 from preflab.tables.judge import learners
 from preflab.tables.judge.bounds import independent_marginals, second_sample
 from preflab.tables.judge.score import leaking, score
+from preflab.tables.schema import infer
 
 pytest.importorskip("sdmetrics")
 pytest.importorskip("lightgbm")
@@ -77,10 +78,12 @@ def test_all_figures_are_measured_printed_and_written(tmp_path: Path, capfd: pyt
     assert content["pictures"]["rows"]["columns"] == ["answer", "x", "town", "size"]
     assert len(content["pictures"]["rows"]["cells"]) == 10
     assert sum(content["pictures"]["distances"]["synthetic_to_train"]) == pytest.approx(1)
-    assert any("no guarantee" in note for note in content["notes"])
-    assert "no guarantee" in err
-    assert "detected by boosting (AUC)" in out
-    assert "second real" in out
+    assert "no guarantee" in content["evidence"]
+    assert not any("no guarantee" in note for note in content["notes"])
+    assert set(figures(content)["utility"]["gap_error"]) == {"accuracy", "auc"}
+    assert out.count("AUC of gradient boosting") == 1
+    assert (out + err).count("no guarantee") == 1
+    assert "independent" in out
     assert str(tmp_path / "synthetic-score") in out
     # Rows of the same distribution are as good as real ones, and independent columns are not.
     assert figures(content)["utility"]["mean"]["accuracy"] > 0.9
@@ -140,6 +143,13 @@ def test_the_worst_rules_are_named() -> None:
     assert worst["rule"] == "some ≤ most"
     assert worst["synthetic"] == pytest.approx(0.25, abs=0.06)
     assert worst["holdout"] == 0
+
+
+def test_that_there_is_no_rule_to_break_is_said() -> None:
+    found = score(judged(rule(200, 0), rule(60, 1), rule(30, 2)), rule(30, 2), seed=0, redraws=1, jobs=1).content
+    assert figures(found)["validity"]["rules"] == 0
+    assert "no rule was mined from the training rows for rows to break" in found["notes"]
+    assert [note for note in found["notes"] if "target" in note] == ["no utility: no target was named"]
 
 
 def test_a_copy_of_the_target_is_named_and_a_good_feature_is_not() -> None:
@@ -293,3 +303,19 @@ def test_the_bounds_are_halves_of_the_training_rows_and_columns_on_their_own() -
     assert abs(np.corrcoef(drawn["x"], drawn["y"])[0, 1]) < 0.1
     assert drawn["x"].mean() == pytest.approx(499.5, abs=30)
     assert set(drawn["x"]) <= set(train["x"])
+
+
+def test_the_codes_of_a_fit_have_bars_of_their_own_however_few_rows_hold_them(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def coded(rows: int, seed: int) -> pd.DataFrame:
+        frame = rule(rows, seed)
+        return frame.assign(x=np.where(np.arange(rows) % 20 == 0, "-9", frame["x"]))
+
+    paths = written(tmp_path, train=coded(150, 0), holdout=coded(60, 1), synthetic=coded(150, 2))
+    infer(coded(150, 0), codes={"x": ["-9"]}).save(tmp_path / "schema.json")
+    assert ran(capfd, paths["train"], paths["synthetic"], "--holdout", paths["holdout"], "--redraws", "1")[0] == 0
+    drawn = {one["column"]: one for one in read_json(tmp_path / "synthetic-score/score.json")["pictures"]["marginals"]}
+    assert drawn["x"]["labels"] == ["-9"]
+    assert drawn["x"]["edges"][0] == -0.5
+    assert drawn["x"]["real"][0] == 0.05

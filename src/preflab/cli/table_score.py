@@ -2,71 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from preflab import __version__
+from preflab.cli.report import show
 from preflab.config.table_score import TableScore
 from preflab.errors import ConfigError, DataError, StorageError, nearest
 from preflab.progress import say, stage, warn
 from preflab.report.table import write_table_report
-from preflab.runs import JSON, read_json, sha256, write_json
+from preflab.runs import read_json, sha256, write_json
+from preflab.tables.column import read_number
 from preflab.tables.files import read_table
 from preflab.tables.judge.extras import need_extras
 from preflab.tables.judge.score import score
 from preflab.tables.judge.typed import typed
+from preflab.tables.schema import Schema
 
 CONTENT = "score.json"
-PRINTED_RULES = 3
-COLUMNS = {"synthetic": "synthetic", "real": "second real", "marginals": "marginals"}
-
-
-@dataclass(frozen=True)
-class Line:
-    """A figure in the summary: where it stands, what is good, and how it is written."""
-
-    title: str
-    path: tuple[str, ...]
-    good: str
-    form: str = ".3f"
-
-
-LINES = (
-    Line("quality (sdmetrics)", ("fidelity", "quality"), "↑"),
-    Line("  column shapes", ("fidelity", "column_shapes"), "↑"),
-    Line("  column pair trends", ("fidelity", "column_pair_trends"), "↑"),
-    Line("marginal distance", ("fidelity", "marginal_distance"), "↓"),
-    Line("Spearman difference", ("fidelity", "spearman_difference"), "↓"),
-    Line("detected by boosting (AUC)", ("detectability", "gradient_boosting_auc"), "→ 0.5"),
-    Line("  by a random forest", ("detectability", "random_forest_auc"), "→ 0.5"),
-    Line("  by logistic regression", ("detectability", "logistic_auc"), "→ 0.5"),
-    Line("utility: accuracy", ("utility", "mean", "accuracy"), "↑"),
-    Line("  AUC", ("utility", "mean", "auc"), "↑"),
-    Line("  AUC lost, next to real", ("utility", "gap", "auc"), "↓", "+.3f"),
-    Line("  r²", ("utility", "mean", "r2"), "↑"),
-    Line("  r² lost, next to real", ("utility", "gap", "r2"), "↓", "+.3f"),
-    Line("precision", ("diversity", "precision"), "↑"),
-    Line("recall", ("diversity", "recall"), "↑"),
-    Line("density", ("diversity", "density"), "→ 1"),
-    Line("coverage", ("diversity", "coverage"), "↑"),
-    Line("duplicates", ("diversity", "duplicate_share"), "↓", ".1%"),
-    Line("copies of training rows", ("privacy", "copies"), "↓", ",.0f"),
-    Line("nearer to training rows", ("privacy", "distance_share"), "→ 0.5"),
-    Line("distance, 5th percentile", ("privacy", "distance_p5"), "→ holdout's"),
-    Line("  the holdout's own", ("privacy", "distance_p5_holdout"), ""),
-    Line("membership test (AUC)", ("privacy", "membership_auc"), "→ 0.5"),
-    Line("rows that parse", ("validity", "parsed_share"), "↑", ".1%"),
-    Line("rows in domain", ("validity", "domain_share"), "↑", ".1%"),
-    Line("rows that break a rule", ("validity", "rule_violation_share"), "→ holdout's", ".1%"),
-    Line("  the holdout's own", ("validity", "rule_violation_share_holdout"), "", ".1%"),
-)
 
 
 def run(config: TableScore) -> None:
@@ -89,7 +45,7 @@ def run(config: TableScore) -> None:
     _check_columns(config, tables)
     table = typed(tables["train"], tables["holdout"], tables["synthetic"][list(tables["train"])], config.target)
     text = tables["synthetic"][list(tables["train"])]
-    found = score(table, text, seed=config.seed, redraws=config.redraws, jobs=config.jobs)
+    found = score(table, text, seed=config.seed, redraws=config.redraws, jobs=config.jobs, special=_codes(config.train))
     speed, silence = _rows_per_cpu_second(config.synthetic)
     content = {
         "files": {
@@ -101,9 +57,12 @@ def run(config: TableScore) -> None:
         "notes": [*found.content["notes"], *([silence] if silence else [])],
     }
     write_json(folder / CONTENT, content)
-    report = write_table_report(folder)
-    _show(content, found.warnings, report.summary)
-    print(f"\nreport: {report.path}")
+    show(write_table_report(folder), Console())
+    for warning in found.warnings:
+        warn(warning)
+    for note in content["notes"]:
+        if note not in found.warnings:
+            say(note)
 
 
 def _beside(synthetic: Path) -> Path:
@@ -148,41 +107,14 @@ def _rows_per_cpu_second(synthetic: Path) -> tuple[float | None, str]:
     return float(speed), ""
 
 
-def _show(content: Mapping[str, JSON], warnings: Sequence[str], summary: str) -> None:
-    """The figures next to their bounds, the worst rules, all in a few sentences, what must not be missed."""
-    subjects = content["subjects"]
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("", no_wrap=True)
-    for subject in subjects:
-        table.add_column(COLUMNS[subject["name"]], justify="right", no_wrap=True)
-    table.add_column("good", no_wrap=True)
-    for line in LINES:
-        values = [_at(subject["figures"], line.path) for subject in subjects]
-        if any(value is not None for value in values):
-            table.add_row(line.title, *(_cell(value, line.form) for value in values), line.good)
-    console = Console()
-    console.print()
-    console.print(table)
-    rules: list[dict[str, Any]] = content["pictures"]["rules"]
-    if rules:
-        console.print("\nthe rules most broken, next to the holdout:")
-        for rule in rules[:PRINTED_RULES]:
-            told = f"  {rule['rule']}: {rule['synthetic']:.1%} (holdout {rule['holdout']:.1%})"
-            console.print(escape(told), soft_wrap=True, highlight=False)
-    console.print("\nsecond real: half of the training rows as if synthetic; marginals: each column on its own")
-    console.print(f"\n{escape(summary)}\n", highlight=False)
-    for warning in warnings:
-        warn(warning)
-    for note in content["notes"]:
-        if note not in warnings:
-            say(note)
-
-
-def _at(figures: JSON, path: Sequence[str]) -> float | None:
-    for name in path:
-        figures = None if figures is None else figures.get(name)
-    return None if figures is None else float(figures)
-
-
-def _cell(value: float | None, form: str) -> str:
-    return "–" if value is None else format(value, form)
+def _codes(train: Path) -> dict[str, list[float]] | None:
+    """The special codes of scales, where a fit left its schema beside the training rows: few rows may hold them."""
+    path = train.with_name("schema.json")
+    if not path.is_file():
+        return None
+    found = {}
+    for column in Schema.load(path).columns:
+        levels = [text for text in column.levels if text not in column.missing]
+        if column.kind in ("integer", "decimal") and column.numbers and levels:
+            found[column.name] = sorted(float(text) for text in levels if read_number(text))
+    return found

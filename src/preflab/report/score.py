@@ -165,6 +165,8 @@ class Score:
     version: str
     columns: tuple[tuple[str, str], ...]
     """Name and kind."""
+    evidence: str
+    """What figures of privacy can't say."""
     notes: tuple[str, ...]
     subjects: tuple[Subject, ...]
     utility_of_real: Figures
@@ -229,6 +231,7 @@ def read_score(folder: Path) -> Score:
         rows_per_cpu_second=Figures(content.value, path).at("rows_per_cpu_second"),
         version=content.text("preflab"),
         columns=tuple((item.text("name"), item.text("kind")) for item in content.items("columns")),
+        evidence=content.text("evidence"),
         notes=tuple(str(line) for line in content.listing("notes")),
         subjects=(*first, *(subject for subject in subjects if subject.name != "synthetic")),
         utility_of_real=Figures((part(content, "utility_of_real") or Fields({}, path)).value, path),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import wrap
 
 from markupsafe import Markup
 from rich.table import Table
@@ -13,11 +14,13 @@ from preflab import __version__
 from preflab.report import table_figures as draw
 from preflab.report.score import Marginal, Rule, Score, Subject, read_score
 from preflab.report.svg import Picture
-from preflab.report.table_verdict import EVIDENCE, Line, lines, summary
+from preflab.report.table_verdict import NOT_AVAILABLE, Line, lines, summary
 from preflab.report.templates import environment, tidy
 from preflab.report.wording import count, duration, number, visible
 from preflab.runs import write_text
 
+HEAD_WIDTH = 11
+"""Characters of a column's head on the terminal."""
 CELL = 22
 """Characters of a cell that are shown; the whole text is in the cell's title."""
 RULES_SHOWN = 10
@@ -77,7 +80,6 @@ class Chapter:
     """A line for each column."""
     fit: Picture | None
     fit_facts: tuple[tuple[str, str], ...]
-    evidence: str = EVIDENCE
 
     @property
     def pictures(self) -> tuple[Picture, ...]:
@@ -109,14 +111,16 @@ class TableReport:
         return visible(" ".join(self.chapter.summary))
 
     def table(self) -> Table:
-        """The headline figures for the terminal."""
+        """The headline figures for the terminal, in 80 columns."""
         table = Table(box=None, pad_edge=False, header_style="bold")
-        table.add_column("figure")
+        table.add_column("figure", no_wrap=True, vertical="bottom")
         for subject in self.chapter.score.subjects:
-            table.add_column(visible(heading(subject)), justify="right")
-        table.add_column("good")
+            words = wrap(visible(heading(subject)), HEAD_WIDTH)
+            table.add_column(Text("\n".join(words)), justify="right", no_wrap=True, vertical="bottom")
+        table.add_column("good", no_wrap=True, vertical="bottom")
         for line in self.chapter.headline:
-            table.add_row(*(Text(text) for text in (line.title, *line.values, line.good)))
+            values = ("–" if value == NOT_AVAILABLE else value for value in line.values)
+            table.add_row(*(Text(text) for text in (line.title, *values, line.good.partition(",")[0])))
         return table
 
 
@@ -150,7 +154,7 @@ def chapter(folder: Path) -> Chapter:
         version=__version__,
         summary=summary(score),
         lines=lines(score),
-        marginals=draw.marginals(shown, dict(score.columns)) if shown else None,
+        marginals=draw.marginals(shown, dict(score.columns), rows_of(score)) if shown else None,
         other_marginals=others,
         associations=(
             draw.associations(score.associations, len(score.columns))
@@ -167,6 +171,12 @@ def chapter(folder: Path) -> Chapter:
         fit=draw.fitting(score.fit) if score.fit else None,
         fit_facts=fit_facts(score),
     )
+
+
+def rows_of(score: Score) -> tuple[int, int] | None:
+    """How many held-out and synthetic rows were judged."""
+    real, synthetic = score.file("holdout"), score.file("synthetic")
+    return (real.rows, synthetic.rows) if real and synthetic else None
 
 
 def heading(subject: Subject) -> str:
@@ -219,7 +229,7 @@ def by_class(score: Score) -> Grid | None:
 
 def beside(here: float | None, real: float | None) -> str:
     """A figure of synthetic rows, that of real ones in brackets."""
-    text = "not available" if here is None else number(here, 3)
+    text = NOT_AVAILABLE if here is None else number(here, 3)
     return text if real is None else f"{text} [{number(real, 3)}]"
 
 

@@ -73,8 +73,14 @@ def shortened(text: str, longest: int) -> str:
 # --- how often each column has each value ---
 
 
-def marginals(shown: Sequence[Marginal], kinds: Mapping[str, str]) -> Picture:
-    """A small picture for each column."""
+def marginals(shown: Sequence[Marginal], kinds: Mapping[str, str], rows: tuple[int, int] | None = None) -> Picture:
+    """A small picture for each column.
+
+    Args:
+        shown: the columns.
+        kinds: what they hold.
+        rows: how many real and synthetic rows there are, to tell what differs by chance; None: not known.
+    """
     lines = math.ceil(len(shown) / PANELS_IN_A_ROW)
     across = min(PANELS_IN_A_ROW, max(2, len(shown)))
     width, pitch, top = 0.1 + across * (PANEL_WIDTH + BETWEEN), PANEL_HEIGHT + 0.68, 0.36
@@ -91,8 +97,14 @@ def marginals(shown: Sequence[Marginal], kinds: Mapping[str, str]) -> Picture:
             axes = figure.add_axes((x / width, y / height, PANEL_WIDTH / width, PANEL_HEIGHT / height))
             axes.patch.set_alpha(0)
             axes.set_title(shortened(marginal.column, 24), fontsize=8, loc="left", pad=14, fontweight="bold")
+            luck = f" ({percent(by_chance(marginal, *rows))} by chance)" if rows else ""
             axes.annotate(
-                f"{percent(marginal.distance)} differ", (0, 1), (0, 5), "axes fraction", "offset points", alpha=0.7
+                f"{percent(marginal.distance)} differ{luck}",
+                (0, 1),
+                (0, 5),
+                "axes fraction",
+                "offset points",
+                alpha=0.7,
             )
             if len(marginal.edges) < 2 and any(len(label) > 4 for label in marginal.labels):
                 categories(axes, marginal)
@@ -103,10 +115,19 @@ def marginals(shown: Sequence[Marginal], kinds: Mapping[str, str]) -> Picture:
         "Each column on its own",
         "How to read this: a grey area is the share of real rows, a blue line that of synthetic ones; where the line "
         "follows the area, the column is right. Separate bars are values that lie on no scale, such as special codes "
-        "and missing ones. Below each name: the share of rows that would have to move; two real samples differ a "
-        "little too.",
+        "and missing ones. Below each name: the share of rows that would have to move, and of how many two real "
+        "samples of as many rows would, about.",
         to_svg(figure, "marginals", "Histograms of real and synthetic rows, a panel for each column"),
     )
+
+
+def by_chance(marginal: Marginal, real: int, synthetic: int) -> float:
+    """The mean total variation distance of two samples of this many rows from these real shares p, as if each share
+    were drawn from a normal distribution: ½ Σ √(2/π · p (1 − p) (1/real + 1/synthetic))."""
+    if not real or not synthetic:
+        return 0.0
+    variances = marginal.real * (1 - marginal.real) * (1 / real + 1 / synthetic)
+    return float(np.sqrt(2 / np.pi * variances).sum() / 2)
 
 
 def merged(marginal: Marginal, shown: int) -> tuple[list[str], Matrix, Matrix]:
@@ -133,13 +154,19 @@ def scale(axes: Axes, marginal: Marginal, kind: str) -> None:
     axes.bar(middles, levels[0], 0.8 * wide, color=INK, alpha=GREY, linewidth=0)
     axes.bar(middles, levels[1], 0.8 * wide, facecolor="none", edgecolor=SYNTHETIC, linewidth=1.1)
     room = PANEL_WIDTH * wide / end
+    below = [label for label in labels if bins and len(label) * CHARACTER > room]
+    if len(below) == 1:  # such as "(missing)": it would reach into the scale's labels
+        labels[labels.index(below[0])] = f"\n{shortened(below[0], 16)}"
     every = max(1, math.ceil((CHARACTER * max((len(label) for label in labels), default=0) + 0.05) / room))
     fitting = max(2, int(room * every / CHARACTER))
-    ticks = [(middles[i], shortened(labels[i], fitting)) for i in range(0, len(labels), 1 if bins else every)]
+    ticks = [
+        (middles[i], labels[i] if labels[i][0] == "\n" else shortened(labels[i], fitting))
+        for i in range(0, len(labels), 1 if bins else every)
+    ]
     if bins:
         places = start + np.arange(bins + 1)
         ends = marginal.edges
-        if kind == "integer" and np.all(ends % 1 == 0.5):  # between whole numbers: which ones lie within says more
+        if kind != "decimal" and np.all(ends % 1 == 0.5):  # between whole numbers: which ones lie within says more
             ends = np.append(ends[:-1] + 0.5, ends[-1] - 0.5)
         real, synthetic = marginal.real[len(marginal.labels) :], marginal.synthetic[len(marginal.labels) :]
         axes.stairs(real, places, fill=True, color=INK, alpha=GREY, linewidth=0)
@@ -428,7 +455,8 @@ def privacy(found: Distances) -> Picture:
         "privacy",
         "Does it repeat its training rows?",
         "How to read this: a model that copies puts its rows closer to training rows (the blue line further left) than "
-        "real rows that it never saw are (grey); where the two agree, this test finds no sign of copying.",
+        "real rows that it never saw are (grey); where the two agree, this test finds no sign of copying. The last "
+        "bar holds all that lies beyond.",
         to_svg(figure, "privacy", "Distances to the closest training row: synthetic rows against held-out real rows"),
     )
 

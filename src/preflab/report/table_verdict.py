@@ -16,15 +16,12 @@ Unit = Literal["score", "share", "count"]
 LITTLE_AUC, CLEAR_AUC, FAR_AUC = 0.6, 0.75, 0.9
 """Up to here a classifier is a little, clearly, far better than guessing; beyond, it is nearly always right."""
 LOST, LITTLE_LOST, MUCH_LOST = 0.0005, 0.01, 0.05
-"""Below the first, models trained on synthetic rows lose nothing (AUC, accuracy or R²), up to the second little, from
-the third on much."""
+"""What models trained on synthetic rows lose (AUC, accuracy or R²), where it is more than chance: below the first
+nothing, if they gain more than chance, up to the second little, from the third on much."""
 NEARER = 0.02
 """A distance share or membership AUC more than this above 0.5 is a sign of learning by heart; with few rows, more than
 guessing may reach."""
-EVIDENCE = (
-    "Tests like these are evidence and no guarantee: they find copies, and rows that lie too close to training rows; "
-    "what they don’t find may still be there."
-)
+NOT_AVAILABLE = "not available"
 
 
 @dataclass(frozen=True)
@@ -54,8 +51,8 @@ class Measure:
 
 FIDELITY = (
     Measure(("fidelity", "quality"), "Quality (sdmetrics)", "near 1", headline=True),
-    Measure(("fidelity", "column_shapes"), "Column shapes (sdmetrics)", "near 1", headline=True),
-    Measure(("fidelity", "column_pair_trends"), "Column pair trends (sdmetrics)", "near 1", headline=True),
+    Measure(("fidelity", "column_shapes"), "Column shapes", "near 1", headline=True),
+    Measure(("fidelity", "column_pair_trends"), "Column pair trends", "near 1", headline=True),
     Measure(("fidelity", "marginal_distance"), "Distance of marginals", "near 0"),
     Measure(("fidelity", "spearman_difference"), "Difference of rank correlations", "near 0"),
 )
@@ -64,17 +61,17 @@ DETECTABILITY = tuple(
     for name, title in CLASSIFIERS.items()
 )
 DIVERSITY = (
-    Measure(("diversity", "precision"), "Precision", "near the second real sample"),
-    Measure(("diversity", "recall"), "Recall", "near the second real sample"),
+    Measure(("diversity", "precision"), "Precision", "near second real"),
+    Measure(("diversity", "recall"), "Recall", "near second real"),
     Measure(("diversity", "density"), "Density", "near 1"),
     Measure(("diversity", "coverage"), "Coverage", "near 1", headline=True),
-    Measure(("diversity", "duplicate_share"), "Duplicates", "near the second real sample", "share", headline=True),
-    Measure(("diversity", "common_row_share"), "Rows that real data repeat", "near the second real sample", "share"),
+    Measure(("diversity", "duplicate_share"), "Duplicates", "near second real", "share", headline=True),
+    Measure(("diversity", "common_row_share"), "Rows that real data repeat", "near second real", "share"),
 )
 PRIVACY = (
-    Measure(("privacy", "copies"), "Copies of training rows", "no more than the second real sample", "count", True),
-    Measure(("privacy", "copy_share"), "Copies, share of rows", "no more than the second real sample", "share"),
-    Measure(("privacy", "distance_share"), "Nearer to training than to held-out rows", "near 0.5", headline=True),
+    Measure(("privacy", "copies"), "Copies of training rows", "≤ second real", "count", True),
+    Measure(("privacy", "copy_share"), "Copies, share of rows", "≤ second real", "share"),
+    Measure(("privacy", "distance_share"), "Nearer to training rows", "near 0.5", headline=True),
     Measure(
         ("privacy", "distance_p5"),
         "Distance to training, 5th percentile",
@@ -87,8 +84,10 @@ PRIVACY = (
         "",
         beside=("privacy", "distance_median_holdout"),
     ),
-    Measure(("privacy", "membership_auc"), "Membership inference, AUC", "near 0.5", headline=True),
-    Measure(("privacy", "membership_tpr_at_1pct_fpr"), "Membership, found at 1 % false alarms", "near 1 %", "share"),
+    Measure(("privacy", "membership_auc"), "Membership test, AUC", "near 0.5", headline=True),
+    Measure(
+        ("privacy", "membership_tpr_at_1pct_fpr"), "Membership test, found at 1 % false alarms", "near 1 %", "share"
+    ),
 )
 VALIDITY = (
     Measure(("validity", "parsed_share"), "Rows that can be read", "100 %", "share"),
@@ -98,7 +97,7 @@ VALIDITY = (
         ("validity", "rule_violation_share_holdout"),
     ),
     Measure(("validity", "rules"), "Rules mined from training rows", "", "count"),
-    Measure(("validity", "unseen_cell_share"), "Cells never seen in training", "near the second real sample", "share"),
+    Measure(("validity", "unseen_cell_share"), "Cells never seen in training", "near second real", "share"),
 )  # fmt: skip
 
 
@@ -116,7 +115,8 @@ def lines(score: Score) -> tuple[Line, ...]:
 
 
 def utility_measures(score: Score) -> tuple[Measure, ...]:
-    """The mean of the models on held-out rows, and what they lose against real rows; nothing without a target."""
+    """The mean of the models on held-out rows, and real rows' minus that: what is lost, but for RMSE, of which less is
+    better; nothing without a target."""
     if score.target is None:
         return ()
     first = "r2" if score.regression else "auc"
@@ -126,9 +126,9 @@ def utility_measures(score: Score) -> tuple[Measure, ...]:
         good = "" if real is None else f"near {number(real, 3)}, of real training rows"
         title = f"{MEASURES[name]}, trained on these"
         measures.append(Measure(("utility", "mean", name), title, good, headline=name == first))
-        lost = "worse than real rows by" if name == "rmse" else "lost against real rows"
+        lost = "of real rows minus these" if name == "rmse" else "lost next to real"
         better = "0 or more" if name == "rmse" else "0 or less"
-        measures.append(Measure(("utility", "gap", name), f"{MEASURES[name]}, {lost}", better, headline=name == first))
+        measures.append(Measure(("utility", "gap", name), f"{MEASURES[name]} {lost}", better, headline=name == first))
     return tuple(measures)
 
 
@@ -144,7 +144,7 @@ def line(score: Score, group: str, measure: Measure) -> Line:
 def written(value: float | None, unit: Unit) -> str:
     """A figure with its unit."""
     if value is None:
-        return "not available"
+        return NOT_AVAILABLE
     match unit:
         case "score":
             return number(value, 3)
@@ -176,6 +176,9 @@ def guessing(rows: int) -> float:
 
 def judged_rows(score: Score) -> int:
     """How many rows of each table the tests could compare."""
+    told = score.synthetic.figures.at("detectability", "rows")
+    if told is not None:
+        return round(told)
     return min((file.rows for role in ("holdout", "synthetic") if (file := score.file(role))), default=0)
 
 
@@ -222,16 +225,35 @@ def trained_on(score: Score) -> str:
     measure, here, there = MEASURES[name], figures.at("utility", "mean", name), real.at("mean", name)
     beside = bounds(score, lambda bound: number(bound.figures.at("utility", "gap", name), 3))
     losses = f" ({beside[2:]})" if beside else ""
-    if lost < LOST:
-        return (
-            f"Models trained on them lose nothing on real rows{losses}: {measure} {number(here, 3)} instead of "
-            f"{number(there, 3)}."
-        )
-    size = "little" if lost <= LITTLE_LOST else "much" if lost >= MUCH_LOST else "some"
+    error = figures.at("utility", "gap_error", name)
+    interval = "" if error is None else f" ± {number(2 * error, 3)}"
     return (
-        f"Models trained on them lose {size} on real rows: {number(lost, 3)} {measure}{losses}, {number(here, 3)} "
-        f"instead of {number(there, 3)}."
+        f"Models trained on them lose {how_much(lost, chance(score, name))} on real rows: {number(lost, 3)}{interval} "
+        f"{measure}{losses}, {number(here, 3)} instead of {number(there, 3)}."
     )
+
+
+def chance(score: Score, name: str) -> float:
+    """How much models may lose by chance: twice the standard error over held-out rows, or what one half of the real
+    training rows loses or gains next to the other half, if that is more; that has the luck of the training rows in it,
+    too."""
+    error = score.synthetic.figures.at("utility", "gap_error", name) or 0.0
+    real = score.bound("real")
+    other = real and real.figures.at("utility", "gap", name)
+    return max(2 * error, abs(other or 0.0))
+
+
+def how_much(lost: float, chance: float) -> str:
+    """A loss in words.
+
+    >>> how_much(-0.02, 0.01), how_much(-0.008, 0.01), how_much(0.008, 0.002), how_much(0.08, 0.02)
+    ('nothing', 'no more than chance explains', 'little', 'much')
+    """
+    if lost < LOST and lost <= -chance:
+        return "nothing"
+    if lost <= chance:
+        return "no more than chance explains"
+    return "little" if lost <= LITTLE_LOST else "much" if lost >= MUCH_LOST else "some"
 
 
 def copied(score: Score) -> str:
@@ -255,9 +277,10 @@ def copied(score: Score) -> str:
         text = "No training row was copied"
     if signs:
         return f"{text}; they lie nearer to training rows than unseen rows do ({', '.join(signs)}; 0.5: no nearer)."
-    if len(tests) < 2 or copies:
+    if copies:
         return f"{text}."
-    return f"{text}, nor was any sign found of learning rows by heart; that is evidence and no guarantee."
+    found = ", nor was any sign found of learning rows by heart" if len(tests) == 2 else ""
+    return f"{text}{found}; that is evidence and no guarantee."
 
 
 def bounds(score: Score, figure: Callable[[Subject], str], only: str = "") -> str:

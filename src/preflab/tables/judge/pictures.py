@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 import pandas as pd
 from scipy.stats import rankdata
 
-from preflab.tables.judge.typed import Kind, Typed
+from preflab.tables.judge.typed import Typed
 
 MOST_BARS = 40
 MOST_BINS = 30
@@ -34,7 +33,8 @@ class Marginal:
     column: str
     labels: tuple[str, ...]
     edges: tuple[float, ...]
-    """One more than bins; none where there are labels alone. What lies beyond the ends counts in the last bin."""
+    """One more than bins, of dates in days since 1970; none where there are labels alone. What lies beyond the ends
+    counts in the nearest bin."""
     real: tuple[float, ...]
     """Shares of all rows: of the labels, then of the bins; they sum to 1."""
     synthetic: tuple[float, ...]
@@ -61,7 +61,7 @@ def marginals(table: Typed, special: Mapping[str, Sequence[float]] = {}) -> list
     return [
         _levels(name, table.levels[name], table.holdout[name], drawn[name])
         if kind == "category"
-        else _numbers(name, kind, table.train[name], table.holdout[name], drawn[name], special.get(name, ()))
+        else _numbers(name, table.train[name], table.holdout[name], drawn[name], special.get(name, ()))
         for name, kind in table.kinds.items()
     ]
 
@@ -83,9 +83,7 @@ def _levels(name: str, levels: Sequence[str], real: pd.Series, drawn: pd.Series)
     return Marginal(name, tuple(labels), (), tuple(shares[0]), tuple(shares[1]))
 
 
-def _numbers(
-    name: str, kind: Kind, train: pd.Series, real: pd.Series, drawn: pd.Series, special: Sequence[float]
-) -> Marginal:
+def _numbers(name: str, train: pd.Series, real: pd.Series, drawn: pd.Series, special: Sequence[float]) -> Marginal:
     """A bar for each special code that occurs and for missing cells, then bins over what the real rows hold."""
     both = [cells.to_numpy(float) for cells in (real, drawn)]
     codes = [code for code in special[: MOST_BARS - MOST_BINS - 1] if any((cells == code).any() for cells in both)]
@@ -100,32 +98,27 @@ def _numbers(
     seen = seen[~np.isin(seen, codes)]
     if not len(seen):
         seen = scale[1]
-    edges = bins(seen, whole=kind == "integer") if len(seen) else np.zeros(0)
+    edges = bins(seen) if len(seen) else np.zeros(0)
     if len(edges):
         for share, cells, every in zip(shares, scale, both, strict=True):
             inside = np.clip(cells, edges[0], edges[-1])
             share.extend(float(count) / len(every) for count in np.histogram(inside, edges)[0])
-    if kind == "datetime" and len(edges):
-        # The report knows no dates: their bins are labels.
-        days = [str(pd.Timestamp(0) + pd.Timedelta(days=float(edge)))[:10] for edge in edges]
-        labels += [f"{first} … {last}" for first, last in pairwise(days)]
-        edges = np.zeros(0)
     return Marginal(name, tuple(labels), tuple(float(edge) for edge in edges), tuple(shares[0]), tuple(shares[1]))
 
 
-def bins(values: np.ndarray, *, whole: bool) -> np.ndarray:
-    """The edges of at most 30 even bins from the smallest to the largest value; of whole numbers each bin holds equally
-    many, and its edges lie between them.
+def bins(values: np.ndarray) -> np.ndarray:
+    """The edges of at most 30 even bins from the smallest to the largest value; of whole numbers (or days) each bin
+    but the last, which ends with the largest, holds equally many, and its edges lie between them.
 
-    >>> bins(np.array([0.0, 3.0]), whole=True).tolist()
+    >>> bins(np.array([0.0, 3.0])).tolist()
     [-0.5, 0.5, 1.5, 2.5, 3.5]
-    >>> len(bins(np.array([0.0, 3.0]), whole=False))
+    >>> len(bins(np.array([0.0, 0.5])))
     31
     """
     low, high = float(values.min()), float(values.max())
-    if whole and high - low < 2**53:
+    if max(-low, high) < 2**51 and bool((values == np.rint(values)).all()):
         width = np.ceil((high - low + 1) / MOST_BINS)
-        return low - 0.5 + width * np.arange(np.ceil((high - low + 1) / width) + 1)
+        return np.append(np.arange(low - 0.5, high, width), high + 0.5)
     if low == high:
         return np.array([low - 0.5, low + 0.5])
     return np.linspace(low, high, MOST_BINS + 1)

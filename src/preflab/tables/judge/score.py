@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -68,7 +68,15 @@ class Score:
     warnings: tuple[str, ...]
 
 
-def score(table: Typed, text: pd.DataFrame, *, seed: int, redraws: int, jobs: int) -> Score:
+def score(
+    table: Typed,
+    text: pd.DataFrame,
+    *,
+    seed: int,
+    redraws: int,
+    jobs: int,
+    special: Mapping[str, Sequence[float]] | None = None,
+) -> Score:
     """Judge the synthetic rows, half of the training rows as if they were synthetic, and independent marginals.
 
     The bounds are measured by the same code, on as many redraws; only balancing is left out of their utility, which
@@ -80,6 +88,8 @@ def score(table: Typed, text: pd.DataFrame, *, seed: int, redraws: int, jobs: in
         seed: determines every draw.
         redraws: of the detectability test, ≥ 1.
         jobs: processor cores.
+        special: numbers that lie on no scale, by column, for the pictures; none: those that validity's rules are mined
+            from.
 
     Raises:
         DataError: holdout rows were trained on.
@@ -107,15 +117,17 @@ def score(table: Typed, text: pd.DataFrame, *, seed: int, redraws: int, jobs: in
         found[name] = judge(subject, real, seed=seed, redraws=redraws, jobs=jobs, balancing=balancing, title=title)
     own = found["synthetic"]
     warnings = [*leaks, *copied(table, own, found["real"])]
-    notes = [*warnings, EVIDENCE, repeated, *learnt.notes, *own.notes]
+    ruleless = "" if own.figures["validity"]["rules"] else "no rule was mined from the training rows for rows to break"
+    notes = [*warnings, repeated, ruleless, *learnt.notes, *own.notes]
     for name in ("real", "marginals"):
-        notes += [f"{subjects[name][0]}: {note}" for note in found[name].notes]
-    codes = validity.special_codes(table.train, validity.plain_numbers(table))
+        notes += [f"{subjects[name][0]}: {note}" for note in found[name].notes if note not in notes]
+    codes = validity.special_codes(table.train, validity.plain_numbers(table)) if special is None else special
     content = {
         "target": table.target,
         "seed": seed,
         "redraws": redraws,
         "columns": [{"name": name, "kind": kind} for name, kind in table.kinds.items()],
+        "evidence": EVIDENCE,
         "notes": list(dict.fromkeys(note for note in notes if note)),
         "subjects": [
             {"name": name, "title": title, "figures": found[name].figures} for name, (title, _, _) in subjects.items()

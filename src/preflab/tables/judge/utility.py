@@ -13,6 +13,7 @@ from typing import Any, Literal, assert_never, get_args
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Bool, Float
 from sklearn.metrics import accuracy_score, cohen_kappa_score, f1_score, r2_score, recall_score, roc_auc_score
 
 from preflab.progress import stage
@@ -62,12 +63,18 @@ class Regression:
     """Root mean squared error, in the target's unit."""
 
 
+Models = dict[str, dict[str, Classification | Regression | None]]
+
+
 @dataclass(frozen=True)
 class Utility:
     """By model and balancing (regression knows `none` alone); None: could not be computed, and `notes` say why."""
 
     models: Mapping[str, Mapping[str, Classification | Regression | None]]
     notes: tuple[str, ...] = ()
+    influence: Mapping[str, Float[np.ndarray, " holdout"]] = field(default_factory=dict, compare=False)
+    """Of each holdout row on the mean accuracy, AUC or r²: the mean moves by a row's part of the mean of these where it
+    is drawn more or less often. None where a model has no such figure."""
 
     def mean(self) -> dict[str, float | None]:
         """Mean over models, without balancing, of accuracy, AUC and macro F1, or of r² and RMSE."""
@@ -82,8 +89,17 @@ class Utility:
         own, theirs = self.mean(), real.mean()
         return {name: None if (a := theirs.get(name)) is None or (b := own[name]) is None else a - b for name in own}
 
+    def gap_error(self, real: Utility) -> dict[str, float]:
+        """The standard error of the gap over draws of the holdout; both are tested on the same rows, so that what is
+        hard for both cancels out. Another draw of rows to train on, or another seed of a model, adds to it."""
+        return {
+            name: float(np.std(real.influence[name] - own, ddof=1) / np.sqrt(len(own)))
+            for name, own in self.influence.items()
+            if name in real.influence and len(own) > 1
+        }
+
     def figures(self, real: Utility | None = None) -> dict[str, Any] | None:
-        """Models, means and, next to training on real rows, the gap; None where there is nothing."""
+        """Models, means and, next to training on real rows, the gap and its error; None where there is nothing."""
         if not self.models:
             return None
         out: dict[str, Any] = {
@@ -93,7 +109,7 @@ class Utility:
             },
             "mean": self.mean(),
         }
-        return out if real is None else {**out, "gap": self.gap(real)}
+        return out if real is None else {**out, "gap": self.gap(real), "gap_error": self.gap_error(real)}
 
 
 def utility(
@@ -130,7 +146,8 @@ def utility(
     if left := len(rows) - len(train) + len(table.holdout) - len(test):
         notes.append(f'utility leaves out {left} {"row" if left == 1 else "rows"} in which "{target}" is missing')
     if table.kinds[target] != "category" and table.holdout[target].nunique() > MOST_CLASSES:
-        return Utility(_regressions(table, train, test, target, seed, jobs, title), tuple(notes))
+        found, influence = _regressions(table, train, test, target, seed, jobs, title)
+        return Utility(found, tuple(notes), influence)
     known = set(table.train[target].dropna())
     if len(known) > MOST_LEVELS:
         return Utility({}, (f'no utility: "{target}" has {len(known):,} values, and {MOST_LEVELS} can be told apart',))
@@ -143,8 +160,8 @@ def utility(
         if not len(train):
             return Utility({}, tuple(notes))
     labels, truth = _labels(train[target]), _labels(test[target])
-    models, more = _classifications(table, train, test, labels, truth, seed, balancing, jobs, title)
-    return Utility(models, (*notes, *more))
+    models, more, influence = _classifications(table, train, test, labels, truth, seed, balancing, jobs, title)
+    return Utility(models, (*notes, *more), influence)
 
 
 def _labels(target: pd.Series) -> np.ndarray:
@@ -164,17 +181,19 @@ def _classifications(
     balancing: Sequence[Balancing],
     jobs: int,
     title: str,
-) -> tuple[dict[str, dict[str, Classification | Regression | None]], list[str]]:
+) -> tuple[Models, list[str], dict[str, np.ndarray]]:
     columns = table.features
     names = {name: position for position, name in enumerate(MODELS)}
-    found: dict[str, dict[str, Classification | Regression | None]] = {name: {} for name in names}
+    found: Models = {name: {} for name in names}
     classes = np.unique(labels)
     if len(classes) == 1:
         # Nothing can be learnt: everyone answers with the only class there is.
-        only = score_classes(truth, np.ones((len(truth), 1)), classes)
+        alike = np.ones((len(truth), 1))
+        only = score_classes(truth, alike, classes)
         note = f'utility: each row to learn from has the "{table.target}" {classes[0]}, so all models say just that'
-        return {name: dict.fromkeys(balancing, only) for name in names}, [note]
+        return {name: dict.fromkeys(balancing, only) for name in names}, [note], influences(truth, alike, classes)
     notes: list[str] = []
+    swayed: list[dict[str, np.ndarray]] = []
     test_trees = table.codes(test, columns)
     test_linear = table.one_hot(test, columns)
     with stage(title, len(balancing) * len(names)) as advance:
@@ -195,8 +214,16 @@ def _classifications(
                     name, trees, linear, test_trees, test_linear, answers, model_seed, jobs, weight
                 )
                 found[name][how] = score_classes(truth, probabilities, order)
+                if how == "none":
+                    swayed.append(influences(truth, probabilities, order))
                 advance(turn * len(names) + place + 1, f"{how}, {name}")
-    return found, notes
+    return found, notes, _mean_influence(swayed)
+
+
+def _mean_influence(models: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Of the mean over models, where each has one."""
+    known = [name for name in models[0] if all(name in one for one in models)] if models else []
+    return {name: np.mean([one[name] for one in models], axis=0) for name in known}
 
 
 def _learn(
@@ -241,8 +268,7 @@ def score_classes(truth: np.ndarray, probabilities: np.ndarray, classes: np.ndar
     said = classes[probabilities.argmax(axis=1)]
     there = sorted(set(truth))
     everything = sorted({*truth, *said})
-    place = {name: column for column, name in enumerate(classes)}
-    expected = [probabilities[:, place[name]] if name in place else np.zeros(len(truth)) for name in there]
+    expected = _expected(there, probabilities, classes)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         each = f1_score(truth, said, labels=there, average=None, zero_division=0)
@@ -257,6 +283,46 @@ def score_classes(truth: np.ndarray, probabilities: np.ndarray, classes: np.ndar
         kappa=kappa,
         f1={str(name): float(value) for name, value in zip(there, each, strict=True)},
     )
+
+
+def _expected(names: Sequence[str], probabilities: np.ndarray, classes: np.ndarray) -> list[np.ndarray]:
+    """The probabilities of these classes; 0 of one that is none of `classes`."""
+    place = {name: column for column, name in enumerate(classes)}
+    return [probabilities[:, place[name]] if name in place else np.zeros(len(probabilities)) for name in names]
+
+
+def influences(truth: np.ndarray, probabilities: np.ndarray, classes: np.ndarray) -> dict[str, np.ndarray]:
+    """How each row sways the accuracy and AUC of `score_classes`: the standard deviation of these over √rows is the
+    figure's standard error.
+
+    >>> swayed = influences(np.array(["a", "a", "b", "b"]), np.eye(2)[[0, 0, 0, 1]], np.array(["a", "b"]))
+    >>> swayed["accuracy"].tolist(), swayed["auc"].tolist()
+    ([0.25, 0.25, -0.75, 0.25], [0.0, 0.0, -0.5, 0.5])
+    """
+    right = classes[probabilities.argmax(axis=1)] == truth
+    found = {"accuracy": right - right.mean()}
+    there = sorted(set(truth))
+    if len(there) > 1:
+        each = zip(there, _expected(there, probabilities, classes), strict=True)
+        found["auc"] = np.mean([auc_influence(truth == name, column) for name, column in each], axis=0)
+    return found
+
+
+def auc_influence(positive: Bool[np.ndarray, " row"], scores: Float[np.ndarray, " row"]) -> Float[np.ndarray, " row"]:
+    """How each row sways an AUC (DeLong, DeLong and Clarke-Pearson 1988, Biometrics 44): the share of the other class
+    that it stands on the right side of, ties half, minus the AUC, over its own class's share.
+
+    Args:
+        positive: whose scores should be high; some are, and some are not.
+        scores: any numbers.
+    """
+    found = np.empty(len(scores))
+    for own, sign in ((positive, 1.0), (~positive, -1.0)):
+        others = np.sort(sign * scores[~own])
+        sides = [np.searchsorted(others, sign * scores[own], side=side) for side in ("left", "right")]
+        beaten = np.mean(sides, axis=0) / len(others)
+        found[own] = (beaten - beaten.mean()) / own.mean()
+    return found
 
 
 class CannotBalance(Exception):
@@ -345,12 +411,13 @@ def _decoded(table: Typed, columns: Sequence[str], codes: np.ndarray) -> pd.Data
 
 def _regressions(
     table: Typed, train: pd.DataFrame, test: pd.DataFrame, target: str, seed: int, jobs: int, title: str
-) -> dict[str, dict[str, Classification | Regression | None]]:
+) -> tuple[Models, dict[str, np.ndarray]]:
     columns = table.features
     trees, linear = learners.filled(table.codes(train, columns)), table.one_hot(train, columns)
     test_trees, test_linear = learners.filled(table.codes(test, columns)), table.one_hot(test, columns)
     answers, truth = train[target].to_numpy(float), test[target].to_numpy(float)
-    found: dict[str, dict[str, Classification | Regression | None]] = {}
+    found: Models = {}
+    swayed: list[dict[str, np.ndarray]] = []
     names: tuple[RegressionModel, ...] = get_args(RegressionModel)
     with stage(title, len(names)) as advance:
         for done, name in enumerate(names, start=1):
@@ -371,8 +438,17 @@ def _regressions(
                 warnings.simplefilter("ignore")
                 said = np.asarray(learner.fit(seen, answers).predict(asked), float)
             found[name] = {"none": score_numbers(truth, said)}
+            swayed.append({} if np.ptp(truth) == 0 else {"r2": r2_influence(truth, said)})
             advance(done, name)
-    return found
+    return found, _mean_influence(swayed)
+
+
+def r2_influence(truth: Float[np.ndarray, " row"], said: Float[np.ndarray, " row"]) -> Float[np.ndarray, " row"]:
+    """How each row sways r² = 1 − E / V, where E and V are the means of eᵢ², the squared error, and of dᵢ², the squared
+    deviation: −(eᵢ² − E) / V + E (dᵢ² − V) / V²."""
+    errors, deviations = (truth - said) ** 2, (truth - truth.mean()) ** 2
+    error, variance = errors.mean(), deviations.mean()
+    return -(errors - error) / variance + error * (deviations - variance) / variance**2
 
 
 def score_numbers(truth: np.ndarray, said: np.ndarray) -> Regression:
