@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from rich.cells import cell_len
 
+from preflab.cli.flags import parse
 from preflab.cli.main import main
 from preflab.runs import read_json, write_json
 
@@ -160,6 +166,8 @@ def test_a_spreadsheet_runs_no_formula(fitted: Path, tmp_path: Path, capfd: pyte
         (["sample", "RUN", "-n", "0", "--out", "OUT.csv"], 2, "rows = 0"),
         (["sample", "RUN", "-n", "2", "--out", "OUT.txt"], 3, 'tables end in .csv, .tsv or .parquet, not in ".txt"'),
         (["sample", "DATA", "-n", "2", "--out", "OUT.csv"], 2, "holds no fitted table"),
+        (["sample", "RUN", "-n", "2", "--out", "DATA"], 5, "is a folder; name a file in it, such as"),
+        (["fit", "DATA", "--out", "OUT"], 3, "is a folder; name a table"),
         (["fit", "DATA/none.csv", "--out", "OUT"], 3, "none.csv"),
         (["fit", "DATA/data.csv", "--out", "OUT", "--target", "clas"], 2, 'no column "clas"; did you mean "class"'),
         (["fit", "DATA/data.csv", "--out", "OUT", "--columns", "n"], 2, "columns = n: write it as NAME=KIND"),
@@ -185,6 +193,47 @@ def _placed(word: str, places: dict[str, Path]) -> str:
     for name, path in places.items():
         word = word.replace(name, str(path))
     return word
+
+
+def test_the_commands_that_a_fit_names_are_right(fitted: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    _, out, _ = run(capfd, "table", "fit", fitted.parent / "data.csv", "--target", "class", "--out", fitted, *FAST)
+    for name, class_name in (("sample", "TableSample"), ("score", "TableScore")):
+        (line,) = [line for line in out.splitlines() if f"preflab table {name} " in line]
+        words = shlex.split(line.partition(":")[2])
+        config = parse(f"table {name}", class_name, words[3:])
+        if name == "score":
+            assert config.train.is_file()
+            assert config.holdout.is_file()
+            assert config.target == "class"
+
+
+def test_an_interrupted_sample_promises_nothing(
+    fitted: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    timer = threading.Timer(1, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    code, _, err = run(capfd, "table", "sample", fitted, "-n", 1_000_000, "--out", tmp_path / "rows.csv")
+    timer.join()
+    assert code == 130
+    assert "rows.csv was not written" in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_tables_of_text_fit_a_narrow_terminal(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    data = tmp_path / "data.csv"
+    rows = [f"{'a long value ' * 3}{i % 3},{'漢字' if i % 2 else 'x'},{i % 5}" for i in range(60)]
+    data.write_text("\n".join([f"{'a long name ' * 4}a,b,c", *rows, ""]))
+    assert run(capfd, "table", "fit", data, "--out", tmp_path / "run", *FAST)[0] == 0
+    code, said, _ = run(capfd, "table", "sample", tmp_path / "run", "-n", 5, "--out", tmp_path / "rows.csv")
+    shown = said.splitlines()[-4:]
+    assert code == 0
+    assert max(map(cell_len, shown)) <= 60
+    assert shown[1].startswith("  a long name")
+    assert "…" in shown[1]
+    assert shown[2].split()[0] == "b"
 
 
 def test_help_needs_no_torch() -> None:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import shlex
+import shutil
+import signal
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from rich.cells import cell_len, set_cell_size
 
 from preflab.config.load import to_yaml
 from preflab.config.tables import TableFit, TableSample
-from preflab.data.jsonl import shown
-from preflab.errors import ConfigError, StorageError
+from preflab.errors import ConfigError, DataError, Interrupted, StorageError
 from preflab.progress import say, stage, warn
 from preflab.runs import RunFolder, read_json, write_json
 from preflab.seeds import derive
@@ -37,6 +40,9 @@ PREVIEW = 3
 """Rows that are printed of a sample."""
 WIDEST = 20
 """Characters of a cell in the preview."""
+NARROWEST = 8
+"""Where a terminal is narrow, columns of text give way down to this."""
+NO_TERMINAL = (120, 24)
 
 
 def fit(config: TableFit) -> None:
@@ -46,6 +52,8 @@ def fit(config: TableFit) -> None:
         RunFolder.open(config.out, to_yaml(config), data=config.data)
         say(f"{config.out} is finished already")
         return _show(config, read_json(run.path / FIT))
+    if config.data.is_dir():
+        raise DataError(f"{config.data} is a folder; name a table, .csv, .tsv or .parquet")
     say(f"reading {config.data}")
     frame, source = read_table(config.data)
     learned, held = parted(len(frame), config.holdout, seed=config.seed)
@@ -76,6 +84,8 @@ def fit(config: TableFit) -> None:
 
 def sample(config: TableSample) -> None:
     """Write rows to a file."""
+    if config.out.is_dir():
+        raise StorageError(f"{config.out} is a folder; name a file in it, such as {config.out / 'synthetic.csv'}")
     if config.out.exists():
         raise StorageError(f"{config.out} is there already; choose another --out, or delete it")
     format_of(config.out)
@@ -85,7 +95,10 @@ def sample(config: TableSample) -> None:
     fitted.legal(config.where)
     model = fitted.model(config.policy)
     began = time.process_time()
-    rows, drawn = synthesizer.draw(config.rows, config.where, seed=config.seed, policy=config.policy)
+    try:
+        rows, drawn = synthesizer.draw(config.rows, config.where, seed=config.seed, policy=config.policy)
+    except KeyboardInterrupt:
+        raise Interrupted(f"interrupted; {config.out} was not written", signal.SIGINT) from None
     seconds = time.process_time() - began
     altered = write_table(rows, fitted.source, config.out, spreadsheet_safe=config.spreadsheet_safe)
     write_json(
@@ -144,14 +157,28 @@ def _say_columns(schema: Schema) -> None:
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]], widths: Sequence[int]) -> str:
-    """Plain columns of text, each cut to its width."""
-    cut = [
-        [shown(cell, width) if len(cell) > width else _visible(cell) for cell, width in zip(row, widths, strict=True)]
-        for row in (header, *rows)
+    """Plain columns of text, each cut to its width, and to what the terminal has room for."""
+    cells = [[_visible(cell) for cell in row] for row in (header, *rows)]
+    sizes = [
+        min(width, max(map(cell_len, column))) for width, column in zip(widths, zip(*cells, strict=True), strict=True)
     ]
-    sizes = [max(map(len, column)) for column in zip(*cut, strict=True)]
-    lines = ("  ".join(f"{cell:<{size}}" for cell, size in zip(row, sizes, strict=True)).rstrip() for row in cut)
-    return "\n".join(f"  {line}" for line in lines)
+    sizes = _narrowed(sizes, shutil.get_terminal_size(NO_TERMINAL).columns - 2 * len(sizes))
+    return "\n".join(
+        "  " + "  ".join(_cut(cell, size) for cell, size in zip(row, sizes, strict=True)).rstrip() for row in cells
+    )
+
+
+def _narrowed(sizes: Sequence[int], room: int) -> list[int]:
+    """Widths that fit: the widest gives way first."""
+    left = list(sizes)
+    while sum(left) > room and max(left) > NARROWEST:
+        left[left.index(max(left))] -= 1
+    return left
+
+
+def _cut(text: str, size: int) -> str:
+    """Text that takes exactly `size` places of a terminal, of which Chinese characters take two."""
+    return set_cell_size(text, size) if cell_len(text) <= size else set_cell_size(text, size - 1) + "…"
 
 
 def _preview(rows: pd.DataFrame) -> str:
@@ -164,7 +191,7 @@ def _preview(rows: pd.DataFrame) -> str:
 
 def _visible(text: str) -> str:
     """What a terminal can show without obeying it."""
-    return "".join(letter if letter.isprintable() else f"\\x{ord(letter):02x}" for letter in text)
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
 def _said_of(drawn: Drawn) -> str:
@@ -184,6 +211,16 @@ def _show(config: TableFit, report: Mapping[str, Any]) -> None:
     share, rows = report[UNMASKED_SHARE], report["unmasked_rows"]
     print(f"legal rows without the mask: {share:.1%} of {rows}; with it all are")
     print(f"sample: preflab table sample {config.out} -n 1000 --out synthetic{_suffix(config.data)}")
+    if config.holdout:
+        print(f"judge:  {_judging(config)}")
+
+
+def _judging(config: TableFit) -> str:
+    """The command that judges a sample; exactly what can be pasted."""
+    suffix = _suffix(config.data)
+    files = [f"{config.out}/train{suffix}", f"synthetic{suffix}", "--holdout", f"{config.out}/holdout{suffix}"]
+    aim = [] if config.target is None else ["--target", config.target]
+    return shlex.join(["preflab", "table", "score", *files, *aim])
 
 
 def _suffix(data: Path) -> str:

@@ -31,6 +31,9 @@ def run(config: TableScore) -> None:
     folder = config.out or _beside(config.synthetic)
     _check_folder(folder)
     paths = {"train": config.train, "holdout": config.holdout, "synthetic": config.synthetic}
+    for path in paths.values():
+        if path.is_dir():
+            raise DataError(f"{path} is a folder; name a table, such as the train.csv in the run folder of a fit")
     sums = {name: sha256(path) for name, path in paths.items() if path.is_file()}
     if sums.get("train") is not None and sums["train"] == sums.get("holdout"):
         raise DataError(
