@@ -22,9 +22,9 @@ from preflab.seeds import derive
 from preflab.tables.conditions import read
 from preflab.tables.draw import Drawn, unmasked_share
 from preflab.tables.files import format_of, read_table, write_table
-from preflab.tables.fitting import FIT
 from preflab.tables.schema import Schema, infer
 from preflab.tables.synthesizer import (
+    FIT,
     UNMASKED,
     UNMASKED_SHARE,
     Learning,

@@ -20,25 +20,22 @@ class RowModel:
     """Width of the residual stream; a multiple of heads."""
     heads: Positive = 4
     """Attention heads."""
-    dropout: Annotated[float, Interval(ge=0, lt=1)] = 0.15
-    """Share of activations dropped while it learns, in [0, 1)."""
+    dropout: Annotated[float, Interval(ge=0, lt=1)] = 0.1
+    """Share of activations dropped while it learns, in [0, 1); embeddings are never dropped."""
     hats: Positive = 16
     """Into how many quantiles the smooth features of a column's numbers divide them. A number's embeddings are sums of
     features that its neighbours share, so a rare number learns from those beside it."""
-    fine_hats: Positive = 128
-    """A finer set, over the numbers that occur in a column in their order: up to so many have a feature for themselves,
-    and are told apart."""
     batch: Positive = 128
     """Rows in an optimiser step."""
     learning_rate: Annotated[float, Gt(0), Le(1)] | None = None
-    """Peak learning rate of AdamW, in (0, 1]; none: 0.005 from scratch, 0.0005 for a model that goes on learning."""
+    """Peak learning rate of AdamW, in (0, 1]; none: 0.007 from scratch, 0.0005 for a model that goes on learning."""
     weight_decay: Annotated[float, Ge(0)] = 0.05
     """Decoupled weight decay of matrices, ≥ 0."""
     averaging: Annotated[float, Interval(ge=0, lt=1)] = 0.995
     """The model that is kept is a moving average of the weights; what each step leaves of it, in [0, 1)."""
     validation: Annotated[float, Gt(0), Le(0.5)] = 0.1
     """Share of the training rows on which no step is taken: they say when to stop, in (0, 0.5]."""
-    epochs: Annotated[float, Gt(0)] = 20.0
+    epochs: Annotated[float, Gt(0)] = 14.0
     """Passes over the rows at most, > 0; the learning rate falls to 0 at their end."""
     patience: Positive = 5
     """Passes without a better likelihood of the validation rows after which it stops."""

@@ -25,15 +25,15 @@ from torch import nn
 from preflab.config.row_model import RowModel
 from preflab.errors import NumericError
 from preflab.live import live
-from preflab.runs import RunFolder, new_folder, read_lines, write_json
+from preflab.runs import RunFolder, new_folder, read_lines
 from preflab.seeds import derive
 from preflab.tables.writers import Writer
 from preflab.training.order import batch_at
 from preflab.training.session import Session
 
 Codes = Int[np.ndarray, "row column"]
-FIT = "fit.json"
-"""The last file of a fit: where it is, the model is whole."""
+STOPS = ("epochs", "validation", "minutes")
+"""What a fit may be stopped by."""
 BETAS = (0.9, 0.98)
 MAX_GRADIENT_NORM = 1.0
 WARMUP_STEPS = 50
@@ -82,8 +82,7 @@ def fit_rows(
     minutes: float | None = None,
     quality: Quality | None = None,
 ) -> dict[str, Any]:
-    """Train `writer` on `codes`, and leave the best model in the run folder: `model/` and, as the last file,
-    `fit.json`, which is also returned.
+    """Train `writer` on `codes`, leave the best model in the run folder, in `model/`, and return what was measured.
 
     Args:
         codes: the training rows; a part of them is for validation.
@@ -115,10 +114,10 @@ def fit_rows(
         evaluate=None,
     )
     seen = session.memory
-    seen.setdefault("best_nats", math.inf)
-    stopped_by = "epochs"
     with session.stoppable(), live("fitting rows", total, session.start, earlier=read_lines(run.metrics)) as show:
         for step in range(session.start, total):
+            if "stop" in seen:  # it was stopped before its model was written
+                break
             over = seen.get("seconds", 0.0) / (60 * minutes) if minutes else 0.0
             progress = min(1.0, max(step / total, over))
             rows = learned[batch_at(step, examples=len(learned), batch_size=settings.batch, seed=derive(seed, "data"))]
@@ -134,35 +133,38 @@ def fit_rows(
                 epoch = math.ceil(done / per_epoch)
                 with _clock(seen):
                     nats = held_out_nats(average, codes[held], seed=seed)
-                    if nats < seen["best_nats"]:
+                    if not math.isfinite(nats):
+                        raise NumericError(
+                            f"after step {done} the likelihood of the validation rows is not finite; lower "
+                            "fit.learning_rate"
+                        )
+                    if "best_nats" not in seen or nats < seen["best_nats"]:
                         best.load_state_dict(average.state_dict())
                         seen |= {"best_nats": nats, "best_step": done, "best_epoch": epoch}
                     if quality is not None and epoch % settings.look_every == 0:
                         figures |= quality(average.plain(), epoch)
                 figures |= {"epoch": epoch, "validation_nats": nats, "seconds": seen["seconds"]}
                 run.log({"step": done, **figures})
+                if late or done == total or epoch - seen["best_epoch"] >= settings.patience:
+                    seen["stop"] = STOPS.index("epochs" if done == total else "minutes" if late else "validation")
+                    session.marks.add(done)  # so that a resumed run stops here too
             show(done, figures if whole else {})
             session.after(done)
-            if late or (whole and epoch - seen["best_epoch"] >= settings.patience):
-                stopped_by = "minutes" if late and done < total else "validation"
-                break
     model = best.plain()
     figures = {} if quality is None else quality(model, int(seen["best_epoch"]))
     with new_folder(run.model) as folder:
         model.save_pretrained(folder)
-    report = {
+    return {
         "rows": len(learned),
         "validation_rows": len(held),
         "validation_nats": seen["best_nats"],
         "best_step": int(seen["best_step"]),
         "best_epoch": int(seen["best_epoch"]),
-        "stopped_by": stopped_by,
+        "stopped_by": STOPS[int(seen["stop"])],
         "seconds": seen["seconds"],
         "cpu_seconds": seen["cpu_seconds"],
         **figures,
     }
-    write_json(run.path / FIT, report)
-    return report
 
 
 def _step(

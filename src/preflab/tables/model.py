@@ -37,24 +37,24 @@ UNSEEN = 0.1
 
 
 def number_features(
-    values: Float[np.ndarray, " token"], counts: Int[np.ndarray, " token"], *, hats: int, fine_hats: int
+    values: Float[np.ndarray, " token"], counts: Int[np.ndarray, " token"], *, hats: int
 ) -> Float[np.ndarray, "token feature"]:
     """Smooth features of a column's tokens.
 
     A level has a feature of its own. Numbers have in common: a constant; hats on the scale of quantiles, with 16 (then
-    8, 4) even places; hats on the scale of ranks among the numbers that occur, with 128 places: where there are no more
-    numbers than that, each has one for itself; the standardised number, that of its logarithm, and the quantile. A hat
-    is piecewise linear, 1 at its place and 0 at the next.
+    8, 4) even places; the standardised number, that of its logarithm, and the quantile. A hat is piecewise linear, 1 at
+    its place and 0 at the next.
+
+    None is a number's own: with a finer scale, on which most numbers of a column are told apart, held-out likelihood is
+    better, and the rows are easier to tell from real ones.
 
     Args:
         values: what each token stands for; NaN for a level.
         counts: how often the training rows hold it.
-        hats: places of the finest set on the scale of quantiles, at least 1.
-        fine_hats: places on the scale of ranks, at least 1.
+        hats: places of the finest set, at least 1.
 
-    >>> two = number_features(np.array([np.nan, 1.0, 2.0]), np.array([5, 1, 1]), hats=2, fine_hats=2)
-    >>> two[:, :6].tolist()
-    [[1.0, 0.0, 0.0, 0.0, 0.0, 0.0], [0.0, 1.0, 0.75, 0.25, 1.0, 0.0], [0.0, 1.0, 0.25, 0.75, 0.0, 1.0]]
+    >>> number_features(np.array([np.nan, 1.0, 2.0]), np.array([5, 1, 1]), hats=2)[:, :4].tolist()
+    [[1.0, 0.0, 0.0, 0.0], [0.0, 1.0, 0.75, 0.25], [0.0, 1.0, 0.25, 0.75]]
     """
     level = np.isnan(values)
     atoms = np.eye(len(values))[:, level]
@@ -64,15 +64,13 @@ def number_features(
     seen = np.maximum(counts[~level], UNSEEN)
     order = np.argsort(numbers, kind="stable")
     mass = seen[order].cumsum()
-    quantiles, ranks = np.empty_like(numbers), np.empty_like(numbers)
+    quantiles = np.empty_like(numbers)
     quantiles[order] = (mass - seen[order] / 2) / mass[-1]
-    ranks[order] = np.linspace(0, 1, len(numbers))
     parts = [np.ones((len(numbers), 1))]
     places = min(hats, len(numbers))
     while places >= min(FEWEST_HATS, hats, len(numbers)):
         parts.append(_hats(quantiles, places))
         places //= 2
-    parts.append(_hats(ranks, min(fine_hats, len(numbers))))
     parts += [_standard(numbers)[:, None], _standard(np.log1p(numbers - numbers.min()))[:, None]]
     parts.append(2 * quantiles[:, None] - 1)
     shared = np.hstack(parts)
@@ -119,7 +117,7 @@ class RowWriter(Writer):
     The head has a bias, which GPT-2's has not: the first channel of the last states is given to it.
     """
 
-    usual_rate = 5e-3
+    usual_rate = 7e-3
 
     def __init__(
         self, encoding: Compact, codes: Int[np.ndarray, "row column"], settings: RowModel, *, seed: int
@@ -159,7 +157,7 @@ class RowWriter(Writer):
         for slot in self.slots:
             here = slice(slot.first, slot.first + slot.count)
             values = encoding.numbers_of(slot.column) if slot.part == 0 else np.full(slot.count, np.nan)
-            blocks.append(number_features(values, counts[here], hats=settings.hats, fine_hats=settings.fine_hats))
+            blocks.append(number_features(values, counts[here], hats=settings.hats))
             seen = np.maximum(counts[here], UNSEEN)
             bias[here] = np.log(seen / seen.sum())
         # transformers and torch initialise from the global generator: give it a seeded one, and the old state back.

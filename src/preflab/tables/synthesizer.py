@@ -34,7 +34,7 @@ from preflab.tables.conditions import Condition, count, find, legal_codes, of_va
 from preflab.tables.draw import CANDIDATES, Drawn, draw_rows, impute_rows, unmasked_share, writable
 from preflab.tables.encoding import Encoding, Legal
 from preflab.tables.files import Source, from_frame, read_table, to_frame
-from preflab.tables.fitting import FIT, fit_rows, split
+from preflab.tables.fitting import fit_rows, split
 from preflab.tables.look import look
 from preflab.tables.model import RowWriter
 from preflab.tables.schema import Schema, infer, is_missing
@@ -43,8 +43,9 @@ from preflab.tables.sentence_model import SentenceWriter
 from preflab.tables.writers import Writer
 
 SCHEMA, SOURCE, ENCODING = "schema.json", "source.json", "encoding.json"
+FIT = "fit.json"
+"""The last file of a fit: where it is, the model is whole."""
 UNMASKED_SHARE = "unmasked_valid_share"
-"""In `fit.json`, once the fit is over."""
 REFERENCE = "reference"
 """The policy that was fitted; others are trained from it."""
 UNMASKED, UNMASKED_SENTENCES = 300, 50
@@ -437,8 +438,8 @@ def start(train: pd.DataFrame, schema: Schema, learning: Learning) -> Start:
 
 
 def finished(folder: Path) -> bool:
-    """Whether a fit came to its end: the last that `learn` writes is there."""
-    return (folder / FIT).exists() and UNMASKED_SHARE in read_json(folder / FIT)
+    """Whether a fit came to its end."""
+    return (folder / FIT).exists()
 
 
 def learn(run: RunFolder, begun: Start, source: Source, learning: Learning) -> dict[str, Any]:
