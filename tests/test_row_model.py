@@ -192,7 +192,9 @@ def test_a_fit_that_was_stopped_within_its_first_pass_goes_on(tmp_path: Path) ->
 def test_a_fit_that_was_killed_before_it_wrote_its_model_learns_no_further(
     tmp_path: Path, minutes: float | None
 ) -> None:
-    settings = RowModel(layers=1, width=16, heads=2, batch=64, epochs=300, patience=1, learning_rate=0.05)
+    settings = RowModel(
+        layers=1, width=16, heads=2, batch=64, epochs=300, patience=999 if minutes else 1, learning_rate=0.05
+    )
     codes = drawn(200)
     first = fitted(tmp_path, codes, settings, minutes=minutes)
     model = tmp_path / "run" / "model" / "model.safetensors"

@@ -28,14 +28,14 @@ class RowModel:
     batch: Positive = 128
     """Rows in an optimiser step."""
     learning_rate: Annotated[float, Gt(0), Le(1)] | None = None
-    """Peak learning rate of AdamW, in (0, 1]; none: 0.007 from scratch, 0.0005 for a model that goes on learning."""
+    """Peak learning rate of AdamW, in (0, 1]; none: 0.008 from scratch, 0.0005 for a model that goes on learning."""
     weight_decay: Annotated[float, Ge(0)] = 0.05
     """Decoupled weight decay of matrices, ≥ 0."""
     averaging: Annotated[float, Interval(ge=0, lt=1)] = 0.995
     """The model that is kept is a moving average of the weights; what each step leaves of it, in [0, 1)."""
     validation: Annotated[float, Gt(0), Le(0.5)] = 0.1
     """Share of the training rows on which no step is taken: they say when to stop, in (0, 0.5]."""
-    epochs: Annotated[float, Gt(0)] = 14.0
+    epochs: Annotated[float, Gt(0)] = 15.0
     """Passes over the rows at most, > 0; the learning rate falls to 0 at their end."""
     patience: Positive = 5
     """Passes without a better likelihood of the validation rows after which it stops."""

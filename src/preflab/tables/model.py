@@ -117,7 +117,7 @@ class RowWriter(Writer):
     The head has a bias, which GPT-2's has not: the first channel of the last states is given to it.
     """
 
-    usual_rate = 7e-3
+    usual_rate = 8e-3
 
     def __init__(
         self, encoding: Compact, codes: Int[np.ndarray, "row column"], settings: RowModel, *, seed: int
