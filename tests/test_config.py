@@ -20,7 +20,18 @@ from hypothesis import strategies as st
 import preflab
 from preflab.cli.flags import parse
 from preflab.cli.main import COMMANDS
-from preflab.config import commands, online, online_preference, pair_losses, preference, sampling, training
+from preflab.config import (
+    commands,
+    online,
+    online_preference,
+    pair_losses,
+    preference,
+    row_model,
+    sampling,
+    table_score,
+    tables,
+    training,
+)
 from preflab.config.arms import LABELS
 from preflab.config.commands import Base, Compare, Generate, Methods, TrainDPO, TrainSFT
 from preflab.config.load import build, check, flatten, from_files, read_yaml, to_values, to_yaml
@@ -35,13 +46,15 @@ from preflab.errors import ConfigError
 REQUIRED = ["--model", "m", "--data", "d.jsonl", "--out", "o"]
 GIVEN = {
     "model": "m", "data": Path("d"), "out": Path("o"), "reward": "r", "reference": "m", "method": "dpo",
-    "study": Path("s"),
+    "folder": Path("s"), "run": Path("r"), "rows": 9, "train": Path("t.csv"), "synthetic": Path("s.csv"),
 }  # fmt: skip
 
 
 def example(cls: Any) -> Any:
     """A config of a command with what it requires, and no more."""
-    given = {field.name: GIVEN[field.name] for field in dataclasses.fields(cls) if required(field)}
+    given = {
+        field.name: GIVEN.get(field.name, Path(field.name)) for field in dataclasses.fields(cls) if required(field)
+    }
     return cls(**given)
 
 
@@ -50,9 +63,11 @@ def required(field: dataclasses.Field[Any]) -> bool:
 
 
 EXAMPLES = [example(getattr(commands, command.config)) for command in COMMANDS.values()]
+MODULES = (training, sampling, pair_losses, preference, online, online_preference, commands)
+MODULES += (row_model, tables, table_score)
 CONFIG_CLASSES = [
     cls
-    for module in (training, sampling, pair_losses, preference, online, online_preference, commands)
+    for module in MODULES
     for cls in vars(module).values()
     if inspect.isclass(cls) and is_dataclass(cls) and cls.__module__ == module.__name__
 ]

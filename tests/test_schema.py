@@ -437,3 +437,8 @@ def test_frames_come_back_from_codes(dtype: str) -> None:
         pd.testing.assert_frame_equal(to_frame(sample, source), frame)
 
     comes_back()
+
+
+def test_a_code_that_a_category_does_not_hold_is_refused() -> None:
+    with pytest.raises(DataError, match=r'"class" is a category without the cell "-9": codes stand among numbers'):
+        infer(pd.DataFrame({"class": ["a", "b", "a", "b"]}), codes={"class": ["-9"]})

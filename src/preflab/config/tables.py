@@ -33,7 +33,7 @@ class TableFit:
     """Determines split, weights and order of the rows."""
     encoding: Literal["compact", "text"] = "compact"
     """How a row becomes tokens. compact: a small vocabulary made from the table, for a small model from scratch; text:
-    "column is value, …" in the tokens of a pretrained model's tokenizer."""
+    sentences (column is value, …) in the tokens of a pretrained model's tokenizer."""
     model: str | None = None
     """Of the text encoding: a folder in the Hugging Face format or a name on the Hub, say gpt2; none: a small model
     from scratch, with a tokenizer made of the rows."""

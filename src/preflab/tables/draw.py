@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -24,6 +25,7 @@ from jaxtyping import Bool, Float, Int
 
 from preflab.data.encode import Tree
 from preflab.models.scoring import Grammar, logprobs_of
+from preflab.progress import stage
 from preflab.rollouts.mask import TokenMask, grammar_of
 from preflab.rollouts.response import Response
 from preflab.rollouts.sampler import sample
@@ -32,6 +34,8 @@ from preflab.tables.compact import Compact
 from preflab.tables.conditions import codes_of, count, only
 from preflab.tables.encoding import Encoding, Legal, legal_of, unmasked_validity
 
+TOLD_ROWS = 2048
+"""So many are sampled between two signs of progress; where there are no more, there is none."""
 FEWEST = 64
 """Candidates are weighed among at least so many, however few rows are asked for: among one, weights say nothing."""
 MOST = 20
@@ -108,8 +112,17 @@ def draw_rows(
     prompt, mask = encoding.prompt(given), encoding.mask(rest)
 
     def more(rows: range) -> list[Response]:
-        keys = [f"row {row}" for row in rows]
-        return _sampled(model, encoding, [prompt] * len(rows), mask, keys, seed=seed, batch_size=batch_size)
+        found: list[Response] = []
+        watched = (
+            stage("sampling rows", len(rows)) if len(rows) > TOLD_ROWS else nullcontext(lambda done, note="": None)
+        )
+        with watched as advance:
+            for begin in range(rows.start, rows.stop, TOLD_ROWS):
+                keys = [f"row {row}" for row in range(begin, min(begin + TOLD_ROWS, rows.stop))]
+                prompts = [prompt] * len(keys)
+                found += _sampled(model, encoding, prompts, mask, keys, seed=seed, batch_size=batch_size)
+                advance(len(found), f"{len(found):,} rows")
+        return found
 
     if not rest or not n:
         return Drawn(_codes(encoding, more(range(n))), n)

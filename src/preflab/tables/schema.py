@@ -286,6 +286,11 @@ def infer(
             faults.append(str(error))
             continue
         columns.append(column)
+        absent = [code for code in codes.get(cells.name, ()) if code not in cells.texts]
+        if column.numbers is None and absent:
+            faults.append(
+                f'"{cells.name}" is {_a(column.kind)} without the cell "{absent[0]}": codes stand among numbers'
+            )
         notes += [f'"{cells.name}" {sentence}' for sentence in said]
         if cells.name == target and not column.written:
             faults.append(f'the target "{target}" is {_a(column.kind)}: nothing is left to predict; name another')

@@ -511,7 +511,7 @@ def parted(rows: int, holdout: float, *, seed: int) -> tuple[Int[np.ndarray, " r
 
 def shortage(drawn: Drawn) -> str | None:
     """What to say where the candidates were too few."""
-    if drawn.enough or drawn.effective is None:
+    if drawn.enough or drawn.effective is None or not drawn.repeats:
         return None
     return (
         f"the conditions are rare, or hard to foresee where a row begins: {drawn.candidates:,} candidates have an "
