@@ -2,11 +2,11 @@
 
     python benchmarks/tables.py --data heloc.csv --target RiskPerformance [--seeds 3] [--redraws 6] [--tables heloc …]
 
-Each seed fits on 80 % of the rows with the default preset, a fit's CPU seconds being those of the whole command; draws
-as many rows as it learned from, `--redraws` times, and judges each draw as `preflab table score` does. Writes
+Each seed fits on 80 % of the rows with the default preset, a fit's CPU seconds being those of the whole command;
+draws as many rows as it learned from, `--redraws` times, and judges each draw as `preflab table score` does. Writes
 benchmarks/results/tables.json: for each table the mean over seeds of each figure, each seed's mean, and the standard
-deviation over redraws. Tables beside the one given: breast_cancer, wine and diabetes of scikit-learn, and a mixed one
-that is generated here. One core.
+deviation over redraws; and docs/tables/measured.md from it (`--page` alone: from what is there). Tables beside the
+one given: breast_cancer, wine and diabetes of scikit-learn, and a mixed one that is generated here. One core.
 """
 
 from __future__ import annotations
@@ -39,7 +39,47 @@ from preflab.tables.synthesizer import Synthesizer
 
 RESULTS = Path(__file__).resolve().parent / "results" / "tables.json"
 SCIKIT_LEARN = {"breast_cancer": load_breast_cancer, "wine": load_wine, "diabetes": load_diabetes}
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "tables" / "measured.md"
 MIXED_ROWS = 3000
+
+SHOWN = (
+    ("detectability, boosting: AUC", "detectability.gradient_boosting_auc", "0.5"),
+    ("detectability, forest: AUC", "detectability.random_forest_auc", "0.5"),
+    ("detectability, logistic: AUC", "detectability.logistic_auc", "0.5"),
+    ("quality (sdmetrics)", "fidelity.quality", "1"),
+    ("utility lost: AUC", "utility.gap.auc", "0"),
+    ("utility lost: R²", "utility.gap.r2", "0"),
+    ("precision", "diversity.precision", "that of real rows"),
+    ("recall", "diversity.recall", "that of real rows"),
+    ("coverage", "diversity.coverage", "1"),
+    ("duplicates", "diversity.duplicate_share", "0"),
+    ("copies of training rows", "privacy.copies", "0"),
+    ("nearer to train than to holdout", "privacy.distance_share", "0.5"),
+    ("membership: AUC", "privacy.membership_auc", "0.5"),
+    ("rows that break a rule", "validity.rule_violation_share", "the holdout's"),
+    ("the holdout's own", "validity.rule_violation_share_holdout", ""),
+    ("legal without the mask", "fit.unmasked_valid_share", "1"),
+    ("fit: CPU seconds of the command", "costs.fit_cpu_seconds", ""),
+    ("sampling: rows per CPU second", "costs.rows_per_cpu_second", ""),
+)
+"""Name, figure, what is good."""
+PREFACE = """\
+# Tables, measured
+
+What `preflab table` does with its defaults. Made by
+
+```
+python benchmarks/tables.py --data heloc.csv --target RiskPerformance
+```
+
+which for each seed fits on 80 % of the rows, draws as many rows as it learned from {redraws} times, and judges each
+draw against the 20 % that were held out, by the code of `preflab table score`; then the same for tables of scikit-learn,
+and for one that it generates, with categories, dates, missing cells, a boolean, a row number and a constant
+(`mixed` in the script). All figures, and their spread over redraws: `benchmarks/results/tables.json`. Machine:
+{machine}; what else it did at the time shows in seconds by the clock, not in CPU seconds.
+
+[What each figure means](judgement.md), and what a second real sample and a memoriser get.
+"""
 
 
 def mixed(seed: int = 0) -> pd.DataFrame:
@@ -151,6 +191,34 @@ def seed_of(name: str, data: Path, target: str, seed: int, redraws: int, folder:
     }
 
 
+def page(results: Mapping[str, Any]) -> str:
+    """docs/tables/measured.md."""
+    parts = [
+        PREFACE.format(machine=results["machine"], redraws=max(kept["redraws"] for kept in results["tables"].values()))
+    ]
+    for name, kept in results["tables"].items():
+        seeds = kept["seeds"]
+        rows = seeds[0]["rows"]
+        heads = " | ".join(f"seed {seed['seed']}" for seed in seeds)
+        parts.append(
+            f"\n## {name}\n\n{rows['train']:,} training rows, {rows['holdout']:,} held out; target "
+            f"`{kept['target']}`.\n\n"
+            f"| figure | mean | {heads} | good |\n|---|---|{'---|' * len(seeds)}---|"
+        )
+        for label, figure, good in SHOWN:
+            part, _, key = figure.partition(".")
+            values = [seed[part][key] if part in ("fit", "costs") else seed["mean"].get(figure) for seed in seeds]
+            if any(value is None for value in values):
+                continue
+            cells = [_cell(float(np.mean(values))), *map(_cell, values)]
+            parts.append(f"| {label} | {' | '.join(cells)} | {good} |")
+    return "\n".join(parts) + "\n"
+
+
+def _cell(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.3f}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path)
@@ -160,7 +228,11 @@ def main() -> None:
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--redraws", type=int, default=6)
     parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--page", action="store_true", help="only write docs/tables/measured.md from the results")
     given = parser.parse_args()
+    if given.page:
+        PAGE.write_text(page(json.loads(given.out.read_text())))
+        return
     with TemporaryDirectory() as name:
         folder = Path(name)
         for table, data, target in tables(given.data, given.target, given.tables, folder):
