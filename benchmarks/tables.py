@@ -73,9 +73,9 @@ python benchmarks/tables.py --data heloc.csv --target RiskPerformance
 ```
 
 which for each seed fits on 80 % of the rows, draws as many rows as it learned from {redraws} times, and judges each
-draw against the 20 % that were held out, by the code of `preflab table score`; then the same for tables of scikit-learn,
-and for one that it generates, with categories, dates, missing cells, a boolean, a row number and a constant
-(`mixed` in the script). All figures, and their spread over redraws: `benchmarks/results/tables.json`. Machine:
+draw against the 20 % that were held out, by the code of `preflab table score`; then the same for tables of
+scikit-learn, and for one that it generates, with categories, dates, missing cells, a boolean, a row number and a
+constant (`mixed` in the script). All figures, and their spread over redraws: `benchmarks/results/tables.json`. Machine:
 {machine}; what else it did at the time shows in seconds by the clock, not in CPU seconds.
 
 [What each figure means](judgement.md), and what a second real sample and a memoriser get.
