@@ -65,11 +65,12 @@ def fitted(
 def test_each_set_of_hats_adds_up_to_one_and_levels_have_features_of_their_own() -> None:
     values = np.array([np.nan, *np.arange(20.0), np.nan])
     features = number_features(values, np.arange(1, 23), hats=8)
-    assert features.shape == (22, 2 + 1 + 8 + 4 + 3)
+    assert features.shape == (22, 2 + 1 + 8 + 4 + 12 + 3)
     level = np.isnan(values)
     assert features[level].tolist() == np.eye(2, features.shape[1]).tolist()
     np.testing.assert_allclose(features[~level, 3:11].sum(1), 1)
     np.testing.assert_allclose(features[~level, 11:15].sum(1), 1)
+    np.testing.assert_allclose(features[~level, 15:27].sum(1), 1)
     assert (features[~level, :2] == 0).all()
 
 

@@ -28,6 +28,7 @@ Codes = Int[np.ndarray, "row column"]
 ROWS_AT_ONCE = 512
 WHOLE_SLOTS = 4
 """Of a step's rows, so many slots are predicted among all tokens."""
+RANK_HATS = 12
 FEWEST_HATS = 3
 """A coarser set of features than this says no more than the linear one."""
 EMBEDDING_SPREAD = 0.05
@@ -42,19 +43,20 @@ def number_features(
     """Smooth features of a column's tokens.
 
     A level has a feature of its own. Numbers have in common: a constant; hats on the scale of quantiles, with 16 (then
-    8, 4) even places; the standardised number, that of its logarithm, and the quantile. A hat is piecewise linear, 1 at
-    its place and 0 at the next.
+    8, 4) even places; hats on the scale of ranks among the numbers that occur, with 12, which tell the few large ones
+    apart; the standardised number, that of its logarithm, and the quantile. A hat is piecewise linear, 1 at its place
+    and 0 at the next.
 
-    None is a number's own: with a finer scale, on which most numbers of a column are told apart, held-out likelihood is
-    better, and the rows are easier to tell from real ones.
+    None is a number's own where there are many: with a finer scale held-out likelihood is better, and the rows are
+    easier to tell from real ones.
 
     Args:
         values: what each token stands for; NaN for a level.
         counts: how often the training rows hold it.
         hats: places of the finest set, at least 1.
 
-    >>> number_features(np.array([np.nan, 1.0, 2.0]), np.array([5, 1, 1]), hats=2)[:, :4].tolist()
-    [[1.0, 0.0, 0.0, 0.0], [0.0, 1.0, 0.75, 0.25], [0.0, 1.0, 0.25, 0.75]]
+    >>> number_features(np.array([np.nan, 1.0, 2.0]), np.array([5, 1, 1]), hats=2)[:, :6].tolist()
+    [[1.0, 0.0, 0.0, 0.0, 0.0, 0.0], [0.0, 1.0, 0.75, 0.25, 1.0, 0.0], [0.0, 1.0, 0.25, 0.75, 0.0, 1.0]]
     """
     level = np.isnan(values)
     atoms = np.eye(len(values))[:, level]
@@ -64,13 +66,15 @@ def number_features(
     seen = np.maximum(counts[~level], UNSEEN)
     order = np.argsort(numbers, kind="stable")
     mass = seen[order].cumsum()
-    quantiles = np.empty_like(numbers)
+    quantiles, ranks = np.empty_like(numbers), np.empty_like(numbers)
     quantiles[order] = (mass - seen[order] / 2) / mass[-1]
+    ranks[order] = np.linspace(0, 1, len(numbers))
     parts = [np.ones((len(numbers), 1))]
     places = min(hats, len(numbers))
     while places >= min(FEWEST_HATS, hats, len(numbers)):
         parts.append(_hats(quantiles, places))
         places //= 2
+    parts.append(_hats(ranks, min(RANK_HATS, len(numbers))))
     parts += [_standard(numbers)[:, None], _standard(np.log1p(numbers - numbers.min()))[:, None]]
     parts.append(2 * quantiles[:, None] - 1)
     shared = np.hstack(parts)
