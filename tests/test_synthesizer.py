@@ -15,7 +15,9 @@ from preflab.errors import ConfigError, DataError, StorageError
 from preflab.tables.files import from_frame, read_table
 from preflab.tables.synthesizer import Synthesizer, parted
 
-TINY = RowModel(layers=2, width=32, heads=2, epochs=30, batch=64, dropout=0.0, patience=10)
+TINY = RowModel(
+    layers=2, width=32, heads=2, epochs=40, batch=16, dropout=0.0, patience=15, learning_rate=3e-3, averaging=0.98
+)
 
 
 @cache

@@ -19,7 +19,7 @@ from rich.cells import cell_len
 
 from preflab.cli.flags import parse
 from preflab.cli.main import main
-from preflab.runs import read_json, write_json
+from preflab.runs import read_json
 
 FAST = ["--fit.layers", "1", "--fit.width", "16", "--fit.heads", "2", "--fit.epochs", "2"]
 
@@ -81,16 +81,15 @@ def test_the_same_command_finds_it_done_and_another_is_refused(fitted: Path, cap
     assert "holds a run with other settings ('seed: 0' there, 'seed: 1' now)" in err
 
 
-def test_a_fit_that_was_killed_before_its_last_file_was_whole_goes_on(
+def test_a_fit_that_was_killed_before_its_last_file_goes_on(
     fitted: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """The model is there, and what fitting reports; how many rows are legal without a mask was still to come."""
+    """The model is there; how many rows are legal without a mask was still to come."""
     killed = tmp_path / "run"
     shutil.copytree(fitted, killed)
     config = (killed / "config.yaml").read_text()
     (killed / "config.yaml").write_text(config.replace(str(fitted), str(killed)))
-    report = read_json(fitted / "fit.json")
-    write_json(killed / "fit.json", {key: value for key, value in report.items() if not key.startswith("unmasked")})
+    (killed / "fit.json").unlink()
     code, _, err = run(capfd, "table", "sample", killed, "-n", 2, "--out", tmp_path / "rows.csv")
     assert code == 2
     assert "the fit is not finished; run its `preflab table fit` command again" in err
@@ -210,10 +209,13 @@ def test_the_commands_that_a_fit_names_are_right(fitted: Path, capfd: pytest.Cap
 def test_an_interrupted_sample_promises_nothing(
     fitted: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    # Under nohup and in a shell's background, Ctrl-C is ignored from the start.
+    old = signal.signal(signal.SIGINT, signal.default_int_handler)
     timer = threading.Timer(1, os.kill, (os.getpid(), signal.SIGINT))
     timer.start()
     code, _, err = run(capfd, "table", "sample", fitted, "-n", 1_000_000, "--out", tmp_path / "rows.csv")
     timer.join()
+    signal.signal(signal.SIGINT, old)
     assert code == 130
     assert "rows.csv was not written" in err
     assert not list(tmp_path.iterdir())
