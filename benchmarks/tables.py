@@ -164,6 +164,8 @@ def seed_of(name: str, data: Path, target: str, seed: int, redraws: int, folder:
     report = json.loads((run / "fit.json").read_text())
     synthesizer = Synthesizer.load(run)
     (train, source), (holdout, _) = (read_table(next(run.glob(f"{part}.*"))) for part in ("train", "holdout"))
+    identifiers = [column.name for column in synthesizer.fitted.schema.columns if column.kind == "identifier"]
+    judged = [column for column in train if column not in identifiers]
     found: list[dict[str, float]] = []
     rows_per_second = []
     learnt = None
@@ -173,13 +175,11 @@ def seed_of(name: str, data: Path, target: str, seed: int, redraws: int, folder:
         rows_per_second.append(len(rows) / (time.process_time() - begin))
         path = folder / f"{name}-{seed}-{number}.csv"
         write_table(rows, source, path)
-        table = typed(train, holdout, read_table(path)[0], target)
+        table = typed(train[judged], holdout[judged], read_table(path)[0][judged], target)
         if learnt is None:
             learnt = utility(table, table.train, derive(number, "utility"), balancing=("none",))
-        judged = judge(
-            table, learnt, seed=number, redraws=2, jobs=1, balancing=("none",), title=f"{name} {seed} {number}"
-        )
-        found.append(flat(judged.figures))
+        own = judge(table, learnt, seed=number, redraws=2, jobs=1, balancing=("none",), title=f"{name} {seed} {number}")
+        found.append(flat(own.figures))
     names = [figure for figure in found[0] if all(figure in one for one in found)]
     return {
         "seed": seed,

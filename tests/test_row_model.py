@@ -139,7 +139,9 @@ def test_rows_without_a_pattern_are_not_learned_by_heart(tmp_path: Path) -> None
 
 
 def test_it_stops_when_its_minutes_are_over_with_the_learning_rate_fallen(tmp_path: Path) -> None:
-    report = fitted(tmp_path, drawn(500), RowModel(layers=1, width=16, heads=2, epochs=10_000), minutes=0.01)
+    report = fitted(
+        tmp_path, drawn(500), RowModel(layers=1, width=16, heads=2, epochs=10_000, patience=9999), minutes=0.01
+    )
     assert report["stopped_by"] == "minutes"
     assert read_lines(tmp_path / "run" / "metrics.jsonl")[-1]["learning_rate"] < 1e-3
 

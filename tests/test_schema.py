@@ -442,3 +442,14 @@ def test_frames_come_back_from_codes(dtype: str) -> None:
 def test_a_code_that_a_category_does_not_hold_is_refused() -> None:
     with pytest.raises(DataError, match=r'"class" is a category without the cell "-9": codes stand among numbers'):
         infer(pd.DataFrame({"class": ["a", "b", "a", "b"]}), codes={"class": ["-9"]})
+
+
+def test_long_decimals_that_come_again_keep_all_their_digits() -> None:
+    """Rounded, each would be another number than in the table, which any classifier sees."""
+    draw = np.random.default_rng(0)
+    two = ["0.05068011873981862", "-0.044641636506989144"] * 30
+    frame = pd.DataFrame({"sex": two, "x": [str(number) for number in draw.random(60)]})
+    schema = infer(frame)
+    assert schema.frame(schema.codes(frame, nearest=True), seed=0).sex.tolist() == two
+    assert not schema.column("sex").numbers.rounded  # type: ignore[union-attr]
+    assert schema.column("x").numbers.rounded  # type: ignore[union-attr]

@@ -12,6 +12,7 @@ import pytest
 from judged import judged, rule, text
 from preflab.cli.main import main
 from preflab.runs import read_json
+from preflab.tables.files import read_table
 from preflab.tables.judge import learners
 from preflab.tables.judge.bounds import independent_marginals, second_sample
 from preflab.tables.judge.score import leaking, score
@@ -319,3 +320,17 @@ def test_the_codes_of_a_fit_have_bars_of_their_own_however_few_rows_hold_them(
     assert drawn["x"]["labels"] == ["-9"]
     assert drawn["x"]["edges"][0] == -0.5
     assert drawn["x"]["real"][0] == 0.05
+
+
+def test_identifiers_of_a_fit_are_not_judged(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Fresh ones would give every row away."""
+    train, holdout, synthetic = (
+        rule(150, seed).assign(row=[f"id-{seed}-{number:03}" for number in range(150)]) for seed in range(3)
+    )
+    paths = written(tmp_path, train=train, holdout=holdout, synthetic=synthetic)
+    infer(read_table(paths["train"])[0]).save(tmp_path / "schema.json")
+    code, _, err = ran(capfd, paths["train"], paths["synthetic"], "--holdout", paths["holdout"], "--redraws", 1)
+    assert code == 0
+    assert "not judged, as the fit took them for identifiers, fresh in every table: row" in err
+    content = read_json(tmp_path / "synthetic-score" / "score.json")
+    assert "row" not in [column["name"] for column in content["columns"]]

@@ -46,8 +46,11 @@ def run(config: TableScore) -> None:
             tables[name], _ = read_table(path)
             advance(len(tables), f"{len(tables[name]):,} rows")
     _check_columns(config, tables)
-    table = typed(tables["train"], tables["holdout"], tables["synthetic"][list(tables["train"])], config.target)
-    text = tables["synthetic"][list(tables["train"])]
+    if named := [name for name in _identifiers(config.train) if name in tables["train"] and name != config.target]:
+        aside = f"not judged, as the fit took them for identifiers, fresh in every table: {', '.join(named)}"
+    judged = [name for name in tables["train"] if name not in named]
+    text = tables["synthetic"][judged]
+    table = typed(tables["train"][judged], tables["holdout"][judged], text, config.target)
     found = score(table, text, seed=config.seed, redraws=config.redraws, jobs=config.jobs, special=_codes(config.train))
     speed, silence = _rows_per_cpu_second(config.synthetic)
     content = {
@@ -57,7 +60,7 @@ def run(config: TableScore) -> None:
         "preflab": __version__,
         "rows_per_cpu_second": speed,
         **found.content,
-        "notes": [*found.content["notes"], *([silence] if silence else [])],
+        "notes": [*found.content["notes"], *([aside] if named else []), *([silence] if silence else [])],
     }
     write_json(folder / CONTENT, content)
     show(write_table_report(folder), Console())
@@ -108,6 +111,13 @@ def _rows_per_cpu_second(synthetic: Path) -> tuple[float | None, str]:
     if not isinstance(speed, int | float):
         return None, f"no rows per CPU second: {side.name} does not say"
     return float(speed), ""
+
+
+def _identifiers(train: Path) -> list[str]:
+    """Columns that a fit's schema beside the training rows calls identifiers."""
+    path = train.with_name("schema.json")
+    columns = Schema.load(path).columns if path.is_file() else ()
+    return [column.name for column in columns if column.kind == "identifier"]
 
 
 def _codes(train: Path) -> dict[str, list[float]] | None:

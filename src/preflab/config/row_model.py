@@ -35,8 +35,9 @@ class RowModel:
     """The model that is kept is a moving average of the weights; what each step leaves of it, in [0, 1)."""
     validation: Annotated[float, Gt(0), Le(0.5)] = 0.1
     """Share of the training rows on which no step is taken: they say when to stop, in (0, 0.5]."""
-    epochs: Annotated[float, Gt(0)] = 12.0
-    """Passes over the rows at most, > 0; the learning rate falls to 0 at their end."""
+    epochs: Annotated[float, Gt(0)] | None = None
+    """Passes over the rows at most, > 0; the learning rate falls to a fiftieth by their end. None: 12, or as many as
+    make 500 steps; a pass then counts as 40 steps where it has fewer."""
     patience: Positive = 5
     """Passes without a better likelihood of the validation rows after which it stops."""
     look_every: Positive = 5

@@ -34,6 +34,8 @@ from preflab.training.session import Session
 Codes = Int[np.ndarray, "row column"]
 STOPS = ("epochs", "validation", "minutes")
 """What a fit may be stopped by."""
+USUAL_EPOCHS, LEAST_STEPS, LEAST_PASS = 12, 500, 40
+"""How long a fit is where nothing is said: passes at most, or so many steps; and steps of a pass of a small table."""
 BETAS = (0.9, 0.98)
 MAX_GRADIENT_NORM = 1.0
 WARMUP_STEPS = 50
@@ -60,6 +62,18 @@ def split(codes: Codes, share: float, *, seed: int) -> tuple[Int[np.ndarray, " r
     order = np.random.Generator(np.random.Philox(derive(seed, "validation"))).permutation(len(codes))
     held = min(len(codes) - 1, max(1, round(share * len(codes))))
     return np.sort(order[held:]), np.sort(order[:held])
+
+
+def lengths(rows: int, settings: RowModel) -> tuple[int, int]:
+    """Steps of a pass over so many rows, and of the longest fit.
+
+    >>> lengths(6025, RowModel()), lengths(300, RowModel()), lengths(300, RowModel(epochs=2))
+    ((48, 565), (40, 500), (3, 5))
+    """
+    pass_steps = max(1, math.ceil(rows / settings.batch))
+    if settings.epochs is not None:
+        return pass_steps, max(1, math.ceil(settings.epochs * rows / settings.batch))
+    return max(pass_steps, LEAST_PASS), max(LEAST_STEPS, math.ceil(USUAL_EPOCHS * rows / settings.batch))
 
 
 def rate(peak: float, step: int, progress: float, *, warm_up: int = WARMUP_STEPS) -> float:
@@ -94,8 +108,7 @@ def fit_rows(
         Interrupted: SIGTERM or Ctrl-C; the state is saved.
     """
     learned, held = split(codes, settings.validation, seed=seed)
-    per_epoch = max(1, math.ceil(len(learned) / settings.batch))
-    total = max(1, math.ceil(settings.epochs * len(learned) / settings.batch))
+    pass_steps, total = lengths(len(learned), settings)
     warm_up = min(WARMUP_STEPS, max(1, total // 10))
     peak = writer.usual_rate if settings.learning_rate is None else settings.learning_rate
     average, best = copy.deepcopy(writer), copy.deepcopy(writer)
@@ -110,7 +123,7 @@ def fit_rows(
         run,
         {"writer": writer, "average": average, "best": best},
         {"writer": Kept(optimizer, nn.ParameterList())},
-        marks=range(per_epoch, total + 1, per_epoch),
+        marks=range(pass_steps, total + 1, pass_steps),
         evaluate=None,
     )
     seen = session.memory
@@ -128,9 +141,9 @@ def fit_rows(
                 _average(average, writer, min(settings.averaging, (step + 1) / (step + YOUNG)))
             done = step + 1
             late = progress >= 1
-            whole = done % per_epoch == 0 or done == total or late
+            whole = done % pass_steps == 0 or done == total or late
             if whole:
-                epoch = math.ceil(done / per_epoch)
+                epoch = math.ceil(done / pass_steps)
                 with _clock(seen):
                     nats = held_out_nats(average, codes[held], seed=seed)
                     if not math.isfinite(nats):

@@ -45,6 +45,8 @@ MISSING = frozenset(
 LEVELS_MOST = 1000
 """Categories that a column may have."""
 POINTS_EXACT = 10**9
+REPEATED = 0.8
+"""Of a column's cells, at most so many are different where its numbers count as coming again."""
 """A scale with more points than this rounds its numbers, as no model learns the tenth digit."""
 _POINTS_MOST = 2**63 - 1
 _DIGITS_MOST = 40
@@ -519,6 +521,7 @@ def _numbers(
         else:
             on_scale.append((text, number))
     texts = [text for text, _ in on_scale]
+    on_texts = set(texts)
     plain = all(exponent == 0 for _, (_, exponent) in on_scale)
     exact = 0 if plain else max(_decimals(number) for _, number in on_scale)
     steps = [_steps(number, exact) for _, number in on_scale]
@@ -533,7 +536,11 @@ def _numbers(
     if span >= 10**_DIGITS_MOST:
         raise _too_wide(cells, span, texts[steps.index(low)])
     fewer = exact if decimals is None else min(decimals, exact)
-    if decimals is None and not plain and span >= POINTS_EXACT:
+    # Numbers that come again are told from others by their last digit: they stay, and have a token each.
+    again = len(steps) <= SEEN_LISTED and len(steps) <= REPEATED * sum(
+        count for text, count in zip(cells.texts, cells.counts, strict=True) if text in on_texts
+    )
+    if decimals is None and not plain and span >= POINTS_EXACT and not again:
         fewer = _enough_decimals(steps, exact)
     if fewer < exact:
         tens = 10 ** (exact - fewer)
