@@ -11,9 +11,10 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
-from preflab.rollouts.sampler import sample
 from preflab.seeds import derive
+from preflab.tables.draw import draw_rows
 from preflab.tables.encoding import Encoding
+from preflab.tables.judge.fidelity import kolmogorov_smirnov
 
 Codes = Int[np.ndarray, "row column"]
 
@@ -30,8 +31,9 @@ def look(model: Any, encoding: Encoding, real: Codes, *, seed: int) -> dict[str,
         columns; `told_apart_auc`: of boosted trees, cross-validated; 0.5 if they can't tell.
     """
     real = real[:MOST_ROWS]
-    written = _written(model, encoding, len(real), seed=seed)
-    figures = {"column_distance": float(np.mean([_distance(a, b) for a, b in zip(real.T, written.T, strict=True)]))}
+    written = draw_rows(model, encoding, len(real), seed=derive(seed, "look")).codes
+    distances = [kolmogorov_smirnov(*column) for column in zip(real.T, written.T, strict=True)]
+    figures = {"column_distance": float(np.mean(distances))}
     if len(real) >= 2 * FOLDS:
         rows, labels = np.concatenate([real, written]), np.repeat([0, 1], [len(real), len(written)])
         trees = HistGradientBoostingClassifier(max_iter=TREES, max_leaf_nodes=15, random_state=0)
@@ -39,23 +41,3 @@ def look(model: Any, encoding: Encoding, real: Codes, *, seed: int) -> dict[str,
         said = cross_val_predict(trees, rows, labels, cv=folds, method="predict_proba")[:, 1]
         figures["told_apart_auc"] = float(roc_auc_score(labels, said))
     return figures
-
-
-def _written(model: Any, encoding: Encoding, rows: int, *, seed: int) -> Codes:
-    responses = sample(
-        model,
-        [encoding.prompt()] * rows,
-        keys=[str(row) for row in range(rows)],
-        end_id=encoding.end_id,
-        max_new_tokens=encoding.longest,
-        seed=derive(seed, "look"),
-        mask=encoding.mask(),
-    )
-    return np.stack([encoding.row((*response.prompt, *response.tokens)) for response in responses])
-
-
-def _distance(real: Int[np.ndarray, " row"], written: Int[np.ndarray, " row"]) -> float:
-    """Kolmogorov and Smirnov's."""
-    codes = np.union1d(real, written)
-    shares = [np.searchsorted(np.sort(column), codes, "right") / len(column) for column in (real, written)]
-    return float(np.abs(shares[0] - shares[1]).max())
