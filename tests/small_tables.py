@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
+from random import Random
 from typing import Any
 
 from hypothesis import strategies as st
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from preflab.models.base import new_tokenizer
 from preflab.rollouts.mask import TokenMask
 from preflab.tables.column import Column, Numbers
-from preflab.tables.encoding import Legal
+from preflab.tables.encoding import Encoding, Legal
 
 ODD_TEXTS = (
     "", " ", "a", "a, b", ", ", ",", '"', '"a"', '"a", b', "a is b", " is ", "is", "line\nbreak", "a\r\n", "é", "日本",
@@ -109,3 +110,20 @@ def small_tokenizer() -> Any:
     """A byte-level BPE of 400 tokens, trained on sentences with odd texts; some merge across " is"."""
     texts = [f"a is {value}, b is 12.5, age is -9, isle is 2024-01-31" for value in ODD_TEXTS for _ in range(4)]
     return new_tokenizer(texts, vocabulary=400)
+
+
+def round_trips(encoding: Encoding, mask: TokenMask[Any], codes: list[int], random: Random) -> None:
+    """Hold a row to its way there and back, some of its cells given, in an order that the encoding allows."""
+    order = list(encoding.order)
+    if encoding.any_order:
+        random.shuffle(order)
+    count = random.randrange(len(order) + 1)
+    prompt = encoding.prompt({number: codes[number] for number in order[:count]})
+    if encoding.any_order:  # the mask lets the others follow in the fixed order
+        order[count:] = [number for number in encoding.order if number not in order[:count]]
+    response = encoding.response(codes, order, given=count)
+    assert prompt + response == encoding.prompt() + encoding.response(codes, order)
+    assert len(encoding.response(codes, order)) <= encoding.longest
+    assert encoding.row(prompt + response).tolist() == codes
+    assert encoding.row((prompt + response)[1:-1]).tolist() == codes
+    assert accepts(mask, prompt, response)

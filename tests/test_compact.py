@@ -19,7 +19,7 @@ from preflab.rollouts.sampler import sample
 from preflab.tables.column import Column, Numbers
 from preflab.tables.compact import BUCKETS, Compact, Slot, buckets
 from preflab.tables.encoding import Legal, unmasked_validity
-from small_tables import accepts, columns, legal_codes, legal_rows, odd_columns, walk
+from small_tables import accepts, columns, legal_codes, legal_rows, odd_columns, round_trips, walk
 from test_trie import masked_logprob
 
 AGE = Column("age", "integer", levels=("", "-9"), missing=("",), numbers=Numbers(18, 73, (0, 7, 20)))
@@ -104,19 +104,8 @@ def test_rows_round_trip_and_the_mask_accepts_them(encoding: Compact, random: Ra
     for _ in range(5):
         cells = [legal_cells(encoding, number) for number in range(len(encoding.columns))]
         codes = [random.choice(some) for some in cells]
-        order = list(encoding.order)
-        if encoding.any_order:
-            random.shuffle(order)
-        count = random.randrange(len(order) + 1)
-        prompt = encoding.prompt({number: codes[number] for number in order[:count]})
-        if encoding.any_order:  # the mask lets the others follow in the fixed order
-            order[count:] = [number for number in encoding.order if number not in order[:count]]
-        response = encoding.response(codes, order, given=count)
-        assert prompt + response == encoding.prompt() + encoding.response(codes, order)
+        round_trips(encoding, mask, codes, random)
         assert len(encoding.prompt() + encoding.response(codes)) == encoding.longest + 1
-        assert encoding.row(prompt + response).tolist() == codes
-        assert encoding.row((prompt + response)[1:-1]).tolist() == codes
-        assert accepts(mask, prompt, response)
 
 
 @settings(max_examples=30)

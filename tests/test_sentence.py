@@ -26,7 +26,7 @@ from preflab.tables.column import Column, Numbers
 from preflab.tables.encoding import Legal, unmasked_validity
 from preflab.tables.sentence import Sentence
 from preflab.tables.spelling import spelled, stretches
-from small_tables import Trimmed, accepts, columns, legal_codes, odd_columns, small_tokenizer, walk
+from small_tables import Trimmed, accepts, columns, legal_codes, odd_columns, round_trips, small_tokenizer, walk
 from test_trie import masked_logprob
 
 AGE = Column("age", "integer", levels=("", "-9"), missing=("",), numbers=Numbers(18, 23, ()))
@@ -62,19 +62,7 @@ def test_rows_round_trip_and_the_mask_accepts_them(encoding: Sentence, random: R
     mask = encoding.mask()
     for _ in range(3):
         codes = [random.choice(legal_codes(column)) for column in encoding.columns]
-        order = list(encoding.order)
-        if encoding.any_order:
-            random.shuffle(order)
-        count = random.randrange(len(order) + 1)
-        prompt = encoding.prompt({number: codes[number] for number in order[:count]})
-        if encoding.any_order:  # the mask lets the others follow in the fixed order
-            order[count:] = [number for number in encoding.order if number not in order[:count]]
-        response = encoding.response(codes, order, given=count)
-        assert prompt + response == encoding.prompt() + encoding.response(codes, order)
-        assert len(encoding.response(codes, order)) <= encoding.longest
-        assert encoding.row(prompt + response).tolist() == codes
-        assert encoding.row((prompt + response)[1:-1]).tolist() == codes
-        assert accepts(mask, prompt, response)
+        round_trips(encoding, mask, codes, random)
 
 
 @settings(max_examples=25)
