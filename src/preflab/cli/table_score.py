@@ -72,7 +72,7 @@ def run(config: TableScore) -> None:
 
 
 def _beside(synthetic: Path) -> Path:
-    """rows.csv.gz → rows-score"""
+    """rows.csv → rows-score"""
     return synthetic.parent / f"{synthetic.name.partition('.')[0] or 'table'}-score"
 
 
