@@ -78,7 +78,8 @@ scikit-learn, and for one that it generates, with categories, dates, missing cel
 constant (`mixed` in the script). All figures, and their spread over redraws: `benchmarks/results/tables.json`. Machine:
 {machine}; what else it did at the time shows in seconds by the clock, not in CPU seconds.
 
-[What each figure means](judgement.md), and what a second real sample and a memoriser get.
+Tables and seeds can be run apart (`--tables`, `--first-seed`, `--seeds`), as they were here; a table has as many
+seeds as are shown. [What each figure means](judgement.md), and what a second real sample and a memoriser get.
 """
 
 
