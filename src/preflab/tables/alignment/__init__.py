@@ -1,0 +1,1 @@
+"""A model of rows, trained further on what discriminators say of its rows."""
