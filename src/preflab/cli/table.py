@@ -22,14 +22,12 @@ from preflab.seeds import derive
 from preflab.tables.conditions import read
 from preflab.tables.draw import Drawn, unmasked_share
 from preflab.tables.files import format_of, read_table, write_table
+from preflab.tables.fitted import FIT, REFERENCE, UNMASKED_SHARE, finished
 from preflab.tables.schema import Schema, infer
 from preflab.tables.synthesizer import (
-    FIT,
     UNMASKED,
-    UNMASKED_SHARE,
     Learning,
     Synthesizer,
-    finished,
     learn,
     parted,
     shortage,
@@ -93,10 +91,11 @@ def sample(config: TableSample) -> None:
     fitted = synthesizer.fitted
     conditions = [read(text, fitted.schema.columns) for text in config.where]
     fitted.legal(config.where)
-    model = fitted.model(config.policy)
+    policy = fitted.latest if config.policy is None else config.policy
+    model = fitted.model(policy)
     began = time.process_time()
     try:
-        rows, drawn = synthesizer.draw(config.rows, config.where, seed=config.seed, policy=config.policy)
+        rows, drawn = synthesizer.draw(config.rows, config.where, seed=config.seed, policy=policy)
     except KeyboardInterrupt:
         raise Interrupted(f"interrupted; {config.out} was not written", signal.SIGINT) from None
     seconds = time.process_time() - began
@@ -104,10 +103,11 @@ def sample(config: TableSample) -> None:
     write_json(
         config.out.with_name(f"{config.out.name}.json"),
         {"rows": len(rows), "cpu_seconds": seconds, "rows_per_cpu_second": len(rows) / seconds}
-        | {"run": str(config.run), "policy": config.policy, "where": list(config.where), "seed": config.seed},
+        | {"run": str(config.run), "policy": policy, "where": list(config.where), "seed": config.seed},
     )
     met = f" with {' and '.join(map(str, conditions))}" if conditions else ""
-    print(f"{config.out}: {len(rows):,} rows{met}, all legal; {len(rows) / seconds:,.0f} rows per CPU second")
+    by = "" if policy == REFERENCE else f" by {policy}"
+    print(f"{config.out}: {len(rows):,} rows{by}{met}, all legal; {len(rows) / seconds:,.0f} rows per CPU second")
     if conditions:
         print(_said_of(drawn))
     if config.spreadsheet_safe:
