@@ -3,7 +3,7 @@ float64, by sums over rows."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -64,7 +64,7 @@ class Exact:
         return found + self.shift_nats
 
 
-def answers_of(encoding: Encoding, rows: list[Row]) -> list[Answer]:
+def answers_of(encoding: Encoding, rows: Sequence[Row]) -> list[Answer]:
     """Rows as responses."""
     return [Answer("", "", encoding.prompt(), encoding.response(row), True) for row in rows]
 

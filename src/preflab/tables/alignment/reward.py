@@ -186,14 +186,14 @@ class WeightedReward:
             chances[name] = expit(logits) * counts / counts.sum(1, keepdims=True)
             means[name] = chances[name].sum(1)
         parts = by_level(means, rows.levels)
-        there = [level for level in LEVELS if level in rows.levels.values()]
+        there = [level for level in LEVELS if level in parts]
         whole = sum(WEIGHTS[level] for level in there)
         totals = sum((WEIGHTS[level] / whole * parts[level] for level in there), np.zeros(len(rows.codes)))
         payments = np.zeros(held.shape) if self.dense else None
         if payments is not None:
             for name, shares in chances.items():
                 level = rows.levels[name]
-                weight = WEIGHTS[level] / whole / list(rows.levels.values()).count(level)
+                weight = WEIGHTS[level] / whole / sum(rows.levels[other] == level for other in chances)
                 payments[np.arange(len(payments))[:, None], rows.places_of(level)] += weight * shares
         return rows.scores(totals, payments, parts, least=0.0, least_parts=dict.fromkeys(parts, 0.0))
 
