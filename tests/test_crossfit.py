@@ -7,7 +7,6 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss as sklearn_log_loss
 from sklearn.metrics import roc_auc_score
-from told_apart import Table, memorised
 
 from preflab.errors import DataError
 from preflab.tables.discriminators.crossfit import (
@@ -21,6 +20,7 @@ from preflab.tables.discriminators.crossfit import (
     without,
 )
 from preflab.tables.discriminators.level import Evidence
+from told_apart import Table, memorised
 
 
 def said(real: np.ndarray, written: np.ndarray, weights: np.ndarray | None = None) -> Said:

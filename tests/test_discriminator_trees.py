@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from told_apart import COLUMNS, ROWS, additive
 
 from preflab.config.alignment import Discriminators
 from preflab.errors import ConfigError, StorageError
@@ -16,6 +15,7 @@ from preflab.runs import sha256
 from preflab.tables.column import Column, Numbers
 from preflab.tables.discriminators.level import Codes, Evidence
 from preflab.tables.discriminators.trees import Trees, fit_trees, load_trees
+from told_apart import COLUMNS, ROWS, additive
 
 SETTINGS = Discriminators(trees=40)
 KNOWN = additive()
@@ -125,5 +125,5 @@ def test_damaged_trees_are_refused(tmp_path: Path) -> None:
 
 def test_the_missing_library_is_named_with_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "lightgbm", None)
-    with pytest.raises(ConfigError, match=r"telling rows apart by trees needs lightgbm .*pip install 'preflab\[tables\]'"):
+    with pytest.raises(ConfigError, match=r"telling rows apart by trees needs lightgbm .*install 'preflab\[tables\]'"):
         fitted()

@@ -121,8 +121,7 @@ def test_heloc_has_its_four() -> None:
     schema = infer(frame, target="RiskPerformance")
     written = schema.written
     found = {
-        frozenset(written[place].name for place in group.places)
-        for group in found_groups(written, schema.codes(frame))
+        frozenset(written[place].name for place in group.places) for group in found_groups(written, schema.codes(frame))
     }
     delinquency = {
         "NumTrades60Ever2DerogPubRec", "NumTrades90Ever2DerogPubRec", "PercentTradesNeverDelq", "MSinceMostRecentDelq",

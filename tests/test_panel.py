@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from told_apart import COLUMNS, ENCODING, ROWS, Known, Table, additive, normalised
 
 from preflab.config.alignment import Discriminators
 from preflab.errors import ConfigError, DataError, StorageError
@@ -16,6 +15,7 @@ from preflab.tables.compact import Compact
 from preflab.tables.discriminators.crossfit import CrossFitted, cross_fit
 from preflab.tables.discriminators.level import Evidence
 from preflab.tables.discriminators.panel import Panel, fit_panel, stacked
+from told_apart import COLUMNS, ENCODING, ROWS, Known, Table, additive, normalised
 
 TREES = Discriminators(levels=("row",), trees=40)
 BOTH = replace(TREES, levels=("row", "feature"), groups=("first=town,age", "second=debt"))
@@ -44,7 +44,7 @@ def test_the_ratio_comes_near_the_known_one() -> None:
             panel = fit_panel(ENCODING, KNOWN.evidence(5_000, 5_000, unseen=unseen), settings, seed=0)
             found = panel.opinion(ROWS).ratio
             assert slope_of(KNOWN.ratio, found) == pytest.approx(1, abs=0.1)
-            assert np.corrcoef(found, KNOWN.ratio)[0, 1] > 0.97
+            assert np.corrcoef(found, KNOWN.ratio)[0, 1] > 0.95
             # E_q[p/q] = 1: what a ratio of densities is.
             assert np.exp(KNOWN.written) @ np.exp(found) == pytest.approx(1, abs=0.07)
 
