@@ -30,7 +30,7 @@ class Discriminators:
     """Rows of the model for each training row, > 0."""
     trees: Positive = 100
     """Rounds of boosting."""
-    leaves: Annotated[int, Ge(2)] = 15
+    leaves: Annotated[int, Ge(2)] = 31
     """Of a tree, at most; ≥ 2."""
     learning_rate: Annotated[float, Gt(0)] = 0.1
     """Of boosting, > 0."""
