@@ -21,7 +21,7 @@ Level = Literal["token", "sentence", "row", "feature"]
 class Discriminators:
     """Classifiers that tell training rows from rows of the model."""
 
-    levels: tuple[Level, ...] = ("row",)
+    levels: tuple[Level, ...] = ("row", "feature")
     """token: each token given those before it; sentence: each cell; row: whole rows; feature: groups of columns."""
     kind: Kind = "trees"
     """Of row and feature level. trees: gradient-boosted trees on the columns' values; neural: encoders of tokens, which
@@ -32,11 +32,11 @@ class Discriminators:
     """What is said of a row, held out, comes from discriminators that saw no row of its fold; 2 to 20."""
     written: Annotated[float, Gt(0)] = 4.0
     """Rows of the model for each training row, > 0."""
-    trees: Positive = 300
+    trees: Positive = 100
     """Rounds of boosting."""
-    leaves: Annotated[int, Ge(2)] = 15
+    leaves: Annotated[int, Ge(2)] = 31
     """Of a tree, at most; ≥ 2."""
-    learning_rate: Annotated[float, Gt(0)] = 0.03
+    learning_rate: Annotated[float, Gt(0)] = 0.1
     """Of boosting, > 0."""
     width: Positive = 64
     """Of a neural encoder's states."""

@@ -182,8 +182,8 @@ def _said(members: Sequence[Discriminator], level: Level, evidence: Evidence) ->
         real, written = (
             of_rows(level, mean_logits(members, rows)) for rows in (evidence.unseen_real, evidence.unseen_written)
         )
-        folds = (np.arange(len(rows)) % evidence.folds for rows in (real, written))
-        return Said(real, written, np.ones(len(written)), *folds)
+        parts = [np.arange(len(rows)) % evidence.folds for rows in (real, written)]
+        return Said(real, written, np.ones(len(written)), *parts)
     real, written = np.zeros(len(evidence.real)), np.zeros(len(evidence.written))
     for fold, member in enumerate(members):
         for found, rows, folds in (
@@ -225,7 +225,7 @@ def auc_interval(said: Said) -> tuple[float, float, float]:
     real, written = said.shares()
     over_written = _share_below(said.real, said.written, written)
     over_real = 1 - _share_below(said.written, said.real, real)
-    auc = float(over_written.mean())
+    auc = min(1.0, float(over_written.mean()))  # shares add up to 1 but for rounding
     variance = _variance_of_mean(over_written, real) + _variance_of_mean(over_real, written)
     half = NORMAL_95 * float(np.sqrt(variance))
     return auc, max(0.0, auc - half), min(1.0, auc + half)

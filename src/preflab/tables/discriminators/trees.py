@@ -22,7 +22,7 @@ from preflab.tables.column import Column
 from preflab.tables.discriminators.level import Codes, Evidence, Logits
 from preflab.tables.judge.extras import extra
 
-LEAST_LEAF = 10.0
+LEAST_LEAF = 30.0
 """Rows in a leaf, at least, where no row is sure to be one or the other; counted by weight, a real row as 1."""
 COLUMN_SHARE = 0.8
 """Each tree looks at so many of its columns."""
