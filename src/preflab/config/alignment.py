@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Gt, Interval
+from annotated_types import Ge, Gt, Interval, Le
 
 from preflab.config.online import GRPO, PPO, RLOO, RolloutBatch
 from preflab.config.online_preference import OnlineDPO, PairBatch
@@ -43,17 +43,17 @@ class Discriminators:
     epochs: Positive = 4
     """Passes of a neural encoder over its rows."""
     patience: Positive = 2
-    """Passes without a better log loss of held-out rows after which it stops."""
+    """Passes without a better loss of a tenth of its rows, which it doesn't learn from, after which an encoder stops."""
     encoder_batch: Positive = 128
-    """Rows of a step."""
-    encoder_rate: Annotated[float, Gt(0)] = 3e-3
-    """Peak."""
+    """Rows in a step of an encoder."""
+    encoder_rate: Annotated[float, Gt(0), Le(1)] = 3e-3
+    """Peak learning rate of an encoder's AdamW, in (0, 1]."""
     encoder_dropout: Annotated[float, Interval(ge=0, lt=1)] = 0.1
-    """Share."""
+    """Share of an encoder's states dropped while it learns, in [0, 1)."""
     encoder_decay: Annotated[float, Ge(0)] = 0.05
-    """Decay."""
+    """Decoupled weight decay of an encoder, ≥ 0."""
     hats: Positive = 16
-    """As of the model."""
+    """Into how many quantiles the smooth features of a column's numbers divide them, in the compact encoding."""
 
 
 METHODS = ("ppo", "grpo", "rloo", "dpo")

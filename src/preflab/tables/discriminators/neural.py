@@ -13,13 +13,12 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -35,6 +34,8 @@ MAX_GRADIENT_NORM = 1.0
 HELD_SHARE = 0.1
 """Of the rows of each class, so many say which pass was best."""
 ROWS_AT_ONCE = 1024
+WARMUP_STEPS = 50
+"""Fewer where they would be more than a tenth of all."""
 WEIGHTS, SETTINGS = "reader.safetensors", "encoder.json"
 
 
@@ -72,11 +73,14 @@ class Encoder:
             ValueError: a code can't be written.
         """
         read = Read.of(self.encoding, codes, self.level, self.columns)
+        places = {"token": self.encoding.longest, "sentence": len(self.encoding.columns)}.get(self.level, 1)
+        found = np.zeros((len(codes), places))
         self.reader.eval()
-        found = _all(self.reader, read, torch.arange(len(read))).double().numpy()
-        if self.level != "token":
-            return found
-        return np.pad(found, ((0, 0), (0, self.encoding.longest - found.shape[1])), mode="edge")
+        with torch.no_grad():
+            for rows in torch.arange(len(codes)).split(ROWS_AT_ONCE if len(codes) else 1):
+                some = logits(self.reader, read, rows).numpy()
+                found[rows] = np.pad(some, ((0, 0), (0, places - some.shape[1])), mode="edge")
+        return found
 
     def save(self, folder: Path) -> None:
         """Write it into a folder, which is replaced."""
@@ -134,7 +138,7 @@ def fit_encoder(
     Args:
         columns: of the feature level: the only ones that are read; None: all, at the other levels.
         seed: determines all, whatever the order of the rows.
-        weights: how much each written row counts, > 0; only their ratios matter. None: all alike.
+        weights: how much each written row counts, > 0; only their ratios matter. None or none: all alike.
         name: of what is fitted; None: its level, and the columns of the feature level.
 
     Raises:
@@ -146,7 +150,7 @@ def fit_encoder(
     if name is None:
         named = ", ".join(encoding.columns[column].name for column in columns or ())
         name = f"{level}: {named}" if named else level
-    counts = np.ones(len(written)) if weights is None else weights
+    counts = np.ones(len(written)) if weights is None or not len(weights) else weights
     order_real, order_written = np.lexsort(real.T), np.lexsort((counts, *written.T))
     codes = np.concatenate([real[order_real], written[order_written]])
     is_real = np.arange(len(codes)) < len(real)
@@ -159,10 +163,16 @@ def fit_encoder(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(seed, "weights"))
         reader = Reader(
-            level, len(encoding.columns), settings.width, own=own, blocks=blocks, dropout=settings.encoder_dropout
+            level,
+            len(encoding.columns),
+            settings.width,
+            own=own,
+            blocks=blocks,
+            dropout=settings.encoder_dropout,
+            steps=read.token_ids.shape[1],
         )
         passes = _fit(reader, examples, settings, generator, name)
-    reader.work_out()
+        reader.work_out()
     return Encoder(name, level, encoding, columns, reader.eval(), passes)
 
 
@@ -171,11 +181,11 @@ class Examples:
     """Rows of both classes."""
 
     read: Read
-    is_real: Tensor
-    weights: Tensor
+    is_real: Bool[Tensor, " row"]
+    weights: Float[Tensor, " row"]
     """Those of a class add up to half of all rows."""
 
-    def losses(self, reader: Reader, rows: Tensor) -> Float[Tensor, " row"]:
+    def losses(self, reader: Reader, rows: Int[Tensor, " row"]) -> Float[Tensor, " row"]:
         """−log of the probability of each row's class, mean over its places, in nats."""
         found = logits(reader, self.read, rows)
         signed = torch.where(self.is_real[rows, None], found, -found)
@@ -190,78 +200,79 @@ def _fit(
     reader: Reader, examples: Examples, settings: Discriminators, generator: np.random.Generator, name: str
 ) -> tuple[Pass, ...]:
     """Train, leave the best weights in `reader`, and say how each pass went."""
-    learned, held = _parted(examples.is_real.numpy(), generator)
-    optimizer = torch.optim.AdamW(
-        reader.parameters(), lr=settings.encoder_rate, weight_decay=settings.encoder_decay, fused=True
-    )
-    steps = settings.epochs * math.ceil(len(learned) / settings.encoder_batch)
-    step, best = 0, copy.deepcopy(reader.state_dict())
-    passes = [_look(reader, examples, held, math.log(2), math.log(2))]
-    for _ in range(settings.epochs):
-        reader.train()
-        sums, norms = torch.zeros(2), torch.zeros(2)
-        order = torch.from_numpy(generator.permutation(learned))
-        for rows in order.split(settings.encoder_batch):
-            for group in optimizer.param_groups:
-                group["lr"] = settings.encoder_rate * _schedule(step, steps)
-            optimizer.zero_grad(set_to_none=True)
-            losses = examples.losses(reader, rows)
-            weights = examples.weights[rows]
-            loss = (losses * weights).sum() / len(rows)
-            loss.backward()
-            norm = nn.utils.clip_grad_norm_(reader.parameters(), MAX_GRADIENT_NORM)
-            if not (math.isfinite(float(loss.detach())) and math.isfinite(float(norm))):
-                raise NumericError(
-                    f"the discriminator {name}, step {step + 1}: the loss is {float(loss.detach())} and its gradient's norm "
-                    f"{float(norm)}; lower encoder_rate"
-                )
-            optimizer.step()
-            step += 1
-            one_hot = torch.stack([examples.is_real[rows], ~examples.is_real[rows]]) * weights
-            sums += one_hot @ losses.detach()
-            norms += one_hot.sum(1)
-        real, written = (sums / norms).tolist()
-        passes.append(_look(reader, examples, held, real, written))
-        if passes[-1].held_nats <= min(one.held_nats for one in passes[:-1]):
-            best = copy.deepcopy(reader.state_dict())
-        elif len(passes) - 1 - int(np.argmin([one.held_nats for one in passes])) >= settings.patience:
+    learned, held = _parted(examples.is_real, generator)
+    optimizer = torch.optim.AdamW(reader.parameters(), weight_decay=settings.encoder_decay, fused=True)
+    each = math.ceil(len(learned) / settings.encoder_batch)
+    passes = [Pass(math.log(2), math.log(2), _held_nats(reader, examples, held))]
+    best, best_pass = copy.deepcopy(reader.state_dict()), 0
+    for number in range(settings.epochs):
+        if number - best_pass >= settings.patience:
             break
+        reader.train()
+        order = learned[torch.from_numpy(generator.permutation(len(learned)))]
+        losses = []
+        for step, rows in enumerate(order.split(settings.encoder_batch), number * each):
+            for group in optimizer.param_groups:
+                group["lr"] = _rate(settings.encoder_rate, step, settings.epochs * each)
+            losses.append(_step(reader, examples, rows, optimizer, f"the discriminator {name}, step {step + 1}"))
+        real, written = map(float, _by_class(torch.cat(losses), examples, order))
+        passes.append(Pass(real, written, _held_nats(reader, examples, held)))
+        if passes[-1].held_nats < passes[best_pass].held_nats:
+            best, best_pass = copy.deepcopy(reader.state_dict()), number + 1
     reader.load_state_dict(best)
     return tuple(passes)
 
 
-def _schedule(step: int, steps: int) -> float:
-    warm = min(1.0, (step + 1) / max(1, min(50, steps // 10)))
-    return warm * 0.5 * (1 + math.cos(math.pi * step / steps))
+def _step(
+    reader: Reader, examples: Examples, rows: Int[Tensor, " row"], optimizer: torch.optim.Optimizer, where: str
+) -> Float[Tensor, " row"]:
+    """One step of AdamW; the loss of each row.
+
+    Raises:
+        NumericError: the loss or its gradient is not finite; no weight was changed.
+    """
+    optimizer.zero_grad(set_to_none=True)
+    losses = examples.losses(reader, rows)
+    loss = (losses * examples.weights[rows]).mean()
+    loss.backward()
+    norm = float(nn.utils.clip_grad_norm_(reader.parameters(), MAX_GRADIENT_NORM))
+    if not (math.isfinite(float(loss.detach())) and math.isfinite(norm)):
+        raise NumericError(
+            f"{where}: the loss is {float(loss.detach())} and its gradient's norm {norm}; no weight was changed. Lower "
+            "discriminators.encoder_rate, or look for rows whose weights are not finite"
+        )
+    optimizer.step()
+    return losses.detach()
 
 
-def _parted(is_real, generator):
+def _rate(peak: float, step: int, steps: int) -> float:
+    """A linear warm-up, then half a cosine."""
+    warm = min(1.0, (step + 1) / max(1, min(WARMUP_STEPS, steps // 10)))
+    return peak * warm * (1 + math.cos(math.pi * step / steps)) / 2
+
+
+def _parted(
+    is_real: Bool[Tensor, " row"], generator: np.random.Generator
+) -> tuple[Int[Tensor, " row"], Int[Tensor, " row"]]:
+    """Rows that are learned from, and those that are held out, at least one of each class."""
     learned, held = [], []
-    for some in (np.flatnonzero(is_real), np.flatnonzero(~is_real)):
-        order = generator.permutation(some)
+    for some in (is_real.nonzero()[:, 0], (~is_real).nonzero()[:, 0]):
+        shuffled = some[torch.from_numpy(generator.permutation(len(some)))]
         count = max(1, round(HELD_SHARE * len(some)))
-        held.append(order[:count])
-        learned.append(order[count:])
-    return np.sort(np.concatenate(learned)), np.concatenate(held)
+        held.append(shuffled[:count])
+        learned.append(shuffled[count:])
+    return torch.cat(learned), torch.cat(held)
 
 
 @torch.no_grad()
-def _look(reader: Reader, examples: Examples, held, real: float, written: float) -> Pass:
+def _held_nats(reader: Reader, examples: Examples, held: Int[Tensor, " row"]) -> float:
+    """Loss of held-out rows, both classes counted alike."""
     reader.eval()
-    rows = torch.from_numpy(held)
-    losses = torch.cat([examples.losses(reader, some) for some in rows.split(ROWS_AT_ONCE)])
-    weights = examples.weights[rows]
-    is_real = examples.is_real[rows]
-    each = [float((losses * weights)[side].sum() / weights[side].sum()) for side in (is_real, ~is_real)]
-    return Pass(real, written, sum(each) / 2)
+    losses = torch.cat([examples.losses(reader, some) for some in held.split(ROWS_AT_ONCE)])
+    return float(torch.stack(_by_class(losses, examples, held)).mean())
 
 
-@torch.no_grad()
-def _all(reader: Reader, read: Read, rows: Int[Tensor, " row"]) -> Float[Tensor, "row place"]:
-    parts = [logits(reader, read, some) for some in rows.split(ROWS_AT_ONCE)]
-    width = max((part.shape[1] for part in parts), default=1)
-    return (
-        torch.cat([nn.functional.pad(p[:, None], (0, width - p.shape[1]), mode="replicate")[:, 0] for p in parts])
-        if parts
-        else torch.zeros(0, 1)
-    )
+def _by_class(losses: Float[Tensor, " row"], examples: Examples, rows: Int[Tensor, " row"]) -> list[Tensor]:
+    """Weighted mean of real rows, and of written ones."""
+    weights, is_real = examples.weights[rows], examples.is_real[rows]
+    return [(losses * weights)[side].sum() / weights[side].sum() for side in (is_real, ~is_real)]

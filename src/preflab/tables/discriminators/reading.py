@@ -142,8 +142,8 @@ class Read:
 
 
 def features(encoding: RowEncoding, codes: Codes, *, hats: int) -> tuple[int, list[Float[np.ndarray, "token feature"]]]:
-    """How many tokens have embeddings of their own, and the features of the others, block by block, as `model.RowWriter`
-    has them: neighbouring numbers share what is learned of them.
+    """How many tokens have embeddings of their own, and the features of the others, block by block, as those of
+    `model.RowWriter`: neighbouring numbers share what is learned of them.
 
     Args:
         codes: rows that say how common each token is.
@@ -175,12 +175,15 @@ class Reader(nn.Module):
         own: int,
         blocks: Sequence[Float[np.ndarray, "token feature"]] = (),
         dropout: float = 0.0,
+        steps: int = 2,
     ) -> None:
         """
         Args:
             columns: of the table.
+            steps: tokens of the longest line. At token level states begin with memories of 1 to so many (Tallec and
+                Ollivier 2018, arXiv:1804.11188, §2), or the first cells would be forgotten before the last are read.
             own, blocks: see `features`.
-            dropout: share of embeddings and states that are dropped while it learns.
+            dropout: share of states that are dropped while it learns.
         """
         super().__init__()
         self.causal = level == "token"
@@ -190,6 +193,10 @@ class Reader(nn.Module):
         self.scale = nn.LayerNorm(width)
         self.forwards = nn.GRU(width, width, batch_first=True)
         self.backwards = None if self.causal else nn.GRU(width, width, batch_first=True)
+        if self.causal:
+            gate = slice(width, 2 * width)  # the update gate's
+            self.forwards.bias_ih_l0.data[gate] = torch.empty(width).uniform_(1, max(steps - 1, 1)).log()
+            self.forwards.bias_hh_l0.data[gate] = 0.0
         states = width if self.causal else 2 * width
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Sequential(nn.Linear(states, width), nn.GELU(), nn.Dropout(dropout), nn.Linear(width, 1))
