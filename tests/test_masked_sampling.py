@@ -180,3 +180,14 @@ def test_rows_of_one_state_share_one_question() -> None:
     mask.allowed = allowed  # type: ignore[method-assign]
     drawn(model_of("gpt2"), mask, samples=20, batch_size=16)
     assert asked == list(range(SLOTS + 1))
+
+
+def test_rows_are_sampled_without_a_word_on_how(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sampler, "_told", set())
+    given: dict[str, Any] = {"keys": ["a"], "end_id": END, "max_new_tokens": 3, "seed": SEED}
+    sample(model_of("gpt2"), [(7,)], mask=Slots(), **given)
+    assert capsys.readouterr().err == ""
+    sample(model_of("gpt2"), [(7,)], **given)
+    assert "sampling: GPT-2 by hand" in capsys.readouterr().err

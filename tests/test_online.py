@@ -93,6 +93,9 @@ def test_what_a_step_returns_is_logged_and_paid(tmp_path: Path) -> None:
     assert cells == {False: cost.scored_tokens}  # by the old policy, the reference, the reward model
     for line, rollout in zip(lines, watcher.rollouts, strict=True):
         assert line["reward"] == pytest.approx(float(rollout.scores.mean()))
+        assert line["reward_sd"] == pytest.approx(float(rollout.scores.std(correction=0)), rel=1e-5)
+        assert (line["reward_min"], line["reward_max"]) == (float(rollout.scores.min()), float(rollout.scores.max()))
+        assert 2**24 < line["peak_memory_bytes"] <= cost.peak_memory_bytes
         assert line["end_rate"] == pytest.approx(float(rollout.ended.mean()))
         assert line["kl_nats"] == pytest.approx(0, abs=1e-6)
         assert line["entropy_nats"] > 0

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -99,7 +100,7 @@ def test_one_update_is_dpo_on_the_best_against_the_worst_of_each_prompt(tmp_path
     assert 0 < len(pairs) < 8
     assert len({answer.prompt_ids for answer in reward.answers}) > 1
 
-    total, gaps = torch.zeros((), dtype=torch.float64), []
+    total, gaps, best = torch.zeros((), dtype=torch.float64), [], []
     for tree in pairs:
         chosen, rejected = (
             naive_logprob(policy.model, tree.prompt, one) - naive_logprob(reference.model, tree.prompt, one).detach()
@@ -114,8 +115,14 @@ def test_one_update_is_dpo_on_the_best_against_the_worst_of_each_prompt(tmp_path
     for begin in range(0, 24, 3):
         paid = reward.paid[begin : begin + 3]
         gaps += [max(paid) - min(paid)] if max(paid) - min(paid) > 0.2 else []
+        best += [max(paid)] if max(paid) - min(paid) > 0.2 else []
     assert line["pairs"] == len(pairs)
+    assert line["skipped_prompts"] == 8 - len(pairs) > 0
     assert line["reward_gap"] == pytest.approx(sum(gaps) / len(gaps))
+    worst = [most - gap for most, gap in zip(best, gaps, strict=True)]
+    for name, paid in (("best_reward", best), ("worst_reward", worst)):
+        assert line[name] == pytest.approx(np.mean(paid))
+        assert line[f"{name}_sd"] == pytest.approx(np.std(paid), abs=1e-6)
     assert cells[True] == cost.trained_tokens > 0
     assert cells[False] == cost.scored_tokens
     assert (cost.reward_calls, cost.gold_calls) == (24, 0)

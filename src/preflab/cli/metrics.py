@@ -90,7 +90,7 @@ EVERY_STEPS = "One line every log_every optimiser steps, with the figures of tha
 ROLLOUT = "One line every log_every updates. Of the rollout, so of the policy before the update's steps:"
 UPDATE_STEPS = "Means over the update's optimiser steps:"
 PPO_STEPS = "Means over the update's optimiser steps; while values alone train, value_loss and optimizer_steps:"
-UPDATE_TIME = "Where the update's time went; no two runs agree on it:"
+UPDATE_TIME = "Where the update's time went, and memory; no two runs agree on them:"
 
 STEP = Metric("step", "optimiser steps taken")
 UPDATE = Metric("step", "updates finished")
@@ -231,6 +231,13 @@ SAMPLED = (
         "rises while a gold reward or judge falls: over-optimised",
     ),
     Metric(
+        "reward_sd",
+        "standard deviation of the rewards, over the rollout's responses",
+        "is 0: there is nothing to learn from; nears 0 while reward stands still: the policy says one thing",
+    ),
+    Metric("reward_min", "the lowest reward of a response", "is the same in every line: the reward is cut off there"),
+    Metric("reward_max", "the highest", "is the same in every line: the reward is cut off there"),
+    Metric(
         "kl_nats",
         "KL(π‖π_ref) of a response: full vocabulary, summed over tokens, at temperature 1; mean over the responses as "
         "sampled (online DPO's at ranking.temperatures), in nats",
@@ -278,6 +285,15 @@ DROPPED = Metric(
 )
 RANKED = (
     Metric("pairs", "pairs made; a prompt gives one or none", "is far below batch.size: responses hardly differ"),
+    Metric("skipped_prompts", "prompts that gave none", "nears batch.size: widen ranking.temperatures"),
+    Metric(
+        "best_reward",
+        "mean reward of the pairs' chosen responses, the best to their prompts, penalties included",
+        "falls while reward_gap grows: the worst get worse, and no more",
+    ),
+    Metric("best_reward_sd", "its standard deviation, over pairs"),
+    Metric("worst_reward", "the same of the rejected, the worst to their prompts"),
+    Metric("worst_reward_sd", "its standard deviation, over pairs"),
     Metric(
         "reward_gap",
         "mean reward of the best less that of the worst response of a pair, penalties included",
@@ -315,4 +331,9 @@ TIME = (
     Metric("score_seconds", "their log-probabilities under policy and reference, KL and entropy"),
     Metric("learn_seconds", "values, advantages and optimiser steps"),
     Metric("generated_tokens_per_second", "response tokens by sample_seconds", "falls: responses get longer"),
+    Metric(
+        "peak_memory_bytes",
+        "largest memory of the process so far, or of the GPU by tensors",
+        "grows from update to update",
+    ),
 )

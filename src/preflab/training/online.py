@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
+from statistics import fmean, pstdev
 from typing import Any
 
 import torch
@@ -257,7 +258,8 @@ def run_online(
             if logged:
                 dropped = {} if keep is None else {"dropped_responses": len(drawn.responses) - len(kept.responses)}
                 tokens = sum(len(response.tokens) for response in drawn.responses)
-                values = _figures(drawn, rollout) | dropped | dict(taken.figures) | phases.figures(tokens)
+                memory = {"peak_memory_bytes": session.cost.peak_memory_bytes}
+                values = _figures(drawn, rollout) | dropped | dict(taken.figures) | phases.figures(tokens) | memory
                 run.log({"step": done, **values})
                 show(done, values, _samples(encoder, drawn))
             else:
@@ -397,7 +399,10 @@ def _figures(drawn: Drawn, rollout: Rollout) -> dict[str, float]:
     """What the log says of a rollout: rewards and lengths of all that was sampled, the rest of what was kept."""
     mask, responses = rollout.batch.mask, drawn.responses
     return {
-        "reward": sum(drawn.totals) / len(drawn.totals),
+        "reward": fmean(drawn.totals),
+        "reward_sd": pstdev(drawn.totals),
+        "reward_min": min(drawn.totals),
+        "reward_max": max(drawn.totals),
         **{
             f"reward/{name}": sum(score.parts[name] for score in drawn.scores) / len(drawn.scores)
             for name in drawn.scores[0].parts

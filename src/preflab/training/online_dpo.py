@@ -11,6 +11,7 @@ Guo et al. 2024, arXiv 2402.04792, which samples two responses at one temperatur
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import fmean, pstdev
 from typing import Any
 
 import torch
@@ -89,14 +90,13 @@ def train_online_dpo(
                 f"ranking.smallest_gap = {settings.ranking.smallest_gap}; lower it, or raise ranking.temperatures"
             )
         if not ranked:  # a policy that has reached the top of its reward learns nothing more, and need not stop for it
-            return Taken({"pairs": 0.0})
+            return Taken({"pairs": 0.0, "skipped_prompts": float(batch.size)})
         trees = [pair.tree for pair in ranked]
         rows_of = torch.tensor([pair.rows for pair in ranked], device=policy.device)
         of_reference = None
         if knows_reference(settings.loss):
             of_reference = masked_sum(rollout.reference_logprobs, rollout.batch.mask)[rows_of].cpu()
         first = FirstPass(rollout, policy.model)
-        gap = sum(pair.chosen_reward - pair.rejected_reward for pair in ranked) / len(ranked)
         cost = Cost()
         steps: list[Figures] = []
         for number, chosen in mini_batches(len(trees), dealt, update, seed=seed):
@@ -119,7 +119,10 @@ def train_online_dpo(
             first.check()
             steps.append({**figures, **stepper.step(number, f"update {update + 1}")})
         return Taken(
-            first.figures | means(steps) | {"pairs": float(len(trees)), "reward_gap": gap},
+            first.figures
+            | means(steps)
+            | {"pairs": float(len(trees)), "skipped_prompts": float(batch.size - len(trees))}
+            | _paid([pair.chosen_reward for pair in ranked], [pair.rejected_reward for pair in ranked]),
             cost,
         )
 
@@ -148,6 +151,17 @@ def train_online_dpo(
             log_every=log_every,
             evaluate=evaluate,
         )
+
+
+def _paid(best: Sequence[float], worst: Sequence[float]) -> dict[str, float]:
+    """What the log says of the rewards of pairs."""
+    return {
+        "best_reward": fmean(best),
+        "best_reward_sd": pstdev(best),
+        "worst_reward": fmean(worst),
+        "worst_reward_sd": pstdev(worst),
+        "reward_gap": fmean(best) - fmean(worst),
+    }
 
 
 def dealt_pairs(settings: OnlineDPO) -> Online:
