@@ -50,7 +50,7 @@ KEYS = {
     "step", "reward", "kl_nats", "objective", "entropy_nats", "ratio", "clip_fraction", "approx_kl_nats",
     "explained_variance", "value_loss", "policy_loss", "response_tokens", "end_rate", "gradient_norm", "learning_rate",
     "sampler_gap_nats", "kl_coefficient", "optimizer_steps", "sample_seconds", "reward_seconds", "score_seconds",
-    "learn_seconds", "generated_tokens_per_second",
+    "learn_seconds", "generated_tokens_per_second", "reward_sd", "reward_min", "reward_max", "peak_memory_bytes",
 }  # fmt: skip
 STILL = Optimizer(learning_rate=0.0, warmup_steps=0)
 BASE = PPO(
