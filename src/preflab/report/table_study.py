@@ -61,7 +61,7 @@ class Cell:
     interval: str
     difference: str
     mark: str
-    """better or worse, where the interval of the difference excludes 0; changed, where neither is; else empty."""
+    """better or worse, where the interval of the difference excludes 0; else empty."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +103,8 @@ class TableStudyContent:
 
     def colour(self, arm: Arm) -> str:
         """An arm's colour, for CSS."""
+        if arm is self.study.real:
+            return "var(--soft)"
         found = colour_of(self.study, arm)
         return "currentColor" if found == INK else found
 
@@ -217,11 +219,11 @@ def cell(study: TableStudy, arm: Arm, figure: Figure) -> Cell:
     value, _, ends = bracketed(within(mean, figure.unit), figure.unit).partition(" [")
     reference = study.arm(REFERENCE)
     difference = None
-    if reference and arm not in (reference, study.real):
+    if reference and figure.good and arm not in (reference, study.real):
         difference = paired(figure.of(arm), figure.of(reference), f"{figure.title} of {arm.name} − reference")
     if not difference:
         return Cell(value, ends and f"[{ends}", "", "")
-    mark = "" if not difference.sign else {1: "better", -1: "worse", 0: "changed"}[difference.sign * figure.good]
+    mark = {1: "better", -1: "worse", 0: ""}[difference.sign * figure.good]
     return Cell(value, ends and f"[{ends}", signed(bracketed(difference, figure.unit), difference), mark)
 
 
@@ -295,10 +297,10 @@ def matter_lines(study: TableStudy, found: Answers) -> tuple[Line, ...]:
         cells = (
             *words,
             duration(seconds.mean) if seconds else "–",
-            f"{count(speed.mean)} rows a CPU second" if speed else "–",
+            count(speed.mean) if speed else "–",
         )
         if arm.name == REFERENCE:
-            cells = (*("the measure" for _ in words), *cells[len(words) :])
+            cells = ("–",) * len(words) + cells[len(words) :]
         lines.append(Line(arm, cells))
     return tuple(lines)
 

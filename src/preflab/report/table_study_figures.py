@@ -72,7 +72,13 @@ def detectability(study: TableStudy) -> Picture | None:
             axes.plot(mean.mean, y, "o" if filled else "D", color=colour, markersize=7 if filled else 4.5, **face)
             if filled:
                 axes.annotate(
-                    number(mean.mean, 3), (mean.mean, y), (0, 6), textcoords="offset points", ha="center", fontsize=9.5
+                    number(mean.mean, 3),
+                    (mean.mean, y),
+                    (0, 6),
+                    textcoords="offset points",
+                    ha="center",
+                    fontsize=9.5,
+                    color=INK,
                 )
     axes.set_yticks(range(len(shown)), [named(arm.label) for arm in shown])
     for text, arm in zip(axes.get_yticklabels(), shown, strict=True):
@@ -260,8 +266,8 @@ def proxy(study: TableStudy) -> Picture | None:
         "proxy",
         "Did the reward tell the truth?",
         "How to read this: a line is a seed, a ring the policy that was chosen on validation rows. The reward (left) "
-        "is that of each round's own discriminators, so it is comparable within a round only. The AUC (middle, right) is "
-        "how well validation rows are told from the policy's; it should fall as the reward rises, and where it rises "
+        "is that of each round's own discriminators, so it is comparable within a round only. The AUC (middle, right) "
+        "is how well validation rows are told from the policy's; it should fall as the reward rises, and where it rises "
         "with the reward, the reward is being exploited. Right: the same by what was asked for, so the line that falls "
         "first needs the fewest rewards.",
         to_svg(figure, "proxy", "Reward and validation AUC by optimiser step, and AUC by rewards queried"),

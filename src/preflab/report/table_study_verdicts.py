@@ -87,7 +87,7 @@ class Mean:
 
 
 @dataclass(frozen=True)
-class Test:
+class Difference:
     """A difference that a question rests on."""
 
     title: str
@@ -117,7 +117,7 @@ class Verdict:
     question: str
     outcome: Outcome
     text: str
-    tests: tuple[Test, ...] = ()
+    tests: tuple[Difference, ...] = ()
 
     @property
     def found(self) -> bool:
@@ -217,7 +217,7 @@ def shown(value: float, unit: Unit, digits: int = 0) -> str:
         case "nats":
             return number(value, 2 + digits)
         case "seconds":
-            return "−" + duration(-value) if value < 0 else duration(value)
+            return f"{number(value, 0 if abs(value) >= 10 else 1)} s" if value < 600 else duration(value)
         case "count":
             if abs(value) < 100 and not float(value).is_integer():
                 return number(value, 1 + digits)
@@ -284,7 +284,7 @@ def logs(draws: Draws) -> Draws:
 # --- questions ---
 
 
-def decide(tests: Sequence[Test]) -> Answer:
+def decide(tests: Sequence[Difference]) -> Answer:
     """What several differences say together; the rule is that of the module."""
     answers = {test.answer for test in tests}
     if "expected" in answers and "contrary" not in answers:
@@ -294,7 +294,7 @@ def decide(tests: Sequence[Test]) -> Answer:
     return "small" if answers == {"small"} else "undecided"
 
 
-def figure_tests(first: Arm, second: Arm, figures: Mapping[Figure, int] | Sequence[Figure]) -> tuple[Test, ...]:
+def figure_tests(first: Arm, second: Arm, figures: Mapping[Figure, int] | Sequence[Figure]) -> tuple[Difference, ...]:
     """The differences first − second of figures that both have, at the confidence that their number asks for.
 
     Args:
@@ -317,11 +317,11 @@ def figure_tests(first: Arm, second: Arm, figures: Mapping[Figure, int] | Sequen
             f"{figure.title} {shown(means[0].mean, figure.unit)} against {shown(means[1].mean, figure.unit)}, "
             f"{bracketed(difference, figure.unit)}"
         )
-        found.append(Test(figure.title, difference, side, figure.matters, text))
+        found.append(Difference(figure.title, difference, side, figure.matters, text))
     return tuple(found)
 
 
-def ratio_test(title: str, first: Draws, second: Draws, unit: Unit, expected: int, matters: float) -> Test | None:
+def ratio_test(title: str, first: Draws, second: Draws, unit: Unit, expected: int, matters: float) -> Difference | None:
     """The ratio of two positive costs on the seeds that both have, tested on its logarithm."""
     difference = paired(logs(first), logs(second), title)
     means = mean_of(first, title), mean_of(second, title)
@@ -329,7 +329,7 @@ def ratio_test(title: str, first: Draws, second: Draws, unit: Unit, expected: in
         return None
     ratio = bracketed(exponential(difference), "ratio")
     text = f"{title} {shown(means[0].mean, unit)} against {shown(means[1].mean, unit)}, {ratio}"
-    return Test(title, difference, expected, matters, text)
+    return Difference(title, difference, expected, matters, text)
 
 
 def exponential(mean: Mean) -> Mean:
@@ -357,7 +357,7 @@ def helped(study: TableStudy, arm: Arm, confidence: float = 0.95) -> Verdict | N
         f"{said}; {figure.title} {number(means[0].mean, 3)} against {number(means[1].mean, 3)} of the reference, "
         f"{bracketed(difference, 'score')}, {of_draws(difference)}."
     )
-    test = Test(figure.title, difference, -1, 0.0, text)
+    test = Difference(figure.title, difference, -1, 0.0, text)
     return Verdict("helped", arm.label, f"Did {arm.label} help?", outcome, text, (test,))
 
 
@@ -510,7 +510,9 @@ def deviation(values: Sequence[float]) -> float | None:
 # --- expected advantages ---
 
 
-def advantage(claim: str, question: str, tests: Sequence[Test | None], otherwise: str, beside: str = "") -> Verdict:
+def advantage(
+    claim: str, question: str, tests: Sequence[Difference | None], otherwise: str, beside: str = ""
+) -> Verdict:
     """An expected advantage: reproduced, not reproduced, or undecided.
 
     Args:
@@ -556,7 +558,7 @@ def advantages(study: TableStudy) -> tuple[Verdict, ...]:
         advantage(
             "DPO is faster",
             "Does a run of DPO take less CPU time than one of PPO?",
-            [ratio_test(CPU_SECONDS.title, *(CPU_SECONDS.of(arm) for arm in (dpo, ppo)), "seconds", -1, math.log(1.1))],
+            [ratio_test(CPU_SECONDS.title, CPU_SECONDS.of(dpo), CPU_SECONDS.of(ppo), "seconds", -1, math.log(1.1))],
             nothing,
         ),
     ]
@@ -588,7 +590,7 @@ def sample_efficiency(dpo: Arm, ppo: Arm) -> Verdict:
     if without or not seeds:
         why = f"{len(without)} of {len(seeds)} seeds have no gain of both on validation." if seeds else "No run yet."
         return advantage(claim, question, [], f"{why} Nothing to compare.")
-    test = ratio_test("Rewards queried to 90 % of the smaller gain", *of_both, "count", -1, math.log(1.1))
+    test = ratio_test("Rewards queried to 90 % of the smaller gain", of_both[0], of_both[1], "count", -1, math.log(1.1))
     return advantage(claim, question, [test], "No rewards were counted.")
 
 
@@ -597,7 +599,7 @@ def stability(study: TableStudy, dpo: Arm, ppo: Arm) -> Verdict:
     gains = [gains_judged(study, arm) for arm in (dpo, ppo)]
     seeds = sorted(set(gains[0]) & set(gains[1]))
     values = [[found[seed] for seed in seeds] for found in gains]
-    ratio = spread_ratio(*values)
+    ratio = spread_ratio(values[0], values[1])
     collapsed = "; ".join(
         f"{arm.label} {sum(one.collapsed for one in arm.alignments.values())} of {len(arm.alignments)}"
         for arm in (dpo, ppo)
@@ -607,7 +609,7 @@ def stability(study: TableStudy, dpo: Arm, ppo: Arm) -> Verdict:
         deviations = [number(deviation(one), 4) for one in values]
         log_ratio = Mean(ratio.mean, ratio, len(seeds), len(seeds))
         text = f"SD of the gain over seeds {' against '.join(deviations)}, {bracketed(exponential(log_ratio), 'ratio')}"
-        tests.append(Test("SD of the gain over seeds", log_ratio, -1, SPREAD_MATTERS, text))
+        tests.append(Difference("SD of the gain over seeds", log_ratio, -1, SPREAD_MATTERS, text))
     return advantage(
         "DPO is stabler",
         "Does DPO's gain vary less over seeds than PPO's?",
@@ -642,11 +644,11 @@ def one_mode(ppo: Arm, reference: Arm) -> Verdict:
         assert difference
         sizes = " against ".join(shown(mean.mean, figure.unit) for mean in means if mean)
         text = f"{figure.title} {sizes}, {bracketed(difference, figure.unit)}"
-        tests.append(Test(figure.title, difference, sides[figure], figure.matters, text))
+        tests.append(Difference(figure.title, difference, sides[figure], figure.matters, text))
     entropy = mean_of(kept, "entropy", confidence)
     if entropy:
         text = f"Entropy at the end next to the beginning {bracketed(exponential(entropy), 'ratio')}"
-        tests.append(Test("Entropy", entropy, -1, math.log(1.1), text))
+        tests.append(Difference("Entropy", entropy, -1, math.log(1.1), text))
     return advantage(
         "PPO risks one mode of high reward",
         "Do PPO's rows crowd together, next to the reference's?",
@@ -665,7 +667,7 @@ class Matter:
     title: str
     arm: str
     word: str
-    tests: tuple[Test, ...]
+    tests: tuple[Difference, ...]
 
 
 def matters(study: TableStudy) -> tuple[tuple[str, tuple[Matter, ...]], ...]:
@@ -692,7 +694,7 @@ def matters(study: TableStudy) -> tuple[tuple[str, tuple[Matter, ...]], ...]:
     return tuple(found)
 
 
-def in_a_word(tests: Sequence[Test]) -> str:
+def in_a_word(tests: Sequence[Difference]) -> str:
     """Better, worse, about the same or undecided."""
     both = {"expected", "contrary"} <= {test.answer for test in tests}
     words = {"expected": "better", "contrary": "worse", "small": "about the same", "undecided": "undecided"}
@@ -727,7 +729,7 @@ def misled(study: TableStudy, arm: Arm) -> Verdict | None:
     elif widened.sign < 0:
         outcome, said = "no", "No, the independent judge finds the rows harder to tell apart too"
     text = f"{said}: {judge.text}; reward within round 1 {bracketed(rise, 'score')}; {of_draws(widened)}."
-    rewarded = Test("reward within round 1", rise, 1, 0.0, "")
+    rewarded = Difference("reward within round 1", rise, 1, 0.0, "")
     return Verdict("misled", arm.label, f"Did its reward mislead {arm.label}?", outcome, text, (rewarded, judge))
 
 
