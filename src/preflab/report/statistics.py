@@ -147,6 +147,16 @@ def over_seeds_and_prompts(values: Matrix, confidence: float = 0.95) -> Estimate
     return Estimate(mean, mean - half, mean + half)
 
 
+@lru_cache(maxsize=64)
+def student(confidence: float, freedom: int) -> float:
+    """How many standard errors a two-sided interval by Student's t reaches to either side.
+
+    >>> round(student(0.95, 2), 3)
+    4.303
+    """
+    return float(stats.t.ppf((1 + confidence) / 2, freedom))
+
+
 def over_seeds(means: ArrayLike, what: str, confidence: float = 0.95) -> Estimate:
     """The mean over training runs and its interval, by Student's t on one value a run.
 
@@ -165,7 +175,7 @@ def over_seeds(means: ArrayLike, what: str, confidence: float = 0.95) -> Estimat
     mean = float(values.mean())
     if np.ptp(values) <= 1e-12 * max(1.0, abs(mean)):
         return Estimate(mean, mean, mean)
-    half = float(stats.t.ppf((1 + confidence) / 2, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5)
+    half = student(confidence, len(values) - 1) * float(values.std(ddof=1)) / len(values) ** 0.5
     return Estimate(mean, mean - half, mean + half)
 
 
@@ -185,7 +195,7 @@ def spread_ratio(first: ArrayLike, second: ArrayLike, confidence: float = 0.95) 
         return None
     mean = float(np.log(one.std() / two.std()))
     unlike = max(0.0, 1 - float(np.corrcoef(one, two)[0, 1]) ** 2)
-    t = float(stats.t.ppf((1 + confidence) / 2, len(one) - 2))
+    t = student(confidence, len(one) - 2)
     half = float(np.arccosh(1 + 2 * unlike * t**2 / (len(one) - 2))) / 2
     return Estimate(mean, mean - half, mean + half)
 

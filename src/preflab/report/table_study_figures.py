@@ -266,10 +266,10 @@ def proxy(study: TableStudy) -> Picture | None:
         "proxy",
         "Did the reward tell the truth?",
         "How to read this: a line is a seed, a ring the policy that was chosen on validation rows. The reward (left) "
-        "is that of each round's own discriminators, so it is comparable within a round only. The AUC (middle, right) "
-        "is how well validation rows are told from the policy's; it should fall as the reward rises, and where it rises "
-        "with the reward, the reward is being exploited. Right: the same by what was asked for, so the line that falls "
-        "first needs the fewest rewards.",
+        "is that of each round's own discriminators, so it is comparable within a round only. The AUC (middle and "
+        "right) is how well validation rows are told from the policy's; it should fall as the reward rises, and where "
+        "it rises with the reward, the reward is being exploited. Right: the same by what was asked for, so the line "
+        "that falls first needs the fewest rewards.",
         to_svg(figure, "proxy", "Reward and validation AUC by optimiser step, and AUC by rewards queried"),
     )
 

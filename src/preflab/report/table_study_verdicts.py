@@ -615,7 +615,7 @@ def stability(study: TableStudy, dpo: Arm, ppo: Arm) -> Verdict:
         "Does DPO's gain vary less over seeds than PPO's?",
         tests,
         "A comparison of spreads needs three seeds.",
-        f"Collapsed runs: {collapsed}.",
+        f"Collapsed runs: {collapsed}." if dpo.alignments and ppo.alignments else "",
     )
 
 
