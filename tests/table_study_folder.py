@@ -74,14 +74,25 @@ def aligned(made: Made, seed: int, rng: np.random.Generator) -> tuple[dict[str, 
             {
                 "round": min(2, -(-step // 50)), "step": step, "nats": 50.4 - part,
                 "told_apart_auc": 0.56 - made.gain * min(1.0, part**(1 / made.fast) if part else 0.0),
-                "kl_nats": made.kl * part, "reward": -0.2 + 0.3 * part + 0.01 * rng.normal(), "queries": 400 * step,
+                "kl_nats": made.kl * part,
+                "reward": -0.2 + 0.3 * part + 0.01 * rng.normal() if step else None,
+                "queries": 400 * step,
                 "wall_seconds": made.cpu_seconds * part, "cpu_seconds": made.cpu_seconds * part,
             }
         )  # fmt: skip
     for step in range(1, 101):
         parts = {f"reward/{level}": -0.2 + 0.003 * step + 0.05 * rng.normal() for level in LEVELS}
         entropy = 2.0 + (made.entropy_end - 2.0) * step / 100 + 0.01 * rng.normal()
-        lines.append({"step": step, "round": 1 + (step > 50), "reward": 0.1, "entropy_nats": entropy} | parts)
+        parts["reward/clipped"] = 0.5
+        lines.append(
+            {
+                "step": step,
+                "round": 1 + (step > 50),
+                "reward": 0.003 * step + 0.01 * rng.normal(),
+                "entropy_nats": entropy,
+            }
+            | parts
+        )
     held = [
         {
             "name": name, "level": level, "auc": auc, "auc_low": auc - 0.01, "auc_high": auc + 0.01, "slope": 1.0,

@@ -97,7 +97,6 @@ class TableStudyContent:
     matter_lines: tuple[Line, ...]
     matter_titles: tuple[str, ...]
     cautions: tuple[str, ...]
-    warnings: tuple[str, ...]
     settings: tuple[tuple[str, str], ...]
     rules: tuple[str, ...] = RULES_IN_WORDS
 
@@ -191,7 +190,6 @@ def compose(study: TableStudy) -> TableStudyContent:
         matter_lines=matter_lines(study, found),
         matter_titles=titles,
         cautions=cautions(study, asked),
-        warnings=(*study.warnings, *warnings(study)),
         settings=tuple((str(name), str(value)) for name, value in study.settings.items()),
     )
 
@@ -323,24 +321,14 @@ def cautions(study: TableStudy, asked: int) -> tuple[str, ...]:
         f"{asked} differences were set against 0 on this page. Those within one question are corrected for their "
         "number; the questions and the tables are not corrected for each other, so about one in twenty would exclude "
         "0 by luck alone.",
-        f"Rows are judged by {primary_of(study).title} and, of another family than the discriminators that gave the "
-        f"rewards, by {independent_of(study).title}. A judge of the rewards' own family is not independent of them, "
+        f"Rows are judged by {primary_of(study).title}; of another family than the discriminators that gave the "
+        f"rewards is {independent_of(study).title}. A judge of the rewards' own family is not independent of them, "
         "and a difference that no judge here sees may be seen by another.",
         "Copies, distances and membership are evidence about privacy and no guarantee: an attack that is not tried "
         "here may succeed.",
         "Methods were compared with these settings at this cost; another choice of steps, rewards or learning rates "
         "may order them otherwise.",
     )
-
-
-def warnings(study: TableStudy) -> tuple[str, ...]:
-    """What the alignments warned of, a line for each warning, with the arms and seeds that it is of."""
-    where: dict[str, list[str]] = {}
-    for arm in study.aligned:
-        for seed, one in arm.alignments.items():
-            for line in one.warnings:
-                where.setdefault(line, []).append(f"{arm.label}, seed {seed}")
-    return tuple(f"{'; '.join(places)}: {line}" for line, places in where.items())
 
 
 def comparison(content: TableStudyContent) -> dict[str, Any]:

@@ -14,14 +14,15 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from preflab.report.fields import is_finite
 from preflab.report.svg import COLOURS, INK, STYLE, Picture, named, sheet, to_svg
 from preflab.report.table_study_folder import REFERENCE, Alignment, Arm, Point, TableStudy
-from preflab.report.table_study_verdicts import independent_of, mean_of, primary_of, rounds_between, seed_means
+from preflab.report.table_study_verdicts import independent_of, mean_of, primary_of, seed_means
 from preflab.report.wording import count, number
 
 BINS = 60
 """Points of a training curve, at most: means of equal parts of the steps."""
 LEVELS = ("row", "feature", "sentence", "token")
 """In the order of their colours."""
-REWARD = "reward/"
+REWARD, CLIPPED = "reward/", "reward/clipped"
+"""What levels are logged under, and the share of rows whose reward was clipped, which is no level."""
 
 Curve = tuple[tuple[float, float], ...]
 
@@ -44,6 +45,8 @@ def detectability(study: TableStudy) -> Picture | None:
     shown = [arm for arm in study.arms if primary.of(arm) or independent.of(arm)]
     if not shown:
         return None
+    alone = primary.key == independent.key
+    judges = ((primary, 0.0, True),) if alone else ((primary, -0.12, True), (independent, 0.16, False))
     figure, axes = sheet(7.2, 1.15 + 0.5 * len(shown))
     bound = mean_of(primary.of(study.real), "real")
     axes.axvline(0.5, color=INK, alpha=0.6, linewidth=0.8, linestyle=":")
@@ -55,7 +58,7 @@ def detectability(study: TableStudy) -> Picture | None:
     limits = [lowest, 0.5]
     for place, arm in enumerate(shown):
         colour = colour_of(study, arm)
-        for judge, shift, filled in ((primary, -0.12, True), (independent, 0.16, False)):
+        for judge, shift, filled in judges:
             draws = judge.of(arm)
             mean = mean_of(draws, judge.title)
             if not mean:
@@ -100,8 +103,8 @@ def detectability(study: TableStudy) -> Picture | None:
         "detectability",
         "Can they be told from real rows?",
         f"How to read this: further left is better; at 0.5 (dotted) a classifier can only guess. Dots: {primary.title}"
-        f"; diamonds: {independent.title}, the independent judge. Lines are 95 % intervals over seeds, ticks the "
-        f"seeds.{grey}",
+        + ("" if alone else f"; diamonds: {independent.title}")
+        + f", the independent judge. Lines are 95 % intervals over seeds, ticks the seeds.{grey}",
         to_svg(figure, "detectability", "How well classifiers tell each arm's rows from real ones, with intervals"),
     )
 
@@ -130,7 +133,7 @@ def feedback(study: TableStudy) -> Picture | None:
             right.set_title(named(f"{arm.label}: held-out AUC by round"), fontsize=9.5, loc="left")
             for level, curve in curves[arm.name].items():
                 left.plot(*zip(*curve, strict=True), color=colours[level], linewidth=1.3)
-            refreshed = {step for one in arm.alignments.values() for step in rounds_between(one.points)}
+            refreshed = {step for one in arm.alignments.values() for step in one.refreshed}
             for step in sorted(refreshed) if len(refreshed) <= 8 else ():
                 left.axvline(step, color=INK, alpha=0.3, linewidth=0.7, linestyle=":")
             if not curves[arm.name]:
@@ -169,12 +172,21 @@ def colours_of_levels(study: TableStudy) -> dict[str, str]:
         for one in arm.alignments.values()
         for line in one.metrics
         for key in line
-        if key.startswith(REWARD)
+        if is_level(key)
     ]
     names = sorted(set(fitted + logged), key=lambda name: (LEVELS.index(name) if name in LEVELS else 9, name))
     levels = [name for name in names if name != "all"]
     colours = {name: COLOURS[place % len(COLOURS)] for place, name in enumerate(levels)}
     return colours | ({"all": INK} if "all" in names else {})
+
+
+def is_level(key: str) -> bool:
+    """Whether a metric is the reward of a level.
+
+    >>> [is_level(key) for key in ("reward", "reward/row", "reward/clipped")]
+    [False, True, False]
+    """
+    return key.startswith(REWARD) and key != CLIPPED
 
 
 def level_of(name: str, level: str) -> str:
@@ -185,7 +197,7 @@ def level_of(name: str, level: str) -> str:
 def level_curves(alignments: Sequence[Alignment]) -> dict[str, Curve]:
     """Steps and mean reward of each level, over seeds and over neighbouring steps."""
     lines = [line for one in alignments for line in one.metrics]
-    names = sorted({key for line in lines for key in line if key.startswith(REWARD)})
+    names = sorted({key for line in lines for key in line if is_level(key)})
     found = {}
     for name in names:
         pairs = [

@@ -7,7 +7,8 @@ is an error.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -65,13 +66,16 @@ class Alignment:
 
     rounds: tuple[tuple[int, tuple[Held, ...]], ...]
     points: tuple[Point, ...]
-    """In the order of training; the first is the reference."""
+    """From the reference on, in the order of training, those of earlier stages too."""
     chosen: Point | None
+    """One of the points."""
     cost: Mapping[str, float]
+    """Of all stages."""
     collapsed: bool
-    warnings: tuple[str, ...]
     metrics: tuple[Mapping[str, Any], ...]
-    """The lines of metrics.jsonl."""
+    """The lines of metrics.jsonl, of the last stage as the rounds are."""
+    refreshed: tuple[int, ...]
+    """The steps of metrics.jsonl after which discriminators were fitted again."""
 
     @property
     def start(self) -> Point | None:
@@ -229,7 +233,7 @@ def read_arm(folder: Path, seeds: tuple[int, ...], name: str, label: str, descri
         label=label,
         description=description,
         judged=by_seed(seeds, lambda seed: read_judged(seed_folder(folder, seed) / "judged", name)),
-        alignments=by_seed(seeds, lambda seed: read_alignment(seed_folder(folder, seed) / "table" / "aligned" / name)),
+        alignments=by_seed(seeds, lambda seed: read_stages(seed_folder(folder, seed) / "table" / "aligned", name)),
     )
 
 
@@ -277,8 +281,39 @@ def read_alignment(folder: Path) -> Alignment | None:
         chosen=next((point for point in points if (point.round, point.step) == place), None),
         cost=numbers(content.mapping("cost"), path),
         collapsed=content.flag("collapsed"),
-        warnings=tuple(str(line) for line in content.listing("warnings")),
         metrics=tuple(line for line in read_lines(RunFolder(folder).metrics) if isinstance(line, dict)),
+        refreshed=tuple(one.step for one, other in pairwise(points) if 0 < one.round < other.round),
+    )
+
+
+def read_stages(folder: Path, name: str) -> Alignment | None:
+    """How one arm was trained with one seed; dpo+ppo goes on from dpo, so that its points and costs are of both."""
+    own = read_alignment(folder / name)
+    earlier = read_stages(folder, name.rpartition("+")[0]) if "+" in name else None
+    return chained(earlier, own) if own and earlier else own
+
+
+def chained(earlier: Alignment, own: Alignment) -> Alignment:
+    """A stage that goes on from the chosen policy of an earlier one, whose costs were spent before."""
+    last = earlier.points[-1] if earlier.points else Point(0, 0, None, None, None, 0.0, 0.0)
+    later = {id(point): later_by(last, point, earlier.cost) for point in own.points[1:]}
+    return replace(
+        own,
+        points=(*earlier.points, *later.values()),
+        chosen=later.get(id(own.chosen), earlier.chosen) if own.chosen else None,
+        cost={name: value + earlier.cost.get(name, 0.0) for name, value in own.cost.items()},
+        collapsed=own.collapsed or earlier.collapsed,
+    )
+
+
+def later_by(last: Point, point: Point, spent: Mapping[str, float]) -> Point:
+    """A point of a later stage, counted from the beginning."""
+    return replace(
+        point,
+        round=last.round + point.round,
+        step=last.step + point.step,
+        queries=None if point.queries is None else point.queries + spent.get("queries", 0.0),
+        cpu_seconds=None if point.cpu_seconds is None else point.cpu_seconds + spent.get("cpu_seconds", 0.0),
     )
 
 

@@ -26,6 +26,7 @@ from typing import Literal, assert_never
 
 import numpy as np
 
+from preflab.report.fields import is_finite
 from preflab.report.statistics import Estimate, over_seeds, spread_ratio
 from preflab.report.table_study_folder import (
     DPO,
@@ -621,14 +622,10 @@ def stability(study: TableStudy, dpo: Arm, ppo: Arm) -> Verdict:
 
 def entropy_kept(alignment: Alignment) -> float | None:
     """The logarithm of the policy's entropy over the last tenth of training, next to the first tenth."""
-    logged = [line["entropy_nats"] for line in alignment.metrics if is_positive(line.get("entropy_nats"))]
+    known = [line.get("entropy_nats") for line in alignment.metrics]
+    logged = [value for value in known if is_finite(value) and value > 0]
     part = max(1, len(logged) // 10)
     return math.log(np.mean(logged[-part:]) / np.mean(logged[:part])) if len(logged) > 1 else None
-
-
-def is_positive(value: object) -> bool:
-    """Whether a logged value is a positive number."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value > 0
 
 
 def one_mode(ppo: Arm, reference: Arm) -> Verdict:
@@ -705,9 +702,11 @@ def in_a_word(tests: Sequence[Difference]) -> str:
 
 
 def reward_rise(alignment: Alignment) -> float | None:
-    """How much the reward of validation draws rose within the first round, whose discriminators stay the same."""
-    first = [point.reward for point in alignment.points if point.round <= 1 and point.reward is not None]
-    return first[-1] - first[0] if len(first) > 1 else None
+    """Reward in the last tenth of round 1 − in its first; within a round the discriminators stay the same."""
+    first = [line.get("reward") for line in alignment.metrics if line.get("round") == 1]
+    known = [reward for reward in first if is_finite(reward)]
+    part = max(1, len(known) // 10)
+    return float(np.mean(known[-part:]) - np.mean(known[:part])) if len(known) > 1 else None
 
 
 def misled(study: TableStudy, arm: Arm) -> Verdict | None:
@@ -858,11 +857,6 @@ def comparisons(study: TableStudy, found: Answers) -> int:
     )
     in_questions = sum(len(verdict.tests) for verdict in found.all)
     return in_tables + in_questions + sum(len(one.tests) for _, row in found.matters for one in row)
-
-
-def rounds_between(points: Sequence[Point]) -> list[int]:
-    """The steps after which discriminators were refreshed."""
-    return [one.step for one, other in pairwise(points) if 0 < one.round < other.round]
 
 
 RULES_IN_WORDS = (
