@@ -72,6 +72,7 @@ COMMANDS = {
     "generate": Command("Generate", "generate:run", "responses of a model to prompts"),
     "evaluate": Command("Evaluate", "evaluate:run", "KL, reward, win rate and diversity of a model"),
     "table fit": Command("TableFit", "table:fit", "a language model that writes rows like those of a table"),
+    "table align": Command("TableAlign", "table_align:run", "PPO, GRPO or DPO on what discriminators say of its rows"),
     "table sample": Command("TableSample", "table:sample", "rows of a fitted table, under conditions"),
     "table score": Command("TableScore", "table_score:run", "figures of synthetic rows, next to two bounds"),
     "explain": Command("Explain", "explain:run", "a method's formula, settings and metrics, and what should worry"),

@@ -22,8 +22,9 @@ from preflab.tables.conditions import read
 from preflab.tables.draw import Drawn, unmasked_share
 from preflab.tables.files import format_of, write_table
 from preflab.tables.fit_run import Parts, fit_run
+from preflab.tables.fitted import REFERENCE, UNMASKED_SHARE
 from preflab.tables.schema import Schema
-from preflab.tables.synthesizer import UNMASKED, UNMASKED_SHARE, Synthesizer, shortage
+from preflab.tables.synthesizer import UNMASKED, Synthesizer, shortage
 
 PREVIEW = 3
 """Rows that are printed of a sample."""
@@ -50,10 +51,11 @@ def sample(config: TableSample) -> None:
     fitted = synthesizer.fitted
     conditions = [read(text, fitted.schema.columns) for text in config.where]
     fitted.legal(config.where)
-    model = fitted.model(config.policy)
+    policy = fitted.latest if config.policy is None else config.policy
+    model = fitted.model(policy)
     began = time.process_time()
     try:
-        rows, drawn = synthesizer.draw(config.rows, config.where, seed=config.seed, policy=config.policy)
+        rows, drawn = synthesizer.draw(config.rows, config.where, seed=config.seed, policy=policy)
     except KeyboardInterrupt:
         raise Interrupted(f"interrupted; {config.out} was not written", signal.SIGINT) from None
     seconds = time.process_time() - began
@@ -61,10 +63,11 @@ def sample(config: TableSample) -> None:
     write_json(
         config.out.with_name(f"{config.out.name}.json"),
         {"rows": len(rows), "cpu_seconds": seconds, "rows_per_cpu_second": len(rows) / seconds}
-        | {"run": str(config.run), "policy": config.policy, "where": list(config.where), "seed": config.seed},
+        | {"run": str(config.run), "policy": policy, "where": list(config.where), "seed": config.seed},
     )
     met = f" with {' and '.join(map(str, conditions))}" if conditions else ""
-    print(f"{config.out}: {len(rows):,} rows{met}, all legal; {len(rows) / seconds:,.0f} rows per CPU second")
+    by = "" if policy == REFERENCE else f" by {policy}"
+    print(f"{config.out}: {len(rows):,} rows{by}{met}, all legal; {len(rows) / seconds:,.0f} rows per CPU second")
     if conditions:
         print(_said_of(drawn))
     if config.spreadsheet_safe:

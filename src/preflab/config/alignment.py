@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Interval
 
-from preflab.config.training import Positive
+from preflab.config.online import GRPO, PPO, RLOO, RolloutBatch
+from preflab.config.online_preference import OnlineDPO, PairBatch
+from preflab.config.pair_losses import DPOLoss, SumLoss
+from preflab.config.training import Optimizer, Positive, Seed
+from preflab.errors import ConfigError, nearest
 
 Kind = Literal["trees", "neural"]
 Level = Literal["token", "sentence", "row", "feature"]
@@ -38,3 +42,128 @@ class Discriminators:
     """Of a neural encoder's states."""
     epochs: Positive = 4
     """Passes of a neural encoder over its rows."""
+
+
+METHODS = ("ppo", "grpo", "rloo", "dpo")
+"""What can train a model of rows further; dpo is online DPO."""
+
+
+def methods_of(name: str) -> tuple[str, ...]:
+    """The stages of a method: "dpo+ppo" has two.
+
+    Raises:
+        ConfigError: there is no such method.
+
+    >>> methods_of("dpo+ppo")
+    ('dpo', 'ppo')
+    """
+    found = tuple(name.split("+"))
+    for one in found:
+        if one not in METHODS:
+            raise ConfigError(f'there is no method "{one}" for tables; {nearest(one, METHODS)}')
+    return found
+
+
+def _rate(rate: float) -> Optimizer:
+    return Optimizer(learning_rate=rate, warmup_steps=5, decay="linear")
+
+
+def _ppo() -> PPO:
+    return PPO(
+        updates=20,
+        batch=RolloutBatch(size=1024, mini=512, micro=512),
+        epochs=1,
+        kl_coefficient=1.0,
+        optimizer=_rate(3e-4),
+        value_trunk="shared",
+        value_optimizer=_rate(1e-3),
+        lam=1.0,
+        evaluations=2,
+    )
+
+
+def _grpo() -> GRPO:
+    return GRPO(
+        updates=20,
+        batch=RolloutBatch(size=1024, mini=512, micro=512),
+        responses=8,
+        kl_coefficient=1.0,
+        optimizer=_rate(3e-4),
+        evaluations=2,
+    )
+
+
+def _rloo() -> RLOO:
+    return RLOO(
+        updates=20,
+        batch=RolloutBatch(size=1024, mini=512, micro=512),
+        kl_coefficient=1.0,
+        optimizer=_rate(3e-4),
+        evaluations=2,
+    )
+
+
+def _dpo() -> OnlineDPO:
+    return OnlineDPO(
+        updates=20,
+        batch=PairBatch(size=256, mini=256, micro=256),
+        loss=SumLoss(terms="dpo", dpo=DPOLoss(beta=1.0)),
+        optimizer=_rate(1e-4),
+        evaluations=2,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alignment:
+    """How a model of rows learns from discriminators. Defaults are what measured best on HELOC; those of the founding
+    experiment are in recipes/dpo-vs-ppo-table."""
+
+    reward: Literal["logit", "weighted"] = "logit"
+    """logit: one calibrated log density ratio a row, whose optimum at β = 1 is the table's own distribution; weighted:
+    0.2 token + 0.3 sentence + 0.3 row + 0.2 feature, on probabilities."""
+    clip_nats: Annotated[float, Gt(0)] = 3.0
+    """A row's log density ratio counts for no more than ± this, > 0."""
+    dense: bool = True
+    """Pay each token its own share where the reward has one (PPO); the sum is the same."""
+    rounds: Positive = 2
+    """Discriminators are fitted anew, to fresh rows of the policy, at the start of each."""
+    discriminators: Discriminators = field(default_factory=Discriminators)
+    """What tells rows apart."""
+    judged: Annotated[int, Ge(100)] = 2000
+    """Rows that are drawn at each checkpoint, to be told from validation rows; ≥ 100."""
+    ppo: PPO = field(default_factory=_ppo)
+    """A round of PPO."""
+    grpo: GRPO = field(default_factory=_grpo)
+    """A round of GRPO."""
+    rloo: RLOO = field(default_factory=_rloo)
+    """A round of RLOO."""
+    dpo: OnlineDPO = field(default_factory=_dpo)
+    """A round of online DPO."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Aligned(Alignment):
+    """One alignment: what `aligned/METHOD/config.yaml` says."""
+
+    method: str = "ppo"
+    """ppo, grpo, rloo, dpo (online DPO), or a chain of them: dpo+ppo starts PPO from what DPO made."""
+    seed: Seed = 0
+    """Determines discriminators, rows and steps."""
+
+    def idle_fields(self) -> tuple[str, ...]:
+        """Settings of methods that take no part, and those that do nothing beside the others."""
+        trained = methods_of(self.method)
+        idle = [name for name in METHODS if name not in trained]
+        if self.reward != "logit":
+            idle.append("clip_nats")
+        if "ppo" not in trained:
+            idle.append("dense")
+        return tuple(idle)
+
+    def misfit(self) -> str | None:
+        """What does not fit together, or None."""
+        start = Alignment()
+        for name in self.idle_fields():
+            if getattr(self, name) != getattr(start, name):
+                return f"{name} has no effect with method = {self.method} and reward = {self.reward}; leave it out"
+        return None

@@ -40,6 +40,7 @@ from preflab.config.sampling import Warp
 from preflab.config.table_score import TableScore as TableScore
 from preflab.config.table_study import CompareTable as CompareTable
 from preflab.config.table_study import TableStudy as TableStudy
+from preflab.config.tables import TableAlign as TableAlign
 from preflab.config.tables import TableFit as TableFit
 from preflab.config.tables import TableSample as TableSample
 from preflab.config.training import SFT, Batch, Count, Optimizer, Positive, Precision, Reward, Seed

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt, Lt
 from tyro.conf import Positional, UseAppendAction, arg
 
+from preflab.config.alignment import Aligned
 from preflab.config.row_model import RowModel
 from preflab.config.training import Positive, Seed
 
@@ -60,6 +61,14 @@ class TableFit:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TableAlign(Aligned):
+    """Train a fitted model of rows further, on what discriminators say of its rows; the result is one more policy."""
+
+    run: Positional[Path]
+    """The run folder of `preflab table fit`."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class TableSample:
     """Sample rows from a fitted table: as many as asked for, all legal, under conditions."""
 
@@ -74,8 +83,9 @@ class TableSample:
     given again; all must hold."""
     seed: Seed = 0
     """Determines the rows."""
-    policy: str = "reference"
-    """Which model writes: reference is the fitted one; others are those in the run's aligned/."""
+    policy: str | None = None
+    """Which model writes: reference is the fitted one; others are those in the run's aligned/. None: the one that was
+    aligned last, or the reference where none was."""
     spreadsheet_safe: bool = False
     """Put an apostrophe before cells that a spreadsheet would run as a formula. The file is then no exact copy of the
     cells any more."""

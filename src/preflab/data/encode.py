@@ -53,7 +53,8 @@ class Encoder:
         # What this tokenizer puts before a text by itself (Llama's <s>); GPT-2 puts nothing.
         self.begin: tuple[int, ...] = tuple(i for i in self.tokenizer("")["input_ids"] if i != self.end_id)
         # Llama 2 and its like put a space before every text: before a response it would be one that nobody wrote.
-        self._adds_space = self._text_of((*self.text("a"), *self.text("b"))) != "ab"
+        reads = getattr(self.tokenizer, "reads_text", True)  # rows of a table have tokens, and no text to make them of
+        self._adds_space = reads and self._text_of((*self.text("a"), *self.text("b"))) != "ab"
 
     def text(self, text: str) -> tuple[int, ...]:
         """The ids of a text alone, with no begin or end token."""

@@ -106,6 +106,21 @@ def new_reward_model(
     return Policy(work_in(model.to(device), precision), policy.tokenizer)
 
 
+def new_value_model(policy: Policy) -> Policy:
+    """A value model on a copy of a policy's body: V = 0 everywhere, before it learns."""
+    config = type(policy.model.config).from_dict(policy.model.config.to_dict())
+    config.num_labels, config.architectures = 1, None
+    if config.pad_token_id is None:
+        config.pad_token_id = policy.tokenizer.eos_token_id  # what transformers asks for; responses carry their mask
+    with torch.random.fork_rng():
+        model: Any = transformers.AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
+    model.base_model.load_state_dict(policy.model.base_model.state_dict())
+    _fuse_activations(model)
+    nn.init.zeros_(model.score.weight)
+    model.config.reward_offset = 0.0
+    return Policy(model.to(policy.device).eval(), policy.tokenizer)
+
+
 def load_reward_model(
     name: str | Path,
     *,

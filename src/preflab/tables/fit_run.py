@@ -14,8 +14,9 @@ from preflab.errors import ConfigError, DataError
 from preflab.progress import say, stage
 from preflab.runs import RunFolder, read_json
 from preflab.tables.files import Source, read_table, write_table
+from preflab.tables.fitted import FIT, finished
 from preflab.tables.schema import Schema, infer
-from preflab.tables.synthesizer import FIT, Learning, finished, learn, parted, start
+from preflab.tables.synthesizer import Learning, learn, parted, start
 
 
 @dataclass(frozen=True)

@@ -16,24 +16,36 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-import transformers
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 
+from preflab.config.alignment import Alignment
 from preflab.config.commands import Base
 from preflab.config.row_model import RowModel
 from preflab.data.encode import Tokenizer
-from preflab.errors import ConfigError, PreflabError, StorageError
+from preflab.errors import ConfigError, StorageError
 from preflab.models.base import new_model, new_tokenizer
 from preflab.models.load import Policy, check_length, load_policy
 from preflab.progress import say, warn
-from preflab.runs import RunFolder, new_folder, read_json, write_json
+from preflab.runs import RunFolder, new_folder, write_json
 from preflab.seeds import derive
 from preflab.tables.column import Column
 from preflab.tables.compact import Compact
-from preflab.tables.conditions import Condition, count, find, legal_codes, of_values, present, read
-from preflab.tables.draw import CANDIDATES, Drawn, draw_rows, impute_rows, unmasked_share, writable
+from preflab.tables.conditions import count, find, present
+from preflab.tables.draw import CANDIDATES, Drawn, draw_rows, impute_rows, unmasked_share
 from preflab.tables.encoding import Encoding, Legal
 from preflab.tables.files import Source, from_frame, read_table, to_frame
+from preflab.tables.fitted import (
+    ALIGNED,
+    ENCODING,
+    FIT,
+    REFERENCE,
+    SCHEMA,
+    SOURCE,
+    UNMASKED_SHARE,
+    Fitted,
+    Where,
+    load_model,
+)
 from preflab.tables.fitting import fit_rows, split
 from preflab.tables.look import look
 from preflab.tables.model import RowWriter
@@ -42,12 +54,6 @@ from preflab.tables.sentence import Sentence
 from preflab.tables.sentence_model import SentenceWriter
 from preflab.tables.writers import Writer
 
-SCHEMA, SOURCE, ENCODING = "schema.json", "source.json", "encoding.json"
-FIT = "fit.json"
-"""The last file of a fit: where it is, the model is whole."""
-UNMASKED_SHARE = "unmasked_valid_share"
-REFERENCE = "reference"
-"""The policy that was fitted; others are trained from it."""
 UNMASKED, UNMASKED_SENTENCES = 300, 50
 """Rows that are sampled without a mask at the end of a fit; fewer sentences, which are long."""
 LOOKED_AT_SENTENCES = 50
@@ -55,9 +61,6 @@ SENTENCE_VOCABULARY = 1000
 """Tokens of a tokenizer that is made of rows as sentences."""
 TOKENIZED_ROWS = 2000
 """What it is made of, at most."""
-
-Where = Mapping[str, Any] | Sequence[str]
-"""Conditions: column → value as `conditions.of_values` has them, or texts as `conditions.read` has them."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +123,9 @@ class Synthesizer:
         self.learning = Learning(encoding, model, any_order, tuple(first), minutes, settings or RowModel(), seed)
         self.holdout: pd.DataFrame | None = None
         """The rows that nothing learned from, where `fit` was asked to hold some out."""
-        self._fitted: _Fitted | None = None
+        self._fitted: Fitted | None = None
+        self._codes: Int[np.ndarray, "row column"] | None = None
+        """Of the rows that `fit` learned from; they are saved nowhere."""
 
     def fit(
         self,
@@ -154,9 +159,37 @@ class Synthesizer:
         with TemporaryDirectory() as folder:
             run = RunFolder(Path(folder))
             learn(run, start(train, schema, self.learning), source, self.learning)
-            self._fitted = _Fitted.load(run.path)
+            self._fitted = Fitted.load(run.path)
             self._fitted.model(REFERENCE)
+        self._codes = schema.codes(train)
         self.holdout = to_frame(frame.iloc[held], source) if len(held) else None
+        return self
+
+    def align(self, method: str = "ppo", settings: Alignment | None = None, *, seed: int = 0) -> Synthesizer:
+        """Train the model further on what discriminators say of its rows, and return this synthesizer; rows are then
+        sampled from the result, and `policy="reference"` asks for the model as it was fitted.
+
+        A synthesizer that was loaded from a run folder of `preflab table fit` leaves the policy there, as
+        `preflab table align` does.
+
+        Args:
+            method: ppo, grpo, rloo, dpo, or a chain such as dpo+ppo.
+            settings: reward, rounds, discriminators, and those of each method.
+            seed: determines discriminators, rows and steps.
+
+        Raises:
+            ConfigError: there is no such method, settings don't go together, or the rows that were learned from are
+                not there.
+        """
+        from preflab.tables.alignment.align import align, rows_from
+
+        fitted, given = self.fitted, settings or Alignment()
+        if self._codes is None:
+            align(fitted.folder, given, method=method, seed=seed, fitted=fitted)
+            return self
+        with TemporaryDirectory() as folder:
+            align(Path(folder), given, method=method, seed=seed, fitted=fitted, rows=rows_from(fitted, self._codes))
+            fitted.add(method, load_model(Path(folder) / ALIGNED / method / "model", fitted.encoding))
         return self
 
     def sample(
@@ -165,7 +198,7 @@ class Synthesizer:
         where: Where | None = None,
         *,
         seed: int = 0,
-        policy: str = REFERENCE,
+        policy: str | None = None,
         batch_size: int | None = None,
     ) -> pd.DataFrame:
         """`n` legal rows, with the types of the table.
@@ -177,7 +210,7 @@ class Synthesizer:
             where: column → cell, `None` for a missing value, `">=70"`, a list of cells, a tuple (lowest, highest); or
                 texts such as "age>=70". All must hold.
             seed: determines the rows; with the same seed the first of many are those of few, unless they are weighed.
-            policy: which model writes.
+            policy: which model writes; None: the one that was aligned last, or the reference where none was.
             batch_size: rows under way at once; changes no row beyond rounding.
 
         Raises:
@@ -194,7 +227,7 @@ class Synthesizer:
         where: Where | None = None,
         *,
         seed: int = 0,
-        policy: str = REFERENCE,
+        policy: str | None = None,
         batch_size: int | None = None,
     ) -> tuple[pd.DataFrame, Drawn]:
         """As `sample`, but cells as text, and what it took."""
@@ -203,7 +236,7 @@ class Synthesizer:
         fitted = self.fitted
         legal = fitted.legal(where or {})
         drawn = draw_rows(
-            fitted.model(policy),
+            fitted.model(policy or fitted.latest),
             fitted.encoding,
             int(n),
             seed=derive(seed, "sample"),
@@ -218,7 +251,7 @@ class Synthesizer:
         *,
         cells: pd.DataFrame | None = None,
         seed: int = 0,
-        policy: str = REFERENCE,
+        policy: str | None = None,
         candidates: int = CANDIDATES,
     ) -> pd.DataFrame:
         """The table with its missing cells drawn from the model, given each row's other cells, which stay as they are.
@@ -249,7 +282,7 @@ class Synthesizer:
         codes, unknown, drawn = fitted.context(frame, asked)
         legal = {place: _fillable(column, one) for place, column, one in fitted.places()}
         found = impute_rows(
-            fitted.model(policy), fitted.encoding, codes, unknown,
+            fitted.model(policy or fitted.latest), fitted.encoding, codes, unknown,
             seed=derive(seed, "impute"), legal=legal, candidates=candidates,
         )  # fmt: skip
         for place, column in enumerate(fitted.schema.written):
@@ -282,6 +315,8 @@ class Synthesizer:
             write_json(temporary / ENCODING, fitted.encoding.settings())
             write_json(temporary / FIT, fitted.report)
             fitted.model(REFERENCE).save_pretrained(temporary / "model")
+            for policy in fitted.policies()[1:]:
+                fitted.model(policy).save_pretrained(temporary / ALIGNED / policy / "model")
             if fitted.tokenizer is not None:
                 fitted.tokenizer.save_pretrained(temporary / "model")
 
@@ -293,11 +328,11 @@ class Synthesizer:
             ConfigError, StorageError: there is no fitted table in the folder, or a file is damaged.
         """
         synthesizer = cls()
-        synthesizer._fitted = _Fitted.load(Path(folder))
+        synthesizer._fitted = Fitted.load(Path(folder))
         return synthesizer
 
     @property
-    def fitted(self) -> _Fitted:
+    def fitted(self) -> Fitted:
         """What was learned.
 
         Raises:
@@ -308,106 +343,6 @@ class Synthesizer:
                 "this synthesizer has learned no table; call fit(table) first, or Synthesizer.load(folder)"
             )
         return self._fitted
-
-
-class _Fitted:
-    """A table's columns, how its rows become tokens, and the models that write them."""
-
-    def __init__(
-        self, folder: Path, schema: Schema, source: Source, encoding: Encoding, report: dict[str, Any], tokenizer: Any
-    ) -> None:
-        self.folder, self.schema, self.source, self.encoding, self.report = folder, schema, source, encoding, report
-        self.tokenizer = tokenizer
-        self._models: dict[str, Any] = {}
-
-    @classmethod
-    def load(cls, folder: Path) -> _Fitted:
-        if not (folder / SCHEMA).exists():
-            raise ConfigError(f"{folder} holds no fitted table (no {SCHEMA}); `preflab table fit` makes one")
-        if not finished(folder):
-            raise ConfigError(f"{folder}: the fit is not finished; run its `preflab table fit` command again to go on")
-        schema = Schema.load(folder / SCHEMA)
-        settings = read_json(folder / ENCODING)
-        tokenizer = None
-        try:
-            if settings["kind"] == "sentence":
-                tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "model")
-                encoding: Encoding = Sentence.restored(schema.written, settings, tokenizer)
-            else:
-                encoding = Compact.restored(schema.written, settings)
-        except (KeyError, TypeError, ValueError, OSError) as error:
-            raise StorageError(f"{folder / ENCODING} is damaged ({error}); fit again") from None
-        return cls(
-            folder, schema, Source.from_json(read_json(folder / SOURCE)), encoding, read_json(folder / FIT), tokenizer
-        )
-
-    def policies(self) -> list[str]:
-        """What `model` knows."""
-        aligned = sorted(path.parent.name for path in self.folder.glob("aligned/*/model"))
-        return [REFERENCE, *aligned]
-
-    def model(self, policy: str) -> Any:
-        """A causal language model, loaded once.
-
-        Raises:
-            ConfigError: there is none of that name.
-            StorageError: it can't be read.
-        """
-        if policy not in self._models:
-            if policy not in self.policies():
-                known = ", ".join(self.policies())
-                raise ConfigError(f'{self.folder} holds no policy "{policy}"; there is: {known}')
-            path = self.folder / ("model" if policy == REFERENCE else f"aligned/{policy}/model")
-            self._models[policy] = _model(path, self.encoding)
-        return self._models[policy]
-
-    def legal(self, where: Where) -> dict[int, Legal]:
-        """Conditions → places → codes, those that training rows hold where others can't be written."""
-        conditions = self.conditions(where)
-        found: dict[int, Legal] = {}
-        by_name = {column.name: (place, may) for place, column, may in self.places()}
-        for name, legal in legal_codes(conditions, self.schema.columns).items():
-            place, may = by_name[name]
-            found[place] = legal & may
-            if not found[place]:
-                said = " and ".join(f'"{one}"' for one in conditions if one.column == name)
-                raise ConfigError(f"no training row meets {said}{self._nearest_seen(place, legal)}")
-        return found
-
-    def conditions(self, where: Where) -> list[Condition]:
-        if isinstance(where, str):
-            where = [where]
-        if isinstance(where, Mapping):
-            return of_values(where, self.schema.columns)
-        return [read(text, self.schema.columns) for text in where]
-
-    def places(self) -> list[tuple[int, Column, Legal]]:
-        """Each column that is written, with the codes that can be."""
-        return list(zip(range(len(self.encoding.columns)), self.encoding.columns, writable(self.encoding), strict=True))
-
-    def context(
-        self, frame: pd.DataFrame, asked: pd.DataFrame | None
-    ) -> tuple[Int[np.ndarray, "row column"], Bool[np.ndarray, "row column"], Bool[np.ndarray, "row column"]]:
-        """Codes of a text frame, which of them are unknown to the model, and which cells are to be drawn."""
-        self.schema.codes(frame.iloc[:0])  # says which columns are missing or unknown
-        shape = (len(frame), len(self.encoding.columns))
-        codes, unknown, drawn = np.zeros(shape, np.int64), np.zeros(shape, bool), np.zeros(shape, bool)
-        for place, column, may in self.places():
-            of_row, distinct = pd.factorize(frame[column.name].to_numpy(dtype=object))
-            known = [_nearest_code(column, may, text) for text in distinct.tolist()]
-            codes[:, place] = np.array([0 if code is None else code for code in known], np.int64)[of_row]
-            unknown[:, place] = np.array([code is None for code in known])[of_row]
-            blank = np.array([_is_blank(column, text) for text in distinct.tolist()])[of_row]
-            drawn[:, place] = blank if asked is None else asked[column.name].to_numpy()
-        return codes, unknown | drawn, drawn
-
-    def _nearest_seen(self, place: int, legal: Legal) -> str:
-        numbers = self.encoding.columns[place].numbers
-        if numbers is None or not numbers.seen or not legal.spans:
-            return ""
-        ends = [end for span in legal.spans for end in span]
-        near = min(numbers.seen, key=lambda point: min(abs(point - end) for end in ends))
-        return f"; the nearest value is {numbers.text(near)}"
 
 
 @dataclass(frozen=True)
@@ -437,11 +372,6 @@ def start(train: pd.DataFrame, schema: Schema, learning: Learning) -> Start:
     return Start(schema, codes, sentence, SentenceWriter(policy, sentence, learning.settings), policy.tokenizer)
 
 
-def finished(folder: Path) -> bool:
-    """Whether a fit came to its end."""
-    return (folder / FIT).exists()
-
-
 def learn(run: RunFolder, begun: Start, source: Source, learning: Learning) -> dict[str, Any]:
     """Fit the model in a run folder, and return what `fit.json` says.
 
@@ -468,8 +398,9 @@ def learn(run: RunFolder, begun: Start, source: Source, learning: Learning) -> d
     )
     if begun.tokenizer is not None:
         begun.tokenizer.save_pretrained(run.model)
-    share = unmasked_share(_model(run.model, encoding), encoding, unmasked, seed=derive(learning.seed, "unmasked"))
+    share = unmasked_share(load_model(run.model, encoding), encoding, unmasked, seed=derive(learning.seed, "unmasked"))
     report |= {UNMASKED_SHARE: share, "unmasked_rows": unmasked}
+    report["split"] = {"seed": learning.seed, "share": learning.settings.validation}
     write_json(run.path / FIT, report)
     return report
 
@@ -531,38 +462,6 @@ def _order(schema: Schema, first: Sequence[str]) -> list[int]:
         if not column.written:
             raise ConfigError(f'first: "{name}" is of the kind {column.kind}, which the model does not write')
     return [names.index(str(name)) for name in ahead] + [place for place, name in enumerate(names) if name not in ahead]
-
-
-def _model(path: Path, encoding: Encoding) -> Any:
-    """A causal language model from a folder."""
-    try:
-        model = transformers.AutoModelForCausalLM.from_pretrained(path)
-    except PreflabError:
-        raise
-    except Exception as error:  # safetensors and transformers raise classes of their own
-        first = " ".join(str(error).split("\n")[0].split())[:200]
-        raise StorageError(f"can't load the model in {path} ({first}); fit again") from None
-    width = model.get_output_embeddings().weight.shape[0]
-    if width != encoding.vocabulary:
-        raise StorageError(f"{path} writes {width} tokens, the table's encoding has {encoding.vocabulary}; fit again")
-    return model.eval()
-
-
-def _is_blank(column: Column, text: str) -> bool:
-    """Whether a cell has no value."""
-    return text in column.missing or (text not in column.levels and is_missing(text))
-
-
-def _nearest_code(column: Column, may: Legal, text: str) -> int | None:
-    """What a cell says to the model; None: nothing."""
-    try:
-        code = column.code(text, nearest=True)
-    except ValueError:
-        return None
-    if code < 0 or code in may:
-        return code
-    ends = [end for span in may.spans for end in span]
-    return min(ends, key=lambda end: abs(end - code)) if ends else None
 
 
 def _fillable(column: Column, may: Legal) -> Legal:

@@ -35,6 +35,12 @@ class Evidence:
     weights: Float[np.ndarray, " row"] = field(default_factory=lambda: np.zeros(0))
     """Importance of each written row, > 0, where some are older: π(row) / π_then(row); empty: all count alike."""
 
+    unseen_real: Codes | None = None
+    """Real rows that neither the model nor a discriminator learned from, to calibrate on; None: held-out folds do. A
+    model that knows its training rows by heart writes rows near them, and they then seem less real than other ones."""
+    unseen_written: Codes | None = None
+    """Rows of the model that no discriminator learned from."""
+
     @property
     def folds(self) -> int:
         """How many there are, numbered from 0."""

@@ -1,0 +1,360 @@
+"""Aligning a model of rows: rounds of discriminators and training, a choice on validation rows.
+
+    for each round:
+        fit discriminators: training rows against fresh rows of the policy     the round's reference is the policy
+        train the policy on their reward                                       KL is paid to the round's reference
+        at each checkpoint: how well other classifiers tell its rows from validation rows
+    keep the checkpoint whose rows were told apart least; the fitted model itself is one of them
+
+What a run leaves in `aligned/METHOD/`:
+
+    config.yaml  environment.json  metrics.jsonl  points.jsonl  discriminators/round-1/  rounds/round-1/  model/
+    align.json   the last file: where it is, the alignment is whole
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, assert_never
+
+import numpy as np
+from jaxtyping import Int
+from torch import nn
+
+from preflab.config.alignment import Alignment
+from preflab.config.online import GRPO, PPO, RLOO
+from preflab.config.online_preference import OnlineDPO
+from preflab.errors import ConfigError
+from preflab.models.load import new_value_model
+from preflab.progress import say, stage
+from preflab.rewards.protocol import Reward
+from preflab.runs import (
+    JSON,
+    RunFolder,
+    append_lines,
+    new_folder,
+    read_json,
+    read_lines,
+    to_line,
+    write_json,
+    write_text,
+)
+from preflab.seeds import derive
+from preflab.tables.alignment.choose import measure
+from preflab.tables.alignment.reward import LogitReward, WeightedReward
+from preflab.tables.alignment.rows import row_policy
+from preflab.tables.discriminators.level import Evidence
+from preflab.tables.discriminators.panel import Panel, fit_panel
+from preflab.tables.draw import draw_rows
+from preflab.tables.encoding import Encoding
+from preflab.training.cost import Cost
+from preflab.training.online_dpo import train_online_dpo
+from preflab.training.policy_gradient import train_policy_gradient
+from preflab.training.ppo import train_ppo
+from preflab.training.rollout import PromptIds
+from preflab.training.session import Evaluate
+
+Codes = Int[np.ndarray, "row column"]
+
+ALIGN, POINTS = "align.json", "points.jsonl"
+COLLAPSED = 0.5
+"""Rows of which so small a share are distinct have collapsed."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What alignment learns from, and what it chooses by."""
+
+    train: Codes
+    """The discriminators' real rows: those that the model learned from."""
+    validation: Codes
+    """Rows on which no step was taken: they calibrate the discriminators and choose the checkpoint."""
+
+
+def finished(folder: Path) -> bool:
+    """Whether an alignment came to its end."""
+    return (folder / ALIGN).exists()
+
+
+def align_model(
+    run: RunFolder,
+    encoding: Encoding,
+    tokenizer: Any,
+    reference: nn.Module,
+    start: nn.Module,
+    rows: Rows,
+    settings: Alignment,
+    *,
+    method: str,
+    seed: int,
+) -> dict[str, JSON]:
+    """Train a model of rows, leave the chosen one in the run folder, and return what `align.json` says.
+
+    Args:
+        run: `aligned/METHOD`; what an earlier start left there is gone on with.
+        reference: the fitted model. KL to it is reported.
+        start: where the policy starts: the reference, or what an earlier stage of a chain made of it.
+        method: one of `METHODS`.
+        seed: determines discriminators, rows and steps.
+
+    Raises:
+        ConfigError: settings don't go together, or there are too few rows.
+        NumericError: a reward, loss or gradient is not finite.
+        Interrupted: SIGTERM or Ctrl-C; called again it goes on.
+    """
+    if finished(run.path):
+        found: dict[str, JSON] = read_json(run.path / ALIGN)
+        return found
+    if len(rows.validation) < 2 * settings.discriminators.folds or len(rows.train) < 2 * settings.discriminators.folds:
+        raise ConfigError(
+            f"{len(rows.train)} training and {len(rows.validation)} validation rows are too few to align with "
+            f"discriminators.folds = {settings.discriminators.folds}; fit on more rows"
+        )
+    work = _Work(run, encoding, tokenizer, reference, rows, settings, method, seed)
+    work.look(start, Moment(0, 0))
+    policy = start
+    for number in range(1, settings.rounds + 1):
+        policy = work.round(number, policy)
+    return work.finish()
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A checkpoint: which round, and after how many updates of it."""
+
+    round: int
+    step: int
+
+
+class _Work:
+    """One alignment under way. What a point or a round leaves on disk is not made again."""
+
+    def __init__(
+        self,
+        run: RunFolder,
+        encoding: Encoding,
+        tokenizer: Any,
+        reference: nn.Module,
+        rows: Rows,
+        settings: Alignment,
+        method: str,
+        seed: int,
+    ) -> None:
+        self.run, self.encoding, self.tokenizer, self.reference = run, encoding, tokenizer, reference
+        self.rows, self.settings, self.method, self.seed = rows, settings, method, seed
+        self.points: list[dict[str, JSON]] = read_lines(run.path / POINTS)
+        self.rounds: list[dict[str, JSON]] = []
+        self.cost = Cost()
+        self.clock = Clock(self.points[-1] if self.points else {})
+
+    def look(self, policy: Any, moment: Moment, *, reward: float | None = None, queries: int = 0) -> None:
+        """Measure a policy on validation rows, and keep it where it is the best so far."""
+        if any((point["round"], point["step"]) == (moment.round, moment.step) for point in self.points):
+            return
+        found = measure(
+            policy,
+            self.reference,
+            self.encoding,
+            self.rows.validation,
+            count=self.settings.judged,
+            seed=derive(self.seed, "validation"),
+        )
+        best = min((point["told_apart_auc"] for point in self.points), default=math.inf)
+        if found.told_apart_auc < best:
+            with new_folder(self.run.model) as folder:
+                policy.save_pretrained(folder)
+                if self.tokenizer is not None:
+                    self.tokenizer.save_pretrained(folder)
+        point = {**asdict(moment), **asdict(found), "reward": reward, "queries": queries, **self.clock.seconds()}
+        self.points.append(point)
+        append_lines(self.run.path / POINTS, [point])
+        say(
+            f"round {moment.round}, update {moment.step}: told from validation rows with an AUC of "
+            f"{found.told_apart_auc:.3f}, KL to the reference {found.kl_nats:.3f} nats"
+        )
+
+    def round(self, number: int, policy: Any) -> Any:
+        """Discriminators of the policy's rows, then training on their reward. Returns the round's last policy."""
+        folder = RunFolder(self.run.path / "rounds" / f"round-{number}")
+        record = folder.path / "round.json"
+        if record.exists():
+            self._add(read_json(record))
+            return _loaded(policy, folder.path / "last")
+        folder.path.mkdir(parents=True, exist_ok=True)
+        panel, told = self._discriminators(number, policy)
+        before = copy.deepcopy(policy).requires_grad_(False)
+        trained = copy.deepcopy(policy).requires_grad_(True)
+        queried = sum(int(one["queries"]) for one in self.rounds)
+
+        def evaluate(step: int) -> None:
+            line = read_lines(folder.metrics)[-1]
+            self.look(trained, Moment(number, step), reward=line["reward"], queries=queried + self._rewarded(step))
+
+        cost = self._train(trained, before, self._reward(panel), folder, number, evaluate)
+        with new_folder(folder.path / "last") as new:
+            trained.save_pretrained(new)
+        write_json(record, told | {"round": number, "queries": cost.reward_calls, "cost": cost.values()})
+        shutil.rmtree(folder.checkpoints, ignore_errors=True)
+        self._add(read_json(record))
+        return trained
+
+    def finish(self) -> dict[str, JSON]:
+        """Write `metrics.jsonl` and `align.json`."""
+        lines: list[dict[str, JSON]] = []
+        for number in range(1, len(self.rounds) + 1):
+            first = lines[-1]["step"] if lines else 0
+            for line in read_lines(self.run.path / "rounds" / f"round-{number}" / "metrics.jsonl"):
+                lines.append({**line, "step": first + line["step"], "round": number})
+        write_text(self.run.metrics, "".join(map(to_line, lines)))
+        best = min(self.points, key=lambda point: point["told_apart_auc"])
+        said = {
+            "method": self.method,
+            "reward": self.settings.reward,
+            "rows": {"real": len(self.rows.train), "validation": len(self.rows.validation)},
+            "rounds": [{name: one[name] for name in one if name != "cost"} for one in self.rounds],
+            "points": self.points,
+            "chosen": {"round": best["round"], "step": best["step"]},
+            "cost": self.cost.values()
+            | self.clock.seconds()
+            | {
+                "queries": self.cost.reward_calls,
+                "discriminator_cpu_seconds": sum(float(one["cpu_seconds"]) for one in self.rounds),
+            },
+            "collapsed": any(point["distinct_share"] < COLLAPSED for point in self.points),
+            "warnings": self._warnings(best),
+            "finished_at": time.time(),
+        }
+        write_json(self.run.path / ALIGN, said)
+        return said
+
+    def _add(self, record: dict[str, JSON]) -> None:
+        self.rounds.append(record)
+        self.cost.add(Cost(**record["cost"]))
+
+    def _discriminators(self, number: int, policy: Any) -> tuple[Panel, dict[str, JSON]]:
+        """The round's discriminators, and what became known of them."""
+        settings, seed = self.settings.discriminators, derive(self.seed, "discriminators", number)
+        folder = self.run.path / "discriminators" / f"round-{number}"
+        if (folder / "told.json").exists():
+            return Panel.load(folder, self.encoding), read_json(folder / "told.json")
+        clock = Clock({})
+        real, unseen = self.rows.train, self.rows.validation
+        written = draw_rows(
+            policy, self.encoding, round(settings.written * len(real)) + 4 * len(unseen), seed=derive(seed, "rows")
+        ).codes
+        written, fresh = written[4 * len(unseen) :], written[: 4 * len(unseen)]
+        evidence = Evidence(
+            real=real,
+            real_fold=_folds(len(real), settings.folds, derive(seed, "real")),
+            written=written,
+            written_fold=_folds(len(written), settings.folds, derive(seed, "written")),
+            unseen_real=unseen,
+            unseen_written=fresh,
+        )
+        with stage("discriminators", 1):
+            panel = fit_panel(self.encoding, evidence, settings, seed=seed)
+        panel.save(folder)
+        told = {
+            "discriminators": [asdict(one) for one in panel.held],
+            "written": len(written),
+            "seconds": clock.seconds()["wall_seconds"],
+            "cpu_seconds": clock.seconds()["cpu_seconds"],
+        }
+        write_json(folder / "told.json", told)
+        for one in panel.held:
+            say(f"{one.name}: AUC {one.auc:.3f} ({one.auc_low:.3f} to {one.auc_high:.3f}) on rows that it never saw")
+        return panel, told
+
+    def _reward(self, panel: Panel) -> Reward:
+        settings, dense = self.settings, self.settings.dense and self.method == "ppo"
+        match settings.reward:
+            case "logit":
+                return LogitReward(self.encoding, panel, clip_nats=settings.clip_nats, dense=dense)
+            case "weighted":
+                return WeightedReward(self.encoding, panel, dense=dense)
+            case never:
+                assert_never(never)
+
+    def _rewarded(self, step: int) -> int:
+        """Rows that were rewarded in so many updates, where none is replaced."""
+        given = self._settings()
+        each = len(given.ranking.temperatures) if isinstance(given, OnlineDPO) else 1
+        return step * given.batch.size * each
+
+    def _settings(self) -> PPO | GRPO | RLOO | OnlineDPO:
+        found: PPO | GRPO | RLOO | OnlineDPO = getattr(self.settings, self.method)
+        return found
+
+    def _train(
+        self, policy: Any, before: Any, reward: Reward, folder: RunFolder, number: int, evaluate: Evaluate
+    ) -> Cost:
+        """A round of the method."""
+        given = self._settings()
+        trained = row_policy(policy, self.encoding, self.tokenizer)
+        prompt = self.encoding.prompt()
+        title = f"{self.method}, round {number}"
+        same: Any = {
+            "max_new_tokens": self.encoding.longest,
+            "seed": derive(self.seed, "round", number),
+            "mask": self.encoding.mask(),
+            "evaluate": evaluate,
+            "title": title,
+        }
+        prompts = [PromptIds(f"row {place}", "", prompt) for place in range(given.batch.size)]
+        match given:
+            case PPO():
+                value = None if given.value_trunk == "shared" else new_value_model(trained)
+                return train_ppo(trained, value, before, reward, prompts, given, folder, **same)
+            case GRPO() | RLOO():
+                return train_policy_gradient(trained, before, reward, prompts, given, folder, **same)
+            case OnlineDPO():
+                return train_online_dpo(trained, before, reward, prompts, given, folder, **same)
+            case never:
+                assert_never(never)
+
+    def _warnings(self, best: Mapping[str, JSON]) -> list[str]:
+        found = []
+        if best["round"] == 0:
+            found.append("no checkpoint was told from validation rows less well than where it began, which is kept")
+        for one in self.rounds:
+            known = one["discriminators"][-1]
+            if known["auc_low"] <= 0.5:
+                found.append(
+                    f"round {one['round']}: the discriminators can't tell real rows from the model's "
+                    f"(AUC {known['auc']:.3f}, interval from {known['auc_low']:.3f}): there was little to learn"
+                )
+        return found
+
+
+class Clock:
+    """Seconds so far: of the clock and of the processor, on top of what an earlier start counted."""
+
+    def __init__(self, before: Mapping[str, JSON]) -> None:
+        self.before = {name: float(before.get(name, 0.0)) for name in ("wall_seconds", "cpu_seconds")}
+        self.wall, self.cpu = time.perf_counter(), time.process_time()
+
+    def seconds(self) -> dict[str, float]:
+        """Both."""
+        return {
+            "wall_seconds": self.before["wall_seconds"] + time.perf_counter() - self.wall,
+            "cpu_seconds": self.before["cpu_seconds"] + time.process_time() - self.cpu,
+        }
+
+
+def _folds(rows: int, folds: int, seed: int) -> Int[np.ndarray, " row"]:
+    """A fold for each row, of even sizes."""
+    order = np.random.Generator(np.random.Philox(seed)).permutation(rows)
+    found = np.empty(rows, dtype=np.int64)
+    found[order] = np.arange(rows) % folds
+    return found
+
+
+def _loaded(like: Any, folder: Path) -> Any:
+    """A model of the same class from a folder."""
+    return type(like).from_pretrained(folder).eval()
