@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,9 @@ import pytest
 import torch
 
 from judged import rule
+from preflab.config.alignment import Alignment
+from preflab.config.online import RolloutBatch
+from preflab.config.online_preference import PairBatch
 from preflab.config.row_model import RowModel
 from preflab.config.table_study import CompareTable, label, quick_study
 from preflab.errors import ConfigError, DataError, StorageError
@@ -20,9 +24,10 @@ from preflab.models.load import copy_of
 from preflab.runs import read_json, write_json
 from preflab.seeds import derive
 from preflab.studies.table import compare_table, independent, seconds_of, shipped_table
-from preflab.studies.table_arms import Bench, judge_real, log_ratios
-from preflab.tables.draw import draw_rows
+from preflab.studies.table_arms import Bench, draw, judge_real, judge_rows, measure, panel_folder
+from preflab.tables.alignment import choose
 from preflab.tables.files import read_table, write_table
+from preflab.tables.fit_run import fit_run
 from preflab.tables.judge import learners
 from preflab.tables.judge.score import judge
 from preflab.tables.judge.typed import typed
@@ -39,29 +44,32 @@ def write(folder: Path, rows: int = 300) -> Path:
     return path
 
 
+def tiny_alignment() -> Alignment:
+    """One round of one update of each method."""
+    whole = Alignment()
+    rollouts, pairs = RolloutBatch(size=32, mini=32, micro=32), PairBatch(size=16, mini=16, micro=16)
+    return replace(
+        whole,
+        rounds=1,
+        judged=100,
+        discriminators=replace(whole.discriminators, folds=2, written=1.0, trees=3),
+        ppo=replace(whole.ppo, updates=1, batch=rollouts, evaluations=1),
+        dpo=replace(whole.dpo, updates=1, batch=pairs, evaluations=1),
+    )
+
+
 def settings(folder: Path, **changes: Any) -> CompareTable:
     start = CompareTable(
         data=folder / "small.csv",
         target="answer",
         out=folder / "study",
-        arms=("dpo", "ppo"),
+        arms=("resampled", "dpo+ppo"),
         seeds=1,
         redraws=2,
         fit=TINY,
+        align=tiny_alignment(),
     )
     return replace(start, **changes)
-
-
-def nudge(run: Path, settings: Any, *, method: str, seed: int) -> dict[str, Any]:
-    """An alignment that moves the reference's weights by chance: dpo a little, ppo not at all."""
-    folder = run / "aligned" / method
-    model, noise = copy_of(Synthesizer.load(run).fitted.model("reference")), torch.Generator().manual_seed(1)
-    for weight in model.parameters():
-        weight.data += (0.05 if method == "dpo" else 0.0) * torch.randn(weight.shape, generator=noise)
-    model.save_pretrained(folder / "model")
-    found = {"warnings": [f"{method} was only nudged"], "cost": {"wall_seconds": 7.0}, "rounds": []}
-    write_json(folder / "align.json", found)
-    return found
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -70,6 +78,7 @@ def small_judges() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(learners, "TREES", 4)
         patch.setattr(learners, "ROUNDS", 4)
+        patch.setattr(choose, "TREES", 4)
         yield
 
 
@@ -77,7 +86,7 @@ def small_judges() -> Iterator[None]:
 def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("study")
     write(folder)
-    return compare_table(settings(folder), align=nudge)
+    return compare_table(settings(folder))
 
 
 def judged(folder: Path, arm: str, seed: int = 0) -> dict[str, Any]:
@@ -89,21 +98,19 @@ def test_a_study_says_what_it_compares(done: Path) -> None:
     assert said["kind"] == "table"
     assert said["complete"] is True
     assert said["table"] == {"name": "small", "rows": 300, "columns": 4, "target": "answer"}
-    assert [(arm["name"], arm["label"]) for arm in said["arms"]] == [
-        ("reference", "Reference"),
-        ("dpo", "Online DPO"),
-        ("ppo", "PPO"),
-    ]
+    assert [arm["name"] for arm in said["arms"]] == ["reference", "resampled", "dpo+ppo"]
+    assert said["arms"][2]["label"] == "Online DPO → PPO"
+    assert "from the chosen policy of Online DPO" in said["arms"][2]["description"]
     assert (said["seeds"], said["redraws"]) == ([0], 2)
     assert said["primary"] == "detectability.gradient_boosting_auc"
     assert said["independent"] == "detectability.random_forest_auc"
-    assert "Online DPO, seed 0: dpo was only nudged" in said["warnings"]
+    assert "resampled uses the discriminators of the first round of Online DPO" in said["notes"]
     assert any("one seed" in warning for warning in said["warnings"])
     assert said["study"]["fit.epochs"] == 2
 
 
 def test_every_draw_of_every_arm_is_judged(done: Path) -> None:
-    for arm in ("reference", "dpo", "ppo", "real"):
+    for arm in ("reference", "resampled", "dpo+ppo", "real"):
         found = judged(done, arm)
         assert [draw["redraw"] for draw in found["draws"]] == [0, 1]
         for draw in found["draws"]:
@@ -112,41 +119,61 @@ def test_every_draw_of_every_arm_is_judged(done: Path) -> None:
             assert {"fidelity.quality", "utility.gap.auc", "diversity.coverage", "privacy.copies"} <= set(figures)
             assert not any(isinstance(value, dict) for value in figures.values())
         assert found["draws"][0]["figures"] != found["draws"][1]["figures"]
+        assert found["rows"] == (120 if arm == "real" else 240)
     assert judged(done, "reference")["kl_nats"] == 0
-    assert judged(done, "reference")["rows"] == 240
-    assert judged(done, "real")["rows"] == 120
-    assert judged(done, "real")["kl_nats"] is None
-    assert judged(done, "real")["rows_per_cpu_second"] is None
-    for arm in ("reference", "dpo"):
+    assert judged(done, "real")["kl_nats"] is judged(done, "real")["rows_per_cpu_second"] is None
+    assert judged(done, "resampled")["unmasked_valid_share"] is None
+    for arm in ("reference", "dpo+ppo"):
         assert judged(done, arm)["rows_per_cpu_second"] > 0
         assert 0 <= judged(done, arm)["unmasked_valid_share"] <= 1
-    assert seconds_of(done / "seeds" / "seed-0", "dpo") == 7 + seconds_of(done / "seeds" / "seed-0", "reference")  # type: ignore[operator]
+
+
+def test_what_an_arm_takes_is_the_fit_and_each_stage(done: Path) -> None:
+    folder, config = done / "seeds" / "seed-0", settings(done.parent)
+    fit = read_json(folder / "table" / "fit.json")["seconds"]
+    stages = [read_json(folder / "table" / "aligned" / name / "align.json") for name in ("dpo", "dpo+ppo")]
+    assert seconds_of(config, folder, "reference") == fit
+    assert seconds_of(config, folder, "dpo+ppo") == fit + sum(one["cost"]["wall_seconds"] for one in stages)
+    assert seconds_of(config, folder, "resampled") == fit + stages[0]["rounds"][0]["seconds"]
+    assert seconds_of(config, folder, "real") is None
 
 
 def test_figures_are_those_of_the_judge_on_files(done: Path, tmp_path: Path) -> None:
     """As `benchmarks/tables.py` has them: rows are written, read again, and judged."""
     run = done / "seeds" / "seed-0" / "table"
     (train, source), (holdout, _) = (read_table(run / f"{part}.csv") for part in ("train", "holdout"))
-    rows, _ = Synthesizer.load(run).draw(len(train), seed=derive(0, "draw", 1), policy="dpo")
+    rows, _ = Synthesizer.load(run).draw(len(train), seed=derive(0, "draw", 1), policy="dpo+ppo")
     write_table(rows, source, tmp_path / "rows.csv")
     table = typed(train, holdout, read_table(tmp_path / "rows.csv")[0], "answer")
     learnt = utility(table, table.train, derive(0, "utility"), balancing=("none",))
     found = judge(
         table, learnt, seed=derive(0, "evaluation", 1), redraws=2, jobs=1, balancing=("none",), title=""
     ).figures
-    figures = judged(done, "dpo")["draws"][1]["figures"]
+    figures = judged(done, "dpo+ppo")["draws"][1]["figures"]
     assert figures["detectability.random_forest_auc"] == found["detectability"]["random_forest_auc"]
     assert figures["utility.gap.auc"] == found["utility"]["gap"]["auc"]
     assert figures["privacy.distance_share"] == found["privacy"]["distance_share"]
 
 
-def test_an_arm_that_is_the_reference_gets_its_figures(done: Path) -> None:
+def test_a_policy_that_is_the_reference_gets_its_figures(done: Path) -> None:
     """Arms are paired: the same weights give the same rows and the same judgement, draw by draw."""
-    same, other = judged(done, "reference"), judged(done, "ppo")
-    assert same["draws"] == other["draws"] != judged(done, "dpo")["draws"]
-    assert other["kl_nats"] == other["kl_sd_nats"] == 0
-    assert other["unmasked_valid_share"] == same["unmasked_valid_share"]
-    assert judged(done, "dpo")["kl_nats"] > 0
+    run = done / "seeds" / "seed-0" / "table"
+    shutil.copytree(run / "model", run / "aligned" / "twin" / "model")
+    bench = Bench(done / "seeds" / "seed-0", settings(done.parent), 0)
+    found, same = measure(bench, "twin"), judged(done, "reference")
+    assert found["kl_nats"] == found["kl_sd_nats"] == 0
+    assert found["unmasked_valid_share"] == same["unmasked_valid_share"]
+    assert judge_rows(bench, draw(bench, "twin", 1).text, 1) == same["draws"][1]["figures"]
+    assert judged(done, "dpo+ppo")["draws"][1]["figures"] != same["draws"][1]["figures"]
+    shutil.rmtree(run / "aligned" / "twin")
+
+
+def nudged(model: Any, amount: float) -> Any:
+    """Near the model, and another."""
+    other, noise = copy_of(model), torch.Generator().manual_seed(1)
+    for weight in other.parameters():
+        weight.data += amount * torch.randn(weight.shape, generator=noise)
+    return other
 
 
 def logprobs_by_hand(model: Any, encoding: Any, rows: list[tuple[int, ...]]) -> np.ndarray:
@@ -165,46 +192,65 @@ def logprobs_by_hand(model: Any, encoding: Any, rows: list[tuple[int, ...]]) -> 
     return np.array(found)
 
 
-def test_log_ratios_are_those_of_whole_rows_and_their_mean_is_kl() -> None:
-    """Over every row that a table of two columns can have."""
-    frame = pd.DataFrame({"a": ["x", "y", "z"] * 60, "b": ["u", "v"] * 90})
-    fitted = Synthesizer(settings=TINY).fit(frame, target="a").fitted
-    reference, encoding = fitted.model("reference"), fitted.encoding
-    policy, noise = copy_of(reference), torch.Generator().manual_seed(1)
-    for weight in policy.parameters():
-        weight.data += 0.3 * torch.randn(weight.shape, generator=noise)
+def test_kl_of_a_policy_is_that_of_all_rows(tmp_path: Path) -> None:
+    """Summed over every row that a table of two columns can have."""
+    pd.DataFrame({"a": ["x", "y", "z"] * 100, "b": ["u", "v"] * 150}).to_csv(tmp_path / "two.csv", index=False)
+    config = CompareTable(data=tmp_path / "two.csv", target="a", fit=TINY)
+    fit_run(config.fitting(tmp_path / "two.csv", tmp_path / "table", 0))
+    bench = Bench(tmp_path, config, 0)
+    reference, encoding = bench.synthesizer.fitted.model("reference"), bench.synthesizer.fitted.encoding
+    policy = nudged(reference, 0.3)
+    policy.save_pretrained(tmp_path / "table" / "aligned" / "ppo" / "model")
     rows = list(walk(encoding.mask(), encoding.prompt(), encoding.end_id))
     assert len(rows) == 6
     own, before = (logprobs_by_hand(model, encoding, rows) for model in (policy, reference))
     assert np.exp(own).sum() == pytest.approx(1)
-    codes = np.array([encoding.row(encoding.prompt() + row) for row in rows])
-    ratios = log_ratios(policy, reference, encoding, codes)
-    np.testing.assert_allclose(ratios, own - before, atol=1e-4)
     kl = float(np.exp(own) @ (own - before))
-    drawn = log_ratios(policy, reference, encoding, draw_rows(policy, encoding, 2000, seed=0).codes)
+    variance = float(np.exp(own) @ (own - before - kl) ** 2)
+    found = measure(bench, "ppo")
     assert kl > 0.05
-    assert abs(drawn.mean() - kl) < 4 * drawn.std() / 2000**0.5
+    assert abs(found["kl_nats"] - kl) < 4 * (variance / 240) ** 0.5
+    assert found["kl_sd_nats"] == pytest.approx(variance**0.5, rel=0.3)
+
+
+def test_resampling_by_itself_has_the_discriminators_of_a_first_round(done: Path) -> None:
+    folder = done / "seeds" / "seed-0"
+    beside = Bench(folder, settings(done.parent), 0)
+    alone = Bench(folder, settings(done.parent, arms=("resampled",)), 0)
+    codes = beside.synthesizer.draw(50, policy="reference")[1].codes
+    np.testing.assert_allclose(alone.panel.opinion(codes).ratio, beside.panel.opinion(codes).ratio, atol=1e-6)
+    assert panel_folder(folder, beside.config) == folder / "table" / "aligned" / "dpo" / "discriminators" / "round-1"
+    assert panel_folder(folder, alone.config) == folder / "discriminators" / "round-1"
+
+
+def test_kl_of_resampled_rows_is_that_of_their_weights(done: Path) -> None:
+    """KL(p_w‖p) = E_p[w log w]/E_p w − log E_p w, over many rows of the reference."""
+    bench = Bench(done / "seeds" / "seed-0", settings(done.parent), 0)
+    codes = bench.synthesizer.draw(4000, seed=9, policy="reference")[1].codes
+    log_weights = np.clip(bench.panel.opinion(codes).ratio, -3, 3)
+    weights = np.exp(log_weights)
+    expected = float((weights * log_weights).sum() / weights.sum() - np.log(weights.mean()))
+    found = judged(done, "resampled")
+    assert abs(found["kl_nats"] - expected) < 5 * found["kl_sd_nats"] / 240**0.5 + 1e-9
 
 
 def test_a_stopped_study_goes_on_and_a_changed_one_is_refused(done: Path) -> None:
-    def refuse(*_: Any, **__: Any) -> dict[str, Any]:
-        raise AssertionError("what is there is not made again")
-
     before = {arm: judged(done, arm) for arm in ("reference", "dpo", "ppo", "real")}
     folder = done / "seeds" / "seed-0" / "judged"
-    (folder / "dpo.json").unlink()
+    (folder / "dpo+ppo.json").unlink()
     write_json(folder / "real.json", before["real"] | {"draws": before["real"]["draws"][:1]})
-    compare_table(settings(done.parent), align=refuse)
+    compare_table(settings(done.parent))
     for arm, was in before.items():
         same = {name: value for name, value in judged(done, arm).items() if "cpu_second" not in name}
         assert same == {name: value for name, value in was.items() if "cpu_second" not in name}
+    assert (done / "seeds" / "seed-0" / "table" / "aligned" / "dpo" / "align.json").read_bytes() == trained
     with pytest.raises(StorageError, match=r"redraws: 2.*redraws: 3"):
-        compare_table(settings(done.parent, redraws=3), align=refuse)
+        compare_table(settings(done.parent, redraws=3))
     with pytest.raises(StorageError, match=r"epochs: 2.*epochs: 3"):
-        compare_table(settings(done.parent, fit=replace(TINY, epochs=3)), align=refuse)
+        compare_table(settings(done.parent, fit=replace(TINY, epochs=3)))
     (done.parent / "small.csv").write_text((done.parent / "small.csv").read_text() + "yes,99,Ulm,0.5\n")
     with pytest.raises(StorageError, match=r"small\.csv is not what it was"):
-        compare_table(settings(done.parent), align=refuse)
+        compare_table(settings(done.parent))
     write(done.parent)
 
 
@@ -235,7 +281,7 @@ def test_what_cannot_be_is_refused_before_anything_is_written(
 ) -> None:
     write(tmp_path)
     with pytest.raises(error, match=says):
-        compare_table(settings(tmp_path, **changes), align=nudge)
+        compare_table(settings(tmp_path, **changes))
     assert not (tmp_path / "study").exists()
 
 

@@ -33,10 +33,10 @@ def run(config: CompareTable) -> None:
     folder = compare_table(config)
     console = Console(soft_wrap=False)
     console.print()
-    console.print(table_of(folder))
+    console.print(table_of(config, folder))
 
 
-def table_of(folder: Path) -> Table:
+def table_of(config: CompareTable, folder: Path) -> Table:
     """Arms and what their rows are worth: means over seeds, ± half of a 95 % interval over them where there are two."""
     study = read_json(folder / "study.json")
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -48,7 +48,7 @@ def table_of(folder: Path) -> Table:
         judged = [read_json(folder / "seeds" / f"seed-{seed}" / "judged" / f"{name}.json") for seed in study["seeds"]]
         cells = [cell([mean_of(one["draws"], figure) for one in judged], digits) for _, figure, digits in COLUMNS]
         cells.append(cell([one["kl_nats"] for one in judged], 2))
-        cells.append(cell([seconds_of(folder / "seeds" / f"seed-{seed}", name) for seed in study["seeds"]], 0))
+        cells.append(cell([seconds_of(config, folder / "seeds" / f"seed-{seed}", name) for seed in study["seeds"]], 0))
         table.add_row(escape(label), *cells)
     return table
 

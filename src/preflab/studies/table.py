@@ -9,34 +9,40 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 from sklearn.datasets import load_breast_cancer
 
-from preflab.config.alignment import Alignment
+from preflab.config.alignment import Alignment, methods_of
 from preflab.config.load import check, flatten, to_values, to_yaml
 from preflab.config.table_study import REFERENCE, RESAMPLED, CompareTable, label
 from preflab.errors import ConfigError, DataError, nearest
 from preflab.progress import say, stage, warn
 from preflab.runs import JSON, claim, read_json, write_json
-from preflab.seeds import derive
-from preflab.studies.table_arms import REAL, Bench, count_draws, draw, judge_real, judge_rows, measure
+from preflab.studies.table_arms import (
+    REAL,
+    Bench,
+    align_seed,
+    count_draws,
+    draw,
+    judge_real,
+    judge_rows,
+    measure,
+    panel_folder,
+)
+from preflab.tables.alignment.align import align
+from preflab.tables.alignment.rounds import ALIGN
 from preflab.tables.files import read_table
 from preflab.tables.fit_run import fit_run
+from preflab.tables.fitted import ALIGNED, FIT
 from preflab.tables.judge.extras import need_extras
 from preflab.tables.judge.score import FEWEST_REAL, FEWEST_SYNTHETIC
 from preflab.tables.synthesizer import parted
 
 SHIPPED, SHIPPED_TARGET = "breast_cancer", "diagnosis"
 """The table that stands in where none is given."""
-ALIGNED = "align.json"
-"""The last file of an alignment: where it is, the policy is whole."""
 BOOSTING, FOREST = "detectability.gradient_boosting_auc", "detectability.random_forest_auc"
-
-Align = Callable[..., dict[str, Any]]
-"""(run folder, settings, method=, seed=) → what `align.json` says; trains a policy into `aligned/METHOD/`."""
 
 
 @dataclass(frozen=True)
@@ -49,11 +55,8 @@ class Table:
     target: str
 
 
-def compare_table(config: CompareTable, *, align: Align) -> Path:
+def compare_table(config: CompareTable) -> Path:
     """Run a study to its end, from wherever an earlier start left it. Returns its folder.
-
-    Args:
-        align: trains a policy.
 
     Raises:
         ConfigError, DataError, StorageError: before any training, where the study can't be run as asked.
@@ -81,8 +84,7 @@ def compare_table(config: CompareTable, *, align: Align) -> Path:
         folder = study.folder(seed)
         fit_run(config.fitting(data, folder / "table", seed))
         for arm in config.aligned():
-            if not (folder / "table" / "aligned" / arm / ALIGNED).exists():
-                align(folder / "table", config.align, method=arm, seed=derive(seed, "align"))
+            align(folder / "table", config.align, method=arm, seed=align_seed(seed))
             study.write()
         _judge_all(config, folder, seed, study.write)
     say(f"study finished: {config.out}")
@@ -103,14 +105,18 @@ def independent(settings: Alignment) -> str:
     return FOREST if boosted else BOOSTING
 
 
-def seconds_of(folder: Path, arm: str) -> float | None:
+def seconds_of(config: CompareTable, folder: Path, arm: str) -> float | None:
     """Wall-clock seconds that an arm of a seed takes to be made: the fit, and what came after it; None of the bound."""
     if arm == REAL:
         return None
-    fit: float = read_json(folder / "table" / "fit.json")["seconds"]
-    if arm in (REFERENCE, RESAMPLED):
-        return fit
-    return fit + float(read_json(folder / "table" / "aligned" / arm / ALIGNED)["cost"]["wall_seconds"])
+    seconds = float(read_json(folder / "table" / FIT)["seconds"])
+    if arm == RESAMPLED:
+        seconds += float(read_json(panel_folder(folder, config) / "told.json")["seconds"])
+    stages = () if arm in (REFERENCE, RESAMPLED) else methods_of(arm)
+    for count in range(1, len(stages) + 1):
+        name = "+".join(stages[:count])
+        seconds += float(read_json(folder / "table" / ALIGNED / name / ALIGN)["cost"]["wall_seconds"])
+    return seconds
 
 
 def _checked(config: CompareTable, name: str, frame: pd.DataFrame) -> Table:
@@ -231,7 +237,7 @@ class _Study:
         found = []
         for seed in self.config.seed_numbers():
             for arm in self.config.aligned():
-                path = self.folder(seed) / "table" / "aligned" / arm / ALIGNED
+                path = self.folder(seed) / "table" / ALIGNED / arm / ALIGN
                 if path.exists():
                     said: Sequence[JSON] = read_json(path)["warnings"]
                     found += [f"{label(arm)}, seed {seed}: {one}" for one in said]

@@ -9,29 +9,29 @@ import time
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from preflab.config.table_study import REFERENCE, RESAMPLED, CompareTable
-from preflab.data.encode import Tree
-from preflab.models.scoring import logprobs_of
-from preflab.progress import hushed
-from preflab.rollouts.mask import grammar_of
+from preflab.progress import hushed, warn
 from preflab.runs import JSON, read_json
 from preflab.seeds import derive
-from preflab.tables.draw import SCORED_AT_ONCE, draw_rows, unmasked_share
-from preflab.tables.encoding import Encoding
+from preflab.tables.alignment.align import rows_of
+from preflab.tables.alignment.choose import row_logprobs
+from preflab.tables.alignment.resample import resample_rows
+from preflab.tables.alignment.reward import clipped
+from preflab.tables.alignment.rounds import discriminators_of
+from preflab.tables.discriminators.panel import Panel
+from preflab.tables.draw import Drawn, draw_rows, unmasked_share
 from preflab.tables.files import read_table
+from preflab.tables.fitted import ALIGNED
 from preflab.tables.judge.bounds import second_sample
 from preflab.tables.judge.score import flat, judge
 from preflab.tables.judge.typed import Typed, typed
 from preflab.tables.judge.utility import Balancing, Utility, utility
 from preflab.tables.synthesizer import UNMASKED, UNMASKED_SENTENCES, Synthesizer
-
-Codes = Int[np.ndarray, "row column"]
 
 REAL = "real"
 """The bound, no arm: a second sample of real rows."""
@@ -71,6 +71,17 @@ class Bench:
         return train[names], holdout[names]
 
     @cached_property
+    def panel(self) -> Panel:
+        """The discriminators between the table and the reference's rows that the first arm's first round has; their own
+        where no arm is aligned."""
+        fitted, seed = self.synthesizer.fitted, derive(align_seed(self.seed), "discriminators", 1)
+        panel, _ = discriminators_of(
+            fitted.model(REFERENCE), fitted.encoding, rows_of(fitted), self.config.align.discriminators,
+            panel_folder(self.folder, self.config), seed=seed,
+        )  # fmt: skip
+        return panel
+
+    @cached_property
     def real(self) -> Typed:
         """The training rows as if they were synthetic."""
         return self.typed(self.parts[0])
@@ -99,13 +110,41 @@ class Rows:
     cpu_seconds: float
 
 
+def align_seed(seed: int) -> int:
+    """The same for all arms: their first rounds have the same discriminators."""
+    return derive(seed, "align")
+
+
+def panel_folder(folder: Path, config: CompareTable) -> Path:
+    """Where a seed's first discriminators of the reference's rows lie."""
+    stages = [arm.split("+")[0] for arm in config.aligned()]
+    return (folder / "table" / ALIGNED / stages[0] if stages else folder) / "discriminators" / "round-1"
+
+
 def draw(bench: Bench, arm: str, redraw: int) -> Rows:
     """A table of an arm, of as many rows as were learned from."""
     seed, count = derive(bench.seed, "draw", redraw), len(bench.parts[0])
+    panel = bench.panel if arm == RESAMPLED else None
     began = time.process_time()
     with hushed():
-        text, _ = bench.synthesizer.draw(count, seed=seed, policy=arm)
-    return Rows(text, time.process_time() - began)
+        if panel is None:
+            text, _ = bench.synthesizer.draw(count, seed=seed, policy=arm)
+        else:
+            drawn = _resampled(bench, count, seed=seed)
+            text = bench.synthesizer.fitted.schema.frame(drawn.codes, seed=derive(seed, "identifiers"))
+    seconds = time.process_time() - began
+    if panel is not None and not drawn.enough:
+        warn(
+            f"resampled, seed {bench.seed}: {drawn.candidates:,} rows of the reference were too few to choose among, "
+            f"and {drawn.repeats:,} of {count:,} repeat another"
+        )
+    return Rows(text, seconds)
+
+
+def _resampled(bench: Bench, count: int, *, seed: int) -> Drawn:
+    fitted = bench.synthesizer.fitted
+    clip = bench.config.align.clip_nats
+    return resample_rows(fitted.model(REFERENCE), fitted.encoding, bench.panel, count, seed=seed, clip_nats=clip)
 
 
 def judge_rows(bench: Bench, rows: pd.DataFrame, redraw: int) -> dict[str, float]:
@@ -139,36 +178,34 @@ def measure(bench: Bench, arm: str) -> dict[str, JSON]:
     """What is known of an arm before its tables are judged: how far its model is from the reference, and which share of
     what it writes without a mask is legal."""
     known: dict[str, JSON] = {"kl_nats": None, "kl_sd_nats": None, "unmasked_valid_share": None}
-    fitted = bench.synthesizer.fitted if arm not in (REAL, RESAMPLED) else None
-    if fitted is not None:
-        model, encoding = fitted.model(arm), fitted.encoding
-        if arm == REFERENCE:
-            known |= {"kl_nats": 0.0, "kl_sd_nats": 0.0}
-        else:
-            count = min(KL_ROWS, len(bench.parts[0]))
-            codes = draw_rows(model, encoding, count, seed=derive(bench.seed, "kl")).codes
-            ratios = log_ratios(model, fitted.model(REFERENCE), encoding, codes)
-            known |= {"kl_nats": float(ratios.mean()), "kl_sd_nats": float(ratios.std(ddof=1))}
+    fitted = bench.synthesizer.fitted
+    reference, encoding = fitted.model(REFERENCE), fitted.encoding
+    count, seed = min(KL_ROWS, len(bench.parts[0])), derive(bench.seed, "kl")
+    if arm not in (REAL, RESAMPLED):
+        model = fitted.model(arm)
         unmasked = UNMASKED if bench.config.encoding == "compact" else UNMASKED_SENTENCES
-        known["unmasked_valid_share"] = unmasked_share(model, encoding, unmasked, seed=derive(bench.seed, "unmasked"))
+        share = unmasked_share(model, encoding, unmasked, seed=derive(bench.seed, "unmasked"))
+        ratios = np.zeros(count)
+        if arm != REFERENCE:
+            codes = draw_rows(model, encoding, count, seed=seed).codes
+            ratios = row_logprobs(model, encoding, codes) - row_logprobs(reference, encoding, codes)
+        known["unmasked_valid_share"] = share
+    if arm == RESAMPLED:
+        ratios = resampled_ratios(bench, count, seed=seed)
+    if arm != REAL:
+        known |= {"kl_nats": float(ratios.mean()), "kl_sd_nats": float(ratios.std(ddof=1))}
     rows = len(bench.parts[0]) if arm != REAL else len(bench.parts[0]) // 2
     about = {"arm": arm, "seed": bench.seed, "draws": [], "rows": rows, "cpu_seconds": 0.0, "rows_per_cpu_second": None}
     return about | known
 
 
-def log_ratios(policy: Any, reference: Any, encoding: Encoding, codes: Codes) -> Float[np.ndarray, " row"]:
-    """log π(row) − log π_ref(row) in nats of each row, both under the mask; over rows of π its mean estimates
-    KL(π‖π_ref) without bias."""
-    grammar = grammar_of(encoding.mask())
-    trees = [
-        Tree(f"row {place + 1}", encoding.prompt(), (encoding.response(row.tolist()),))
-        for place, row in enumerate(codes)
-    ]
-    own, before = (
-        logprobs_of(model, trees, batch_size=SCORED_AT_ONCE, grammar=grammar).double().numpy()
-        for model in (policy, reference)
-    )
-    return np.asarray(own - before)
+def resampled_ratios(bench: Bench, count: int, *, seed: int) -> Float[np.ndarray, " row"]:
+    """log w(row) − log E_ref w of resampled rows, w what a row weighs: their log-ratio to the reference, in nats."""
+    fitted, clip = bench.synthesizer.fitted, bench.config.align.clip_nats
+    drawn = draw_rows(fitted.model(REFERENCE), fitted.encoding, count, seed=seed).codes
+    taken = _resampled(bench, count, seed=seed).codes
+    before, after = (clipped(bench.panel.opinion(codes).ratio, clip) for codes in (drawn, taken))
+    return np.asarray(after - np.log(np.exp(before).mean()))
 
 
 def count_draws(path: Path) -> int:
