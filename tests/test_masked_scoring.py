@@ -17,6 +17,7 @@ from preflab.data.pack import pack
 from preflab.errors import ConfigError
 from preflab.losses import entropy, kl_full, masked_sum
 from preflab.models import scoring
+from preflab.models.allowed import Allowed
 from preflab.models.scoring import (
     logprobs_of,
     of_distributions,
@@ -31,7 +32,7 @@ from preflab.rollouts.sampler import sample
 from test_layouts import check, gradients, laid_out, model_of, unpadded
 from test_precision import COARSE, at_work, in_float64, needs_bf16, ordinary
 from test_watch import NoLetterTwice, masked_distribution
-from token_masks import Scattered
+from token_masks import Parted, Scattered
 
 SHAPES = [(7, (1, 9)), (1, (5, 2)), (12, (30, 6)), (3, (4, 4)), (3, (1, 1))]
 
@@ -49,16 +50,38 @@ def plainly(
     return rows
 
 
+@pytest.fixture
+def grouped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However small the work is."""
+    monkeypatch.setattr(Allowed, "groups", property(Allowed.grouped))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", ["gpt2", "llama", "gemma2", "a head that is not known"])
 def test_logprobs_and_gradients_are_those_of_masked_full_logits(
     name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In both layouts, by every way through the head."""
+    check_logprobs_and_gradients(name, dtype, Scattered(), monkeypatch)
+
+
+@pytest.mark.usefixtures("grouped")
+@pytest.mark.parametrize("mask", [Scattered(), Parted()])
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("gpt2", torch.float32), ("gpt2", torch.float64), ("gemma2", torch.float32)]
+)
+def test_they_are_where_places_stand_in_groups(
+    name: str, dtype: torch.dtype, mask: Scattered, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_logprobs_and_gradients(name, dtype, mask, monkeypatch)
+
+
+def check_logprobs_and_gradients(
+    name: str, dtype: torch.dtype, mask: Scattered, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if name == "a head that is not known":
         name = "gpt2"
         monkeypatch.setattr(scoring, "head_of", lambda model: None)
-    mask = Scattered()
     trees = mask.trees(SHAPES, seed=1)
     model = copy.deepcopy(model_of(name)).to(dtype)
     exact = copy.deepcopy(model).double()
@@ -108,10 +131,15 @@ def test_every_reading_is_under_the_mask(known: bool, monkeypatch: pytest.Monkey
 
 
 @needs_bf16
+@pytest.mark.parametrize("made", [Scattered, Parted])
 @pytest.mark.parametrize("precision", COARSE)
-def test_in_bf16_they_are_near_those_of_float64(precision: Any) -> None:
+def test_in_bf16_they_are_near_those_of_float64(
+    precision: Any, made: type[Scattered], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if made is Parted:
+        monkeypatch.setattr(Allowed, "groups", property(Allowed.grouped))
     model = at_work(ordinary("gpt2"), precision)
-    mask = Scattered(vocabulary=model.config.vocab_size)
+    mask = made(vocabulary=model.config.vocab_size)
     trees = mask.trees([(7, (3, 9)), (2, (5, 2))], seed=3)
     with torch.no_grad():
         expected = torch.cat([values for _, values in plainly(in_float64(model), trees, mask)])
@@ -123,10 +151,11 @@ def test_in_bf16_they_are_near_those_of_float64(precision: Any) -> None:
     assert (unmasked - expected).abs().mean() > 0.5
 
 
+@pytest.mark.parametrize("grouped", [False, True])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("kept", [0, 2**27])
 def test_the_gradient_of_the_fused_head_is_that_of_finite_differences(
-    kept: int, bias: bool, monkeypatch: pytest.MonkeyPatch
+    kept: int, bias: bool, grouped: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With all that a head can have: scale, cap, temperature, bias; one token is the only one allowed."""
     monkeypatch.setattr(heads, "CHUNK_LOGITS", 2 * 6)
@@ -140,10 +169,17 @@ def test_the_gradient_of_the_fused_head_is_that_of_finite_differences(
     may = torch.rand(5, 6, generator=generator) < 0.5
     may[3] = False
     may[torch.arange(5), tokens] = True
+    if grouped:
+        one = torch.tensor([True, True, False, True, False, False])
+        may[[0, 4]] &= one
+        may[[1, 2]] &= ~one
+    allowed = Allowed(list(may), torch.arange(5))
+    groups = allowed.grouped() if grouped else None
+    assert groups is None or len(groups.each) > 1
 
     def logprobs(states: torch.Tensor, table: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
         head = heads.Head(scale=1.7, cap=1.3)
-        return heads._Logprobs.apply(states, table, shift if bias else None, tokens, head, 0.6, lambda some: may[some])
+        return heads._Logprobs.apply(states, table, shift if bias else None, tokens, head, 0.6, allowed, groups)
 
     expected = 1.3 * torch.tanh((states @ table.T + bias * shift) * 1.7 / 1.3) / 0.6
     expected = expected.masked_fill(~may, -torch.inf).log_softmax(-1)[torch.arange(5), tokens]
@@ -166,6 +202,28 @@ def test_the_probabilities_of_all_responses_that_a_mask_allows_sum_to_1() -> Non
     each = torch.tensor(list(exact.values()), dtype=torch.float64)
     torch.testing.assert_close(found.exp().double(), each, atol=1e-6, rtol=1e-4)
     assert float(unmasked.exp().sum()) < 0.9
+
+
+@pytest.mark.usefixtures("grouped")
+@pytest.mark.parametrize("known", [True, False])
+@torch.no_grad()
+def test_kl_and_entropy_are_the_same_in_groups_of_places(known: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not known:
+        monkeypatch.setattr(scoring, "head_of", lambda model: None)
+    mask, models = Parted(), [model_of("gpt2"), copy.deepcopy(model_of("gpt2"))]
+    models[1].transformer.wte.weight.add_(
+        torch.randn(models[1].transformer.wte.weight.shape, generator=torch.Generator().manual_seed(0)) / 3
+    )
+    trees = mask.trees(SHAPES, seed=6)
+    batch, grammar = pack(trees), grammar_of(mask)
+    monkeypatch.setattr(scoring, "LOGITS_AT_ONCE", 60)
+    reads = [read(model, batch, grammar=grammar) for model in models]
+    assert len(reads[0].allowed.groups.each) == 4  # type: ignore[union-attr]
+    found = of_distributions(reads, lambda *both: [kl_full(*both), entropy(both[0])])
+    plain = [torch.cat([logits for logits, _ in plainly(model, trees, mask)]) for model in models]
+    for one, other in zip(found, (kl_full(*plain), entropy(plain[0])), strict=True):
+        torch.testing.assert_close(one[batch.mask], other, atol=2e-5, rtol=1e-4)
+        assert not one[~batch.mask].any()
 
 
 @torch.no_grad()

@@ -56,3 +56,17 @@ class Scattered:
             Tree(f"t:{i}", prompt, tuple(response(prompt, length) for length in lengths))
             for i, (prompt, (_, lengths)) in enumerate(zip(prompts, shapes, strict=True))
         ]
+
+
+class Parted(Scattered):
+    """The tokens in four parts, of which one may follow, by place and token: part 0 is one token, part 1 may follow
+    whole, of the others some half."""
+
+    def __init__(self, vocabulary: int = VOCABULARY) -> None:
+        super().__init__(vocabulary, share=0.5)
+        tokens = torch.arange(vocabulary)
+        self.table |= (tokens % 4 == 1) | ((tokens >= 8) & (tokens < 12))
+        self.table &= (tokens % 4 > 0) | (tokens == 8)
+        for place in range(2):
+            for before in range(vocabulary):
+                self.table[place, before] &= tokens % 4 == (2 * place + before) % 4

@@ -15,6 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from preflab.errors import ConfigError
 from preflab.losses.logprobs import token_logprobs
+from preflab.models.allowed import Allowed, Groups
 from preflab.models.precision import of_products, wide, working
 
 CHUNK_LOGITS = 2**25
@@ -30,15 +31,14 @@ TABLE_ROWS = 2**10
 
 EVERY = slice(None)
 
-Allowed = Callable[[slice], Bool[Tensor, "token vocabulary"]]
+May = Callable[[slice], Bool[Tensor, "token vocabulary"]]
 """Some of a sequence of tokens → which tokens may stand there; the one that does is among them."""
-
 
 Reader = Callable[[Float[Tensor, "cell width"], Int[Tensor, " some"] | None], Float[Tensor, "cell some"]]
 """States → the logits of some tokens, or of the whole vocabulary."""
 
 
-def masked(logits: Float[Tensor, "token vocabulary"], allowed: Allowed | None, some: slice) -> Tensor:
+def masked(logits: Float[Tensor, "token vocabulary"], allowed: May | None, some: slice) -> Tensor:
     """The logits of some tokens, −∞ where a mask forbids a token.
 
     Raises:
@@ -47,12 +47,16 @@ def masked(logits: Float[Tensor, "token vocabulary"], allowed: Allowed | None, s
     if allowed is None:
         return logits
     may = allowed(some)
-    if may.shape[-1] != logits.shape[-1]:
-        raise ConfigError(
-            f"the token mask is {may.shape[-1]} tokens wide, not {logits.shape[-1]}: it has to be as wide as the "
-            "model's output head"
-        )
+    check_width(may.shape[-1], logits.shape[-1])
     return logits.masked_fill(~may, -torch.inf)
+
+
+def check_width(mask: int, head: int) -> None:
+    """Raises ConfigError where a mask is not as wide as the logits."""
+    if mask != head:
+        raise ConfigError(
+            f"the token mask is {mask} tokens wide, not {head}: it has to be as wide as the model's output head"
+        )
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,17 @@ class Head:
         bf16 makes of logits of two models lies apart by more than a small KL."""
         table = model.get_output_embeddings()
         weights = {name: wide(weight) for name, weight in table.named_parameters()}
+        return self.final(torch.func.functional_call(table, weights, (wide(states),)))
+
+    def logits_of(
+        self, model: Any, states: Float[Tensor, "cell width"], tokens: Int[Tensor, " some"]
+    ) -> Float[Tensor, "cell some"]:
+        """`logits` of some tokens alone; of all, and then those, where the output embeddings are no plain linear
+        layer."""
+        table = model.get_output_embeddings()
+        if type(table) is not nn.Linear:
+            return self.logits(model, states)[:, tokens]
+        weights = {name: wide(weight[tokens]) for name, weight in table.named_parameters()}
         return self.final(torch.func.functional_call(table, weights, (wide(states),)))
 
     def reader(self, model: Any) -> Reader:
@@ -109,7 +124,7 @@ class Head:
             table = _only(weight, tokens)
             products = weight.new_empty(len(states), len(table))
             states = states.to(dtype).to(weight.dtype)
-            for part in _parts(0, len(table), rows):
+            for part in chunks(0, len(table), rows):
                 torch.mm(states, table[part].T, out=products[:, part])
             return self.final(products if bias is None else products.add_(_only(bias, tokens)))
 
@@ -125,7 +140,8 @@ class Head:
         allowed: Allowed | None = None,
     ) -> Float[Tensor, " cell"]:
         """log_softmax(logits / T) of one token a state, in nats, float32 or wider; in chunks where the output
-        embeddings are a plain linear layer.
+        embeddings are a plain linear layer. Under a mask only the logits of what places allow are made, where that is
+        less work (`Allowed.groups`).
 
         Args:
             allowed: what the distribution is renormalised over; None: every token.
@@ -139,7 +155,13 @@ class Head:
         with working(model):
             dtype = of_products(states)
         bias = None if table.bias is None else table.bias.to(dtype)
-        return _Logprobs.apply(states.to(dtype), table.weight.to(dtype), bias, tokens, self, temperature, allowed)
+        groups = None
+        if allowed is not None and len(states):
+            check_width(allowed.vocabulary, len(table.weight))
+            groups = allowed.groups
+        return _Logprobs.apply(
+            states.to(dtype), table.weight.to(dtype), bias, tokens, self, temperature, allowed, groups
+        )
 
 
 def head_of(model: Any) -> Head | None:
@@ -226,61 +248,111 @@ class _Logprobs(torch.autograd.Function):
         tokens: Tensor,
         head: Head,
         temperature: float,
-        allowed: Allowed | None = None,
+        allowed: May | None = None,
+        groups: Groups | None = None,
     ) -> Tensor:
-        keep = any(ctx.needs_input_grad) and len(states) * len(weight) <= KEPT_LOGITS
         shift = _products_of(states, weight, tokens) if weight.dtype == torch.bfloat16 else None
-        ctx.logits = _Logits(bias, shift, head, temperature, allowed)
-        ctx.keep = keep
+        if groups is not None:
+            states, tokens = states[groups.order], groups.column[tokens[groups.order]]
+            shift = None if shift is None else shift[groups.order]
+        sheets = _sheets(len(states), allowed, groups)
+        logits = sum((sheet.rows.stop - sheet.rows.start) * sheet.width(weight) for sheet in sheets)
+        keep = any(ctx.needs_input_grad) and logits <= KEPT_LOGITS
+        ctx.sheets, ctx.groups, ctx.keep = sheets, groups, keep
+        ctx.of = _Logits(bias, shift, head, temperature)
         kept = []
         total = torch.empty(len(states), dtype=wide(states[:0]).dtype, device=states.device)
         found = torch.empty_like(total)
-        for rows in _parts(0, len(states), CHUNK_LOGITS // len(weight)):
-            products = _products(states[rows], weight, None if shift is None else shift[rows])
-            for part in _parts(rows.start, rows.stop, CACHED_LOGITS // len(weight)):
-                logits = ctx.logits.of(products[part.start - rows.start : part.stop - rows.start], part)
-                torch.logsumexp(logits, -1, out=total[part])
-                torch.gather(logits, -1, tokens[part].unsqueeze(-1), out=found[part].unsqueeze(-1))
-            if keep:
-                kept.append(products)
+        for sheet in sheets:
+            table, of = _only(weight, sheet.tokens), ctx.of.only(sheet)
+            for rows in sheet.chunks(CHUNK_LOGITS, weight):
+                products = _products(states[rows], table, None if shift is None else shift[rows])
+                for part in chunks(rows.start, rows.stop, CACHED_LOGITS // len(table)):
+                    logits = of.of(products[part.start - rows.start : part.stop - rows.start], part)
+                    torch.logsumexp(logits, -1, out=total[part])
+                    torch.gather(logits, -1, tokens[part].unsqueeze(-1), out=found[part].unsqueeze(-1))
+                if keep:
+                    kept.append(products)
         ctx.save_for_backward(states, weight, bias, tokens, total, *kept)
-        return found - total
+        return _back(found - total, groups)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         states, weight, bias, tokens, total, *kept = ctx.saved_tensors
         needs_states, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-        head, temperature, shift = ctx.logits.head, ctx.logits.temperature, ctx.logits.shift
-        bounded = ctx.logits.allowed is not None
-        scale = grad * (head.scale / temperature)
+        head, temperature, shift = ctx.of.head, ctx.of.temperature, ctx.of.shift
+        groups = ctx.groups
+        scale = (grad if groups is None else grad[groups.order]) * (head.scale / temperature)
         of_states = torch.empty_like(states) if needs_states else None
         of_weight: Tensor | None = None
         of_bias = torch.zeros_like(bias) if needs_bias else None
-        for number, rows in enumerate(_parts(0, len(states), CHUNK_LOGITS // len(weight))):
-            products = kept[number] if kept else _products(states[rows], weight, None if shift is None else shift[rows])
-            of_products = torch.empty_like(products)
-            for part in _parts(rows.start, rows.stop, CACHED_LOGITS // len(weight)):
-                here = slice(part.start - rows.start, part.stop - rows.start)
-                logits = ctx.logits.of(products[here], part)
-                of_logits = (logits - total[part].unsqueeze(-1)).exp_().mul_(-scale[part].unsqueeze(-1))
-                of_logits.scatter_add_(1, tokens[part].unsqueeze(-1), scale[part].unsqueeze(-1))
-                if head.cap is not None:  # tanh' = 1 − tanh²
-                    if bounded:  # −∞ where p is 0
-                        logits = logits.clamp(min=-head.cap / temperature)
-                    of_logits *= 1 - (logits * (temperature / head.cap)) ** 2
-                of_products[here] = of_logits
-            if of_states is not None:
-                torch.mm(of_products, weight, out=of_states[rows])
-            if needs_weight and of_weight is None:
-                of_weight = of_products.T @ states[rows]
-            elif of_weight is not None:
-                of_weight.addmm_(of_products.T, states[rows])
-            if of_bias is not None:
-                of_bias += of_products.sum(0)
+        held = iter(kept)
+        for sheet in ctx.sheets:
+            table, of = _only(weight, sheet.tokens), ctx.of.only(sheet)
+            of_table: Tensor | None = None
+            for rows in sheet.chunks(CHUNK_LOGITS, weight):
+                if ctx.keep:
+                    products = next(held)
+                else:
+                    products = _products(states[rows], table, None if shift is None else shift[rows])
+                of_products = torch.empty_like(products)
+                for part in chunks(rows.start, rows.stop, CACHED_LOGITS // len(table)):
+                    here = slice(part.start - rows.start, part.stop - rows.start)
+                    logits = of.of(products[here], part)
+                    of_logits = (logits - total[part].unsqueeze(-1)).exp_().mul_(-scale[part].unsqueeze(-1))
+                    of_logits.scatter_add_(1, tokens[part].unsqueeze(-1), scale[part].unsqueeze(-1))
+                    if head.cap is not None:  # tanh' = 1 − tanh²
+                        if sheet.may is not None:  # −∞ where p is 0
+                            logits = logits.clamp(min=-head.cap / temperature)
+                        of_logits *= 1 - (logits * (temperature / head.cap)) ** 2
+                    of_products[here] = of_logits
+                if of_states is not None:
+                    torch.mm(of_products, table, out=of_states[rows])
+                if needs_weight and of_table is None:
+                    of_table = of_products.T @ states[rows]
+                elif of_table is not None:
+                    of_table.addmm_(of_products.T, states[rows])
+                if of_bias is not None:
+                    sums = of_products.sum(0)
+                    of_bias[EVERY if sheet.tokens is None else sheet.tokens] += sums
+            if of_table is not None and sheet.tokens is None:
+                of_weight = of_table
+            elif of_table is not None:  # no token is in two groups
+                of_weight = torch.zeros_like(weight) if of_weight is None else of_weight
+                of_weight[sheet.tokens] = of_table
         if needs_weight and of_weight is None:  # no states
             of_weight = torch.zeros_like(weight)
-        return of_states, of_weight, of_bias, None, None, None, None
+        return None if of_states is None else _back(of_states, groups), of_weight, of_bias, *(None,) * 5
+
+
+@dataclass(frozen=True)
+class _Sheet:
+    """Logits that are made together: some states' of some tokens."""
+
+    rows: slice
+    tokens: Tensor | None
+    """None: of all."""
+    may: May | None
+    """None: each of the tokens may stand at each of the rows."""
+
+    def width(self, weight: Tensor) -> int:
+        return len(weight) if self.tokens is None else len(self.tokens)
+
+    def chunks(self, at_once: int, weight: Tensor) -> list[slice]:
+        """The rows, so many logits at a time."""
+        return chunks(self.rows.start, self.rows.stop, at_once // self.width(weight))
+
+
+def _sheets(states: int, allowed: May | None, groups: Groups | None) -> list[_Sheet]:
+    if groups is None:
+        return [_Sheet(slice(0, states), None, allowed)]
+    return [_Sheet(group.rows, group.tokens, None if group.sets is None else group.may) for group in groups.each]
+
+
+def _back(values: Tensor, groups: Groups | None) -> Tensor:
+    """Values of states in the order of groups, in the order that the states came in."""
+    return values if groups is None else torch.empty_like(values).index_copy_(0, groups.order, values)
 
 
 class _Logits(NamedTuple):
@@ -290,7 +362,12 @@ class _Logits(NamedTuple):
     shift: Tensor | None
     head: Head
     temperature: float
-    allowed: Allowed | None = None
+    may: May | None = None
+
+    def only(self, sheet: _Sheet) -> _Logits:
+        """Of a sheet's tokens, as it allows them."""
+        bias = None if self.bias is None else _only(self.bias, sheet.tokens)
+        return self._replace(bias=bias, may=sheet.may)
 
     def of(self, products: Tensor, rows: slice) -> Tensor:
         """The logits of some rows, from their products."""
@@ -299,13 +376,8 @@ class _Logits(NamedTuple):
             logits += self.shift[rows].unsqueeze(-1)
         if self.bias is not None:
             logits = logits + self.bias
-        logits = masked(self.head.final(logits), self.allowed, rows)
+        logits = masked(self.head.final(logits), self.may, rows)
         return logits if self.temperature == 1.0 else logits / self.temperature
-
-
-def chunks(states: int, vocabulary: int, at_once: int) -> list[slice]:
-    """Which states to make logits of together: `at_once` logits at most, or those of one state."""
-    return _parts(0, states, at_once // vocabulary)
 
 
 def _only(table: Tensor, tokens: Tensor | None) -> Tensor:
@@ -325,6 +397,7 @@ def _products(states: Tensor, weight: Tensor, shift: Tensor | None) -> Tensor:
     return torch.addmm((-shift).to(states.dtype).unsqueeze(1).expand(-1, len(weight)), states, weight.T)
 
 
-def _parts(begin: int, end: int, size: int) -> list[slice]:
+def chunks(begin: int, end: int, size: int) -> list[slice]:
+    """From `begin` to `end`, `size` at a time, or one."""
     size = max(1, size)
     return [slice(first, min(first + size, end)) for first in range(begin, end, size)]

@@ -7,14 +7,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from preflab.data.encode import Tree
 from preflab.data.pack import Layout, Packed, Reading, flat, pack, readings, tree
 from preflab.losses.logprobs import masked_sum, token_logprobs
+from preflab.models.allowed import Allowed, Group
 from preflab.models.attention import NoTree
-from preflab.models.head import EVERY, Allowed, chunks, head_of, masked
+from preflab.models.head import EVERY, check_width, chunks, head_of, masked
 from preflab.models.precision import at_work, wide
 from preflab.models.tree_check import say_no_tree, takes_trees
 from preflab.models.trunk import body_states
@@ -159,6 +160,16 @@ class Read:
         assert head is not None
         return masked(head.logits(self.model, self.states[some]), self.allowed, some)
 
+    def logits_of(self, some: Int[Tensor, " token"], group: Group, rows: slice) -> Float[Tensor, "token vocabulary"]:
+        """Those of a group's tokens alone, at some of its places; −∞ for tokens that are not allowed."""
+        may = None if group.sets is None else group.may
+        if self.states is None:
+            assert self.held is not None
+            return masked(self.held[some][:, group.tokens], may, rows)
+        head = head_of(self.model)
+        assert head is not None
+        return masked(head.logits_of(self.model, self.states[some], group.tokens), may, rows)
+
     def logprobs(self, *, temperature: float) -> Float[Tensor, "response token"]:
         """As `response_logprobs` has them."""
         tokens = self.batch.response_ids[self.batch.mask]
@@ -193,13 +204,29 @@ Measure = Callable[..., Sequence[Float[Tensor, " token"]]]
 def of_distributions(reads: Sequence[Read], measure: Measure) -> list[Float[Tensor, "response token"]]:
     """Figures of whole next-token distributions, such as entropy and KL, of models that read one batch: some tokens at
     a time, without gradients; renormalised where the reads are under a grammar. 0 outside the mask."""
-    batch = reads[0].batch
-    vocabulary = max(one.model.get_output_embeddings().weight.shape[0] for one in reads)
+    batch, allowed = reads[0].batch, reads[0].allowed
+    count = int(batch.mask.sum())
+    groups = None
+    if allowed is not None and all(one.allowed is allowed for one in reads):
+        for one in reads:
+            check_width(allowed.vocabulary, one.model.get_output_embeddings().weight.shape[0])
+        groups = allowed.groups
+    if groups is None:
+        vocabulary = max(one.model.get_output_embeddings().weight.shape[0] for one in reads)
+        parts = [
+            torch.stack(list(measure(*(one.logits(some) for one in reads))))
+            for some in chunks(0, count, LOGITS_AT_ONCE // vocabulary)
+        ]
+        return [_rows(batch, figure) for figure in torch.cat(parts, 1)]
+    # What no place of a group allows has no part in its distributions.
     parts = [
-        torch.stack(list(measure(*(one.logits(some) for one in reads))))
-        for some in chunks(int(batch.mask.sum()), vocabulary, LOGITS_AT_ONCE)
+        torch.stack(list(measure(*(one.logits_of(groups.order[rows], group, rows) for one in reads))))
+        for group in groups.each
+        for rows in chunks(group.rows.start, group.rows.stop, LOGITS_AT_ONCE // len(group.tokens))
     ]
-    return [_rows(batch, figure) for figure in torch.cat(parts, 1)]
+    found = torch.cat(parts, 1)
+    found = torch.empty_like(found).index_copy_(1, groups.order, found)
+    return [_rows(batch, figure) for figure in found]
 
 
 def _bounded(held: Float[Tensor, "response token vocabulary"], batch: Packed, grammar: Grammar | None) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from preflab.data.pack import Packed
 from preflab.errors import ConfigError
-from preflab.models.head import Allowed
+from preflab.models.allowed import Allowed
 from preflab.models.scoring import Grammar
 
 State = TypeVar("State", bound=Hashable)
@@ -140,17 +140,16 @@ def grammar_of(mask: TokenMask[Any]) -> Grammar:
     [[1, 0, 1], [1, 1, 0], [1, 0, 1], [1, 0, 1]]
     """
     places = Places(mask)
+    last: tuple[Packed, Allowed] | None = None
 
     def of(batch: Packed) -> Allowed:
-        stood = [place for row in _trails(places, batch) for place in row]
-        device = batch.mask.device
-
-        def allowed(some: slice) -> Bool[Tensor, "token vocabulary"]:
-            here = stood[some]
-            distinct = list(dict.fromkeys(here))
-            return allowed_at(distinct).to(device)[numbered(here, distinct).to(device)]
-
-        return allowed
+        nonlocal last
+        if last is None or last[0] is not batch:  # several models read a batch, one after the other
+            stood = [place for row in _trails(places, batch) for place in row]
+            distinct = list(dict.fromkeys(stood))
+            sets = [place.allowed for place in distinct if place.allowed is not None]
+            last = batch, Allowed(sets, numbered(stood, distinct), batch.mask.device)
+        return last[1]
 
     return of
 

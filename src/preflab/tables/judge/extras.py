@@ -1,4 +1,4 @@
-"""The libraries that judging asks for beyond the core install."""
+"""The libraries that judging tables and telling rows apart ask for beyond the core install."""
 
 from __future__ import annotations
 
@@ -10,8 +10,12 @@ from preflab.errors import ConfigError
 _INSTALLED_AS = {"imblearn": "imbalanced-learn"}
 
 
-def extra(module: str) -> Any:
+def extra(module: str, asks: str = "judging tables") -> Any:
     """Imports a module of the extra `tables`, when it is needed and not before.
+
+    Args:
+        module: its name.
+        asks: what needs it, for the message.
 
     Raises:
         ConfigError: its library is not installed.
@@ -21,7 +25,7 @@ def extra(module: str) -> Any:
     except ImportError as error:
         library = module.partition(".")[0]
         raise ConfigError(
-            f"judging tables needs {_INSTALLED_AS.get(library, library)} ({error}): pip install 'preflab[tables]'"
+            f"{asks} needs {_INSTALLED_AS.get(library, library)} ({error}): pip install 'preflab[tables]'"
         ) from error
 
 

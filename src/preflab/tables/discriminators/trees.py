@@ -1,0 +1,154 @@
+"""Gradient-boosted trees as discriminators of whole rows, or of one group of columns (LightGBM: Ke et al. 2017).
+
+A tree asks of a number only whether it is above a threshold, so it is given codes for numbers: they rise with the
+column's values. Levels of a column with a scale lie below its points, each apart; a column that has none but levels is
+a category, split into sets of levels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Float
+
+from preflab.config.alignment import Discriminators
+from preflab.errors import StorageError
+from preflab.runs import sha256, write_text
+from preflab.tables.column import Column
+from preflab.tables.discriminators.level import Codes, Evidence, Logits
+from preflab.tables.judge.extras import extra
+
+LEAST_LEAF = 10.0
+"""Rows in a leaf, at least, where no row is sure to be one or the other; counted by weight, a real row as 1."""
+COLUMN_SHARE = 0.8
+"""Each tree looks at so many of its columns."""
+ASKS = "telling rows apart by trees"
+
+
+@dataclass(frozen=True)
+class Trees:
+    """A fitted ensemble."""
+
+    name: str
+    level: Literal["row", "feature"]
+    columns: tuple[Column, ...]
+    """Those that it looks at,"""
+    places: tuple[int, ...]
+    """and where they stand in a row of codes."""
+    booster: Any
+
+    def logits(self, codes: Codes) -> Logits:
+        """logit D, one a row."""
+        if not len(codes):
+            return np.zeros((0, 1))
+        features = _features(self.columns, codes[:, self.places])
+        return np.asarray(self.booster.predict(features, raw_score=True, num_threads=1), float)[:, None]
+
+    def save(self, path: Path) -> None:
+        """Write the trees as LightGBM's text."""
+        write_text(path, self.booster.model_to_string())
+
+
+def load_trees(
+    path: Path,
+    name: str,
+    level: Literal["row", "feature"],
+    columns: Sequence[Column],
+    places: Sequence[int],
+    *,
+    digest: str,
+) -> Trees:
+    """What `save` wrote.
+
+    Args:
+        columns: all that are written.
+        places: those among them that the trees look at.
+        digest: SHA-256 of the file. LightGBM ends the process, with no word of Python's, over some damaged ones.
+
+    Raises:
+        ConfigError: LightGBM is not installed.
+        StorageError: the file is missing or damaged.
+    """
+    lightgbm = extra("lightgbm", ASKS)
+    try:
+        if sha256(path) != digest:
+            raise StorageError(f"{path} is not as it was written; align again")
+        booster = lightgbm.Booster(model_str=path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise StorageError(f"{path} can't be read ({error.strerror}); align again") from None
+    return Trees(name, level, tuple(columns[place] for place in places), tuple(places), booster)
+
+
+def fit_trees(
+    columns: Sequence[Column],
+    evidence: Evidence,
+    settings: Discriminators,
+    *,
+    seed: int,
+    places: Sequence[int] | None = None,
+    name: str = "row",
+) -> Trees:
+    """Learn to tell real from written rows, whatever their folds.
+
+    Written rows weigh as much as the real ones together, each in proportion to its importance. Whatever counts rows
+    counts their weight: a row of weight 2 is two rows.
+
+    Args:
+        columns: all that are written.
+        places: the only columns to look at; None: all, at row level.
+
+    Raises:
+        ConfigError: LightGBM is not installed.
+    """
+    lightgbm = extra("lightgbm", ASKS)
+    looked_at = tuple(range(len(columns)) if places is None else places)
+    seen = tuple(columns[place] for place in looked_at)
+    codes = np.concatenate([evidence.real, evidence.written])[:, looked_at]
+    importance = evidence.weights if len(evidence.weights) else np.ones(len(evidence.written))
+    weights = np.concatenate([np.ones(len(evidence.real)), importance * (len(evidence.real) / importance.sum())])
+    rows = lightgbm.Dataset(
+        _features(seen, codes),
+        np.repeat([1.0, 0.0], [len(evidence.real), len(evidence.written)]),
+        weight=weights,
+        categorical_feature=[place for place, column in enumerate(seen) if _is_category(column)],
+        params={"min_data_in_bin": 1, "verbose": -1},
+    )
+    booster = lightgbm.train(_parameters(settings, seed), rows, settings.trees)
+    return Trees(name, "row" if places is None else "feature", seen, looked_at, booster)
+
+
+def _parameters(settings: Discriminators, seed: int) -> dict[str, Any]:
+    return {
+        "objective": "binary",
+        "num_leaves": settings.leaves,
+        "learning_rate": settings.learning_rate,
+        "feature_fraction": COLUMN_SHARE,
+        # A row of which nothing is known, p = 1/2, has a second derivative of 1/4.
+        "min_sum_hessian_in_leaf": LEAST_LEAF / 4,
+        "min_data_in_leaf": 1,
+        "min_data_per_group": 1,
+        "min_data_in_bin": 1,
+        "seed": seed % 2**31,
+        "num_threads": 1,
+        "deterministic": True,
+        # LightGBM else chooses how to build histograms by timing them, and sums in another order.
+        "force_col_wise": True,
+        "verbose": -1,
+    }
+
+
+def _features(columns: Sequence[Column], codes: Codes) -> Float[np.ndarray, "row column"]:
+    """What trees are shown; categories are counted from 0."""
+    found = codes.astype(float)
+    for place, column in enumerate(columns):
+        if _is_category(column):
+            found[:, place] = -1 - found[:, place]
+    return found
+
+
+def _is_category(column: Column) -> bool:
+    return column.numbers is None
