@@ -112,9 +112,9 @@ def test_a_study_says_what_it_compares(done: Path) -> None:
 def test_every_draw_of_every_arm_is_judged(done: Path) -> None:
     for arm in ("reference", "resampled", "dpo+ppo", "real"):
         found = judged(done, arm)
-        assert [draw["redraw"] for draw in found["draws"]] == [0, 1]
-        for draw in found["draws"]:
-            figures = draw["figures"]
+        assert [one["redraw"] for one in found["draws"]] == [0, 1]
+        for one in found["draws"]:
+            figures = one["figures"]
             assert 0 <= figures["detectability.gradient_boosting_auc"] <= 1
             assert {"fidelity.quality", "utility.gap.auc", "diversity.coverage", "privacy.copies"} <= set(figures)
             assert not any(isinstance(value, dict) for value in figures.values())

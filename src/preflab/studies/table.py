@@ -23,7 +23,6 @@ from preflab.runs import JSON, claim, read_json, write_json
 from preflab.studies.table_arms import (
     REAL,
     Bench,
-    align_seed,
     count_draws,
     draw,
     judge_real,
@@ -84,7 +83,7 @@ def compare_table(config: CompareTable) -> Path:
         folder = study.folder(seed)
         fit_run(config.fitting(data, folder / "table", seed))
         for arm in config.aligned():
-            align(folder / "table", config.align, method=arm, seed=align_seed(seed))
+            align(folder / "table", config.align, method=arm, seed=seed)
             study.write()
         _judge_all(config, folder, seed, study.write)
     say(f"study finished: {config.out}")

@@ -74,7 +74,7 @@ class Bench:
     def panel(self) -> Panel:
         """The discriminators between the table and the reference's rows that the first arm's first round has; their own
         where no arm is aligned."""
-        fitted, seed = self.synthesizer.fitted, derive(align_seed(self.seed), "discriminators", 1)
+        fitted, seed = self.synthesizer.fitted, derive(self.seed, "discriminators", 1)
         panel, _ = discriminators_of(
             fitted.model(REFERENCE), fitted.encoding, rows_of(fitted), self.config.align.discriminators,
             panel_folder(self.folder, self.config), seed=seed,
@@ -108,11 +108,6 @@ class Rows:
 
     text: pd.DataFrame
     cpu_seconds: float
-
-
-def align_seed(seed: int) -> int:
-    """The same for all arms: their first rounds have the same discriminators."""
-    return derive(seed, "align")
 
 
 def panel_folder(folder: Path, config: CompareTable) -> Path:
