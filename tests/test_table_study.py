@@ -40,7 +40,9 @@ TINY = RowModel(layers=1, width=16, heads=2, epochs=2)
 
 def write(folder: Path, rows: int = 300) -> Path:
     path = folder / "small.csv"
-    rule(rows, seed=1, noise=0.1).to_csv(path, index=False)
+    frame = rule(rows, seed=1, noise=0.1).drop(columns="size")
+    frame["x"] = (frame["x"].astype(int) // 5).astype(str)
+    frame.to_csv(path, index=False)
     return path
 
 
@@ -52,7 +54,7 @@ def tiny_alignment() -> Alignment:
         whole,
         rounds=1,
         judged=100,
-        discriminators=replace(whole.discriminators, folds=2, written=1.0, trees=3),
+        discriminators=replace(whole.discriminators, folds=2, written=2.0, trees=60, learning_rate=0.1),
         ppo=replace(whole.ppo, updates=1, batch=rollouts, evaluations=1),
         dpo=replace(whole.dpo, updates=1, batch=pairs, evaluations=1),
     )
@@ -97,7 +99,7 @@ def test_a_study_says_what_it_compares(done: Path) -> None:
     said = read_json(done / "study.json")
     assert said["kind"] == "table"
     assert said["complete"] is True
-    assert said["table"] == {"name": "small", "rows": 300, "columns": 4, "target": "answer"}
+    assert said["table"] == {"name": "small", "rows": 300, "columns": 3, "target": "answer"}
     assert [arm["name"] for arm in said["arms"]] == ["reference", "resampled", "dpo+ppo"]
     assert said["arms"][2]["label"] == "Online DPO → PPO"
     assert "from the chosen policy of Online DPO" in said["arms"][2]["description"]
@@ -248,7 +250,7 @@ def test_a_stopped_study_goes_on_and_a_changed_one_is_refused(done: Path) -> Non
         compare_table(settings(done.parent, redraws=3))
     with pytest.raises(StorageError, match=r"epochs: 2.*epochs: 3"):
         compare_table(settings(done.parent, fit=replace(TINY, epochs=3)))
-    (done.parent / "small.csv").write_text((done.parent / "small.csv").read_text() + "yes,99,Ulm,0.5\n")
+    (done.parent / "small.csv").write_text((done.parent / "small.csv").read_text() + "yes,19,Ulm\n")
     with pytest.raises(StorageError, match=r"small\.csv is not what it was"):
         compare_table(settings(done.parent))
     write(done.parent)
