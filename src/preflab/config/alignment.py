@@ -42,6 +42,18 @@ class Discriminators:
     """Of a neural encoder's states."""
     epochs: Positive = 4
     """Passes of a neural encoder over its rows."""
+    patience: Positive = 2
+    """Passes without a better log loss of held-out rows after which it stops."""
+    encoder_batch: Positive = 128
+    """Rows of a step."""
+    encoder_rate: Annotated[float, Gt(0)] = 3e-3
+    """Peak."""
+    encoder_dropout: Annotated[float, Interval(ge=0, lt=1)] = 0.1
+    """Share."""
+    encoder_decay: Annotated[float, Ge(0)] = 0.05
+    """Decay."""
+    hats: Positive = 16
+    """As of the model."""
 
 
 METHODS = ("ppo", "grpo", "rloo", "dpo")
