@@ -227,7 +227,7 @@ class _Study:
         source = next(iter(self.config.aligned()), None)
         return [
             *notes,
-            f"resampled uses the discriminators of the first round of {label(source)}"
+            f"resampled uses the discriminators of the first round of {label(source.split('+')[0])}"
             if source
             else "resampled uses discriminators of its own, fitted to rows of the reference",
         ]
