@@ -14,9 +14,11 @@ from preflab.report.statistics import (
     distinct_values,
     estimate,
     over_prompts,
+    over_seeds,
     perplexity,
     ratio_values,
     repetition,
+    spread_ratio,
 )
 
 
@@ -148,3 +150,31 @@ def test_repetition_counts_what_was_said_before() -> None:
 
 def test_within_keeps_the_mean_inside() -> None:
     assert Estimate(-1e-6, -2e-6, 1e-6).within(0.0) == Estimate(-1e-6, -1e-6, 1e-6)
+
+
+# --- over seeds ---
+
+
+def test_over_seeds_is_students_interval() -> None:
+    values = [0.53, 0.541, 0.526, 0.55]
+    expected = stats.ttest_1samp(values, 0).confidence_interval(0.9)
+    found = over_seeds(values, "AUC", 0.9)
+    assert [found.low, found.high] == pytest.approx([expected.low, expected.high])
+    with pytest.raises(DataError, match="at least two, got 1"):
+        over_seeds([0.5], "AUC")
+    with pytest.raises(NumericError, match="AUC: 1 of 2 values is not finite"):
+        over_seeds([0.5, float("nan")], "AUC")
+    assert over_seeds([0.5, 0.5], "AUC") == Estimate(0.5, 0.5, 0.5)
+
+
+def test_the_ends_of_a_ratio_of_spreads_are_where_pitmans_test_just_rejects() -> None:
+    """Pitman 1939: two paired variances are equal where the sum and the difference don't correlate."""
+    rng = np.random.default_rng(3)
+    one = rng.normal(size=8)
+    two = 0.5 * one + rng.normal(size=8)
+    found = spread_ratio(one, two, 0.9)
+    assert found
+    for end in (found.low, found.high):
+        scaled = one / np.exp(end)
+        assert stats.pearsonr(scaled + two, scaled - two).pvalue == pytest.approx(0.1)
+    assert spread_ratio(one, np.ones(8)) is None

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from preflab.config import commands
-from preflab.report import Report, TableReport, redraw
+from preflab.report import Report, TableReport, TableStudyReport, redraw
 
 
 def run(config: commands.Report) -> None:
@@ -14,7 +14,7 @@ def run(config: commands.Report) -> None:
     show(redraw(config.folder), Console(soft_wrap=False))
 
 
-def show(report: Report | TableReport, console: Console) -> None:
+def show(report: Report | TableReport | TableStudyReport, console: Console) -> None:
     """The short table, what was found in a few sentences, and where the report is."""
     console.print()
     console.print(report.table())

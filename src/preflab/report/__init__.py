@@ -1,5 +1,5 @@
 """From a study folder to `report.html`, `report.md`, `comparison.json` and `figures/*.svg`; for the score of a table's
-rows, see `table.py`.
+rows, see `table.py`, for a table study `table_study.py`.
 
 Reads folders alone, so a report can be drawn at any time, during a study too.
 """
@@ -18,11 +18,21 @@ from preflab.report.content import Content, compose
 from preflab.report.page import html, markdown
 from preflab.report.study import read_study
 from preflab.report.table import TableReport, write_table_report
+from preflab.report.table_study import TableStudyReport, write_table_study
+from preflab.report.table_study_folder import is_table_study
 from preflab.report.verdicts import Verdict, mean_cost
 from preflab.report.wording import duration, interval, steps, visible
 from preflab.runs import write_json, write_text
 
-__all__ = ["Report", "TableReport", "redraw", "write_report", "write_table_report"]
+__all__ = [
+    "Report",
+    "TableReport",
+    "TableStudyReport",
+    "redraw",
+    "write_report",
+    "write_table_report",
+    "write_table_study",
+]
 
 
 @dataclass(frozen=True)
@@ -82,8 +92,8 @@ def write_report(folder: Path) -> Report:
     return Report(path, content)
 
 
-def redraw(folder: Path) -> Report | TableReport:
-    """Draw the report of what is in `folder`: the score of a table's rows, or a study.
+def redraw(folder: Path) -> Report | TableReport | TableStudyReport:
+    """Draw the report of what is in `folder`: the score of a table's rows, a study of a table, or another study.
 
     Raises:
         StorageError: it holds neither, or can't be read or written.
@@ -91,6 +101,8 @@ def redraw(folder: Path) -> Report | TableReport:
     """
     if (folder / "score.json").is_file():
         return write_table_report(folder)
+    if is_table_study(folder):
+        return write_table_study(folder)
     if (folder / "study.json").is_file():
         return write_report(folder)
     raise StorageError(

@@ -147,6 +147,59 @@ def over_seeds_and_prompts(values: Matrix, confidence: float = 0.95) -> Estimate
     return Estimate(mean, mean - half, mean + half)
 
 
+@lru_cache(maxsize=64)
+def student(confidence: float, freedom: int) -> float:
+    """How many standard errors a two-sided interval by Student's t reaches to either side.
+
+    >>> round(student(0.95, 2), 3)
+    4.303
+    """
+    return float(stats.t.ppf((1 + confidence) / 2, freedom))
+
+
+def over_seeds(means: ArrayLike, what: str, confidence: float = 0.95) -> Estimate:
+    """The mean over training runs and its interval, by Student's t on one value a run.
+
+    What was drawn more than once from a run is averaged first: redraws are nested in their run, and more of them don't
+    make more runs. With normal runs it covers exactly, however few they are.
+
+    Raises NumericError where a value is not finite, DataError where there are fewer than two runs.
+
+    >>> round(over_seeds([1.0, 2.0, 3.0], "reward").high, 3)  # 2 + 4.3027 · 1/√3
+    4.484
+    """
+    values = np.asarray(means, dtype=np.float64)
+    refuse_non_finite(values, what)
+    if len(values) < 2:
+        raise DataError(f"{what}: an interval over seeds needs at least two, got {len(values)}; add seeds")
+    mean = float(values.mean())
+    if np.ptp(values) <= 1e-12 * max(1.0, abs(mean)):
+        return Estimate(mean, mean, mean)
+    half = student(confidence, len(values) - 1) * float(values.std(ddof=1)) / len(values) ** 0.5
+    return Estimate(mean, mean - half, mean + half)
+
+
+def spread_ratio(first: ArrayLike, second: ArrayLike, confidence: float = 0.95) -> Estimate | None:
+    """Natural logarithm of the ratio of two standard deviations, of runs that are paired, and its interval.
+
+    With F = s₁²/s₂², r the correlation and K = 1 + 2 (1 − r²) t²/(n − 2), the ratio of variances lies in
+    F (K ± √(K² − 1)) (Pitman 1939, Morgan 1939). None below three pairs, or where one doesn't vary.
+
+    >>> spread_ratio([1.0, 2.0], [1.0, 3.0]) is None
+    True
+    >>> round(spread_ratio([1.0, 2.0, 4.0, 3.0], [2.0, 4.0, 8.0, 6.5]).mean, 3)
+    -0.722
+    """
+    one, two = (np.asarray(values, dtype=np.float64) for values in (first, second))
+    if len(one) < 3 or min(np.ptp(one), np.ptp(two)) <= ROUNDING:
+        return None
+    mean = float(np.log(one.std() / two.std()))
+    unlike = max(0.0, 1 - float(np.corrcoef(one, two)[0, 1]) ** 2)
+    t = student(confidence, len(one) - 2)
+    half = float(np.arccosh(1 + 2 * unlike * t**2 / (len(one) - 2))) / 2
+    return Estimate(mean, mean - half, mean + half)
+
+
 def ratio_values(numerator: ArrayLike, denominator: ArrayLike) -> Matrix:
     """A ratio of sums in the form of a mean: R + (n_i − R·d_i) / mean(d), by the delta method.
 
