@@ -13,6 +13,7 @@ from rich.table import Table
 from scipy import stats
 
 from preflab.config.table_study import CompareTable
+from preflab.report.table_study import write_table_study
 from preflab.runs import JSON, read_json
 from preflab.studies.table import BOOSTING, compare_table, seconds_of
 
@@ -34,6 +35,10 @@ def run(config: CompareTable) -> None:
     console = Console(soft_wrap=False)
     console.print()
     console.print(table_of(config, folder))
+    report = write_table_study(folder)
+    console.print()
+    console.print(escape(report.summary))
+    console.print(f"\nreport: {escape(str(report.path))}", soft_wrap=True)
 
 
 def table_of(config: CompareTable, folder: Path) -> Table:
