@@ -60,8 +60,8 @@ def test_a_study_prints_a_table_writes_a_report_and_is_not_done_again(
     code, printed, said = run(capfd, *command)
     assert code == 0, said
     rows = {line.split("  ")[0]: line for line in printed.splitlines() if "  " in line}
-    assert {"arm", "Reference", "PPO", "Second real sample"} <= set(rows)
-    assert re.search(r"detectability +quality +utility lost +coverage +breaks a rule +nearer to train", rows["arm"])
+    assert {"arm", "Reference", "PPO", "Real rows"} <= set(rows)
+    assert re.search(r"told apart +quality +utility lost +coverage +breaks a rule +nearer to train", rows["arm"])
     means = [
         [
             read_json(out / "seeds" / f"seed-{seed}" / "judged" / f"{arm}.json")["draws"][0]["figures"][

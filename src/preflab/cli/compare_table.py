@@ -18,7 +18,7 @@ from preflab.runs import JSON, read_json
 from preflab.studies.table import BOOSTING, compare_table, seconds_of
 
 COLUMNS = (
-    ("detectability", BOOSTING, 3),
+    ("told apart", BOOSTING, 3),
     ("quality", "fidelity.quality", 3),
     ("utility lost", "utility.gap", 3),
     ("coverage", "diversity.coverage", 3),
@@ -45,11 +45,11 @@ def table_of(config: CompareTable, folder: Path) -> Table:
     """Arms and what their rows are worth: means over seeds, ± half of a 95 % interval over them where there are two."""
     study = read_json(folder / "study.json")
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("arm")
+    table.add_column("arm", no_wrap=True)
     for title in (*(heading for heading, _, _ in COLUMNS), "KL (nats)", "seconds"):
         table.add_column(title, justify="right")
     names = [(arm["name"], arm["label"]) for arm in study["arms"]]
-    for name, label in (*names, ("real", "Second real sample")):
+    for name, label in (*names, ("real", "Real rows")):
         judged = [read_json(folder / "seeds" / f"seed-{seed}" / "judged" / f"{name}.json") for seed in study["seeds"]]
         cells = [cell([mean_of(one["draws"], figure) for one in judged], digits) for _, figure, digits in COLUMNS]
         cells.append(cell([one["kl_nats"] for one in judged], 2))
