@@ -32,7 +32,7 @@ from sklearn.datasets import load_breast_cancer, load_diabetes, load_wine
 
 from preflab.seeds import derive
 from preflab.tables.files import read_table, write_table
-from preflab.tables.judge.score import judge
+from preflab.tables.judge.score import flat, judge
 from preflab.tables.judge.typed import typed
 from preflab.tables.judge.utility import utility
 from preflab.tables.synthesizer import Synthesizer
@@ -143,19 +143,6 @@ def fitted(data: Path, target: str, run: Path, seed: int) -> dict[str, float]:
         "fit_wall_seconds": time.perf_counter() - began,
         "fit_peak_mib": after.ru_maxrss / 1024,
     }
-
-
-def flat(figures: Mapping[str, Any]) -> dict[str, float]:
-    """The figures of a subject of score.json, by dotted names; of utility the means and gaps alone."""
-    found: dict[str, float] = {}
-    for chapter, values in figures.items():
-        for name, value in (values or {}).items():
-            if chapter == "utility":
-                if name in ("mean", "gap"):
-                    found |= {f"utility.{name}.{figure}": one for figure, one in (value or {}).items()}
-            elif isinstance(value, (int, float)) and not isinstance(value, bool):
-                found[f"{chapter}.{name}"] = float(value)
-    return {name: float(value) for name, value in found.items() if value is not None}
 
 
 def seed_of(name: str, data: Path, target: str, seed: int, redraws: int, folder: Path) -> dict[str, Any]:

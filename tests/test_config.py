@@ -29,6 +29,7 @@ from preflab.config import (
     row_model,
     sampling,
     table_score,
+    table_study,
     tables,
     training,
 )
@@ -64,7 +65,7 @@ def required(field: dataclasses.Field[Any]) -> bool:
 
 EXAMPLES = [example(getattr(commands, command.config)) for command in COMMANDS.values()]
 MODULES = (training, sampling, pair_losses, preference, online, online_preference, commands)
-MODULES += (row_model, tables, table_score)
+MODULES += (row_model, tables, table_score, table_study)
 CONFIG_CLASSES = [
     cls
     for module in MODULES

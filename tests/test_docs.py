@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from preflab.cli.flags import parse
-from preflab.cli.main import COMMANDS, GROUPS
+from preflab.cli.main import COMMANDS, command_of
 from preflab.cli.metrics import logged_by
 from preflab.config import commands
 from preflab.config.load import flatten, to_values
@@ -140,7 +140,7 @@ def test_commands_that_are_shown_parse(page: Path, tmp_path: Path, monkeypatch: 
     (tmp_path / "study.yaml").write_text("".join(re.findall(r"^```yaml\n(.*?)^```", text(page), re.M | re.S)))
     for line in command_lines(page):
         words = shlex.split(line, comments=True)[1:]
-        name = " ".join(words[:2]) if words[0] in GROUPS else words[0]
+        name = command_of(words)
         parse(name, COMMANDS[name].config, words[len(name.split()) :])
 
 

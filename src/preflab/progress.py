@@ -6,6 +6,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import timedelta
 
 from rich.console import Console
@@ -23,15 +24,29 @@ BARS_PER_SECOND = 4
 
 Advance = Callable[[int, str], None]
 
+_hushed: ContextVar[bool] = ContextVar("hushed", default=False)
+
 
 def say(line: str) -> None:
     """One line for the person watching."""
-    console.print(escape(line))
+    if not _hushed.get():
+        console.print(escape(line))
 
 
 def warn(line: str) -> None:
     """One line that deserves attention."""
-    console.print(f"[yellow]warning:[/yellow] {escape(line)}")
+    if not _hushed.get():
+        console.print(f"[yellow]warning:[/yellow] {escape(line)}")
+
+
+@contextmanager
+def hushed() -> Iterator[None]:
+    """Neither lines nor stages of the block are shown: a stage around it says how far things are."""
+    token = _hushed.set(True)
+    try:
+        yield
+    finally:
+        _hushed.reset(token)
 
 
 def drawable() -> bool:
@@ -47,7 +62,7 @@ def stage(title: str, total: int, start: int = 0) -> Iterator[Advance]:
     `start` steps were done before (a resumed run), so the estimate of what is left does not count them.
     """
     with quiet_lines(title, total, start) as tell:
-        if not drawable():
+        if _hushed.get() or not drawable():
             yield tell
             return
         columns = (

@@ -12,10 +12,12 @@ import tyro
 from preflab.config import commands
 from preflab.config.load import check, from_files, nearest_setting, read_yaml, refusal, setting_names
 from preflab.config.presets import preset
+from preflab.config.table_study import quick_study
 from preflab.errors import ConfigError, nearest
 
 TASKS = ("reviews", "dialogue")
-LISTS = ("--arms", "--prompt", "--stop", "--ranking.temperatures", "--first", "--columns", "--codes")
+LISTS = ("--arms", "--prompt", "--stop", "--ranking.temperatures", "--first", "--columns", "--codes",
+         "--align.discriminators.levels", "--align.discriminators.groups")  # fmt: skip
 
 
 def parse(name: str, class_name: str, arguments: list[str]) -> Any:
@@ -36,20 +38,32 @@ def parse(name: str, class_name: str, arguments: list[str]) -> Any:
         )
     _refuse_unknown(flags, cls)
     default = None
+    if cls in (commands.Compare, commands.CompareTable):
+        flags = _one_flag_each(flags, "--arms")
     if cls is commands.Compare:
-        default, flags = _compare_preset(files, _one_flag_each(flags, "--arms"))
+        default, flags = _compare_preset(files, flags)
+    elif cls is commands.CompareTable and _given("quick", files, flags):
+        default = quick_study()
     base = from_files(cls, files, default=default, missing=tyro.MISSING)
     about = f"{cls.__doc__}\n\nAny flag can stand in a YAML file: --config FILE.yaml (repeatable; flags go above it)."
     if cls is commands.Compare and {"-h", "--help"} & set(flags):  # thirty methods' settings would bury the rest
-        cls, base = (
-            commands.Study,
-            commands.Study(**{one.name: getattr(base, one.name) for one in fields(commands.Study)}),
-        )
+        cls, base = commands.Study, _upcast(base, commands.Study)
         about += (
             "\n\nSettings of an arm are flags of its method's name: --dpo.loss.beta 0.05 --ppo.updates 48. "
             "`preflab explain METHOD` lists them."
         )
+    if cls is commands.CompareTable and {"-h", "--help"} & set(flags):
+        cls, base = commands.TableStudy, _upcast(base, commands.TableStudy)
+        about += (
+            "\n\nSettings of the reference and of arms are flags too: --fit.epochs 6 --align.rounds 1 "
+            "--align.ppo.updates 10. `preflab table fit --help` and `preflab table align --help` list them."
+        )
     return check(tyro.cli(cls, args=flags, default=base, prog=f"preflab {name}", description=about))
+
+
+def _upcast(config: Any, cls: type[Any]) -> Any:
+    """The part of a config that a class which it extends has."""
+    return cls(**{one.name: getattr(config, one.name) for one in fields(cls)})
 
 
 def _refuse_unknown(flags: list[str], cls: type[Any]) -> None:
@@ -116,11 +130,21 @@ def _compare_preset(files: list[Path], flags: list[str]) -> tuple[Any, list[str]
     for flag, following in zip(flags, [*flags[1:], ""], strict=False):
         if flag == "--task" or flag.startswith("--task="):
             task = flag.removeprefix("--task=") if "=" in flag else following
+    if task == "table":
+        raise ConfigError("a table is compared by a command of its own: preflab compare table --help")
     if task not in TASKS:
-        raise ConfigError(f'there is no task "{task}"; {nearest(task, TASKS)}')
+        raise ConfigError(f'there is no task "{task}"; {nearest(task, (*TASKS, "table"))}')
 
     def given(flag: str) -> bool:
-        asked = any(argument == f"--{flag}" or argument.startswith(f"--{flag}=") for argument in flags)
-        return asked or values.get(flag) not in (None, False)
+        return _given(flag, files, flags)
 
     return preset(task, data=given("data"), model=given("model"), quick=given("quick")), flags
+
+
+def _given(flag: str, files: list[Path], flags: list[str]) -> bool:
+    """Whether a flag or a YAML file sets it."""
+    asked = any(argument == f"--{flag}" or argument.startswith(f"--{flag}=") for argument in flags)
+    values: dict[str, Any] = {}
+    for file in files:
+        values |= read_yaml(file)[0]
+    return asked or values.get(flag) not in (None, False)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 
@@ -27,6 +28,9 @@ class Command:
 
 COMMANDS = {
     "compare": Command("Compare", "compare:run", "compare methods on one task, and write a report"),
+    "compare table": Command(
+        "CompareTable", "compare_table:run", "ways to align a model of a table's rows, judged on rows held out"
+    ),
     "train sft": Command("TrainSFT", "train:sft", "supervised fine-tuning on demonstrations"),
     "train reward": Command("TrainReward", "train:reward", "a Bradley–Terry reward model from preference pairs"),
     "train dpo": Command("TrainDPO", "train:preference", "direct preference optimisation on preference pairs"),
@@ -76,7 +80,7 @@ COMMANDS = {
 }
 
 GROUPS = {"train": "method", "table": "command"}
-"""What the second word of a command says, where it has two."""
+"""First words that are no command alone, and what the second word says."""
 
 EXAMPLES = """examples:
   preflab compare reviews --out runs/demo
@@ -119,27 +123,36 @@ def _run(given: list[str]) -> None:
     if given[0] == "--version":
         print(f"preflab {__version__}")
         return
-    name = given.pop(0)
-    groups = {command.split()[0] for command in COMMANDS if " " in command}
-    if name in groups:
-        members = {command.split()[1] for command in COMMANDS if command.startswith(f"{name} ")}
-        if not given or given[0] in ("-h", "--help"):
-            print(_overview(name))
-            return
-        member = given.pop(0)
-        if member not in members:
-            raise ConfigError(f'there is no {GROUPS[name]} "{member}"; {nearest(member, members)}')
-        name = f"{name} {member}"
-    elif name not in COMMANDS:
-        known = {command.split()[0] for command in COMMANDS}
-        raise ConfigError(f'there is no command "{name}"; {nearest(name, known)}')
-
+    if given[0] in GROUPS and (len(given) == 1 or given[1] in ("-h", "--help")):
+        print(_overview(given[0]))
+        return
+    name = command_of(given)
+    given = given[len(name.split()) :]
     command = COMMANDS[name]
     from preflab.cli.flags import parse
 
     config = parse(name, command.config, given)
     module, function = command.function.split(":")
     getattr(import_module(f"preflab.cli.{module}"), function)(config)
+
+
+def command_of(words: Sequence[str]) -> str:
+    """The command that the first words name: the longest name that matches.
+
+    Raises:
+        ConfigError: there is none; with the nearest.
+
+    >>> command_of(["compare", "table", "--quick"]), command_of(["compare", "reviews"])
+    ('compare table', 'compare')
+    """
+    for name in (" ".join(words[:2]), words[0]):
+        if name in COMMANDS:
+            return name
+    if words[0] in GROUPS:
+        members = {name.split()[1] for name in COMMANDS if name.startswith(f"{words[0]} ")}
+        raise ConfigError(f'there is no {GROUPS[words[0]]} "{words[1]}"; {nearest(words[1], members)}')
+    known = {name.split()[0] for name in COMMANDS}
+    raise ConfigError(f'there is no command "{words[0]}"; {nearest(words[0], known)}')
 
 
 def _overview(group: str = "") -> str:

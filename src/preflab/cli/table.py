@@ -13,26 +13,18 @@ from typing import Any
 import pandas as pd
 from rich.cells import cell_len, set_cell_size
 
-from preflab.config.load import to_yaml
 from preflab.config.tables import TableFit, TableSample
-from preflab.errors import ConfigError, DataError, Interrupted, StorageError
-from preflab.progress import say, stage, warn
-from preflab.runs import RunFolder, read_json, write_json
+from preflab.errors import Interrupted, StorageError
+from preflab.progress import say, warn
+from preflab.runs import write_json
 from preflab.seeds import derive
 from preflab.tables.conditions import read
 from preflab.tables.draw import Drawn, unmasked_share
-from preflab.tables.files import format_of, read_table, write_table
-from preflab.tables.fitted import FIT, REFERENCE, UNMASKED_SHARE, finished
-from preflab.tables.schema import Schema, infer
-from preflab.tables.synthesizer import (
-    UNMASKED,
-    Learning,
-    Synthesizer,
-    learn,
-    parted,
-    shortage,
-    start,
-)
+from preflab.tables.files import format_of, write_table
+from preflab.tables.fit_run import Parts, fit_run
+from preflab.tables.fitted import REFERENCE, UNMASKED_SHARE
+from preflab.tables.schema import Schema
+from preflab.tables.synthesizer import UNMASKED, Synthesizer, shortage
 
 PREVIEW = 3
 """Rows that are printed of a sample."""
@@ -45,39 +37,7 @@ NO_TERMINAL = (120, 24)
 
 def fit(config: TableFit) -> None:
     """Hold rows out, learn the others, and say how well."""
-    run = RunFolder(config.out)
-    if finished(run.path) and run.model.exists():
-        RunFolder.open(config.out, to_yaml(config), data=config.data)
-        say(f"{config.out} is finished already")
-        return _show(config, read_json(run.path / FIT))
-    if config.data.is_dir():
-        raise DataError(f"{config.data} is a folder; name a table, .csv, .tsv or .parquet")
-    say(f"reading {config.data}")
-    frame, source = read_table(config.data)
-    learned, held = parted(len(frame), config.holdout, seed=config.seed)
-    train, holdout = frame.iloc[learned], frame.iloc[held]
-    kinds = dict(_named(config.columns, "columns", "NAME=KIND"))
-    codes = {name: _listed(text) for name, text in _named(config.codes, "codes", "NAME=-9,-8")}
-    with stage("looking at columns", len(train.columns)) as advance:
-        schema = infer(train, target=config.target, kinds=kinds, codes=codes, advance=advance)
-    say(
-        f"{config.data}: {len(frame):,} rows of {len(frame.columns)} columns; {len(train):,} to learn from, "
-        f"{len(holdout):,} held out"
-    )
-    _say_repeats(train, holdout)
-    _say_columns(schema)
-    for note in (*source.notes, *schema.notes):
-        say(f"note: {note}")
-    learning = Learning(
-        config.encoding, config.model, config.any_order, config.first, config.minutes, config.fit, config.seed
-    )
-    begun = start(train, schema, learning)
-    run = RunFolder.open(config.out, to_yaml(config), data=config.data)
-    suffix = ".parquet" if source.format == "parquet" else config.data.suffix.lower()
-    write_table(train, source, run.path / f"train{suffix}")
-    if len(holdout):
-        write_table(holdout, source, run.path / f"holdout{suffix}")
-    _show(config, learn(run, begun, source, learning))
+    _show(config, fit_run(config, _say_found))
 
 
 def sample(config: TableSample) -> None:
@@ -121,21 +81,12 @@ def sample(config: TableSample) -> None:
     print(_preview(rows))
 
 
-def _named(texts: Sequence[str], setting: str, form: str) -> list[tuple[str, str]]:
-    """NAME=TEXT, each name once."""
-    found: list[tuple[str, str]] = []
-    for text in texts:
-        name, sign, value = text.rpartition("=")
-        if not sign or not name:
-            raise ConfigError(f"{setting} = {text}: write it as {form}")
-        if name in dict(found):
-            raise ConfigError(f'{setting}: "{name}" stands twice; keep one')
-        found.append((name, value))
-    return found
-
-
-def _listed(text: str) -> list[str]:
-    return [code.strip() for code in text.split(",")] if text else []
+def _say_found(parts: Parts) -> None:
+    """What there is to learn from."""
+    _say_repeats(parts.train, parts.holdout)
+    _say_columns(parts.schema)
+    for note in (*parts.source.notes, *parts.schema.notes):
+        say(f"note: {note}")
 
 
 def _say_repeats(train: pd.DataFrame, holdout: pd.DataFrame) -> None:

@@ -38,6 +38,8 @@ from preflab.config.preference import (
 from preflab.config.rewards import OptionalRewards, Rewards
 from preflab.config.sampling import Warp
 from preflab.config.table_score import TableScore as TableScore
+from preflab.config.table_study import CompareTable as CompareTable
+from preflab.config.table_study import TableStudy as TableStudy
 from preflab.config.tables import TableAlign as TableAlign
 from preflab.config.tables import TableFit as TableFit
 from preflab.config.tables import TableSample as TableSample

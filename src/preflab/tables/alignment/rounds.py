@@ -27,7 +27,7 @@ import numpy as np
 from jaxtyping import Int
 from torch import nn
 
-from preflab.config.alignment import Alignment
+from preflab.config.alignment import Alignment, Discriminators
 from preflab.config.online import GRPO, PPO, RLOO
 from preflab.config.online_preference import OnlineDPO
 from preflab.errors import ConfigError
@@ -187,7 +187,14 @@ class _Work:
             self._add(read_json(record))
             return _loaded(policy, folder.path / "last")
         folder.path.mkdir(parents=True, exist_ok=True)
-        panel, told = self._discriminators(number, policy)
+        panel, told = discriminators_of(
+            policy,
+            self.encoding,
+            self.rows,
+            self.settings.discriminators,
+            self.run.path / "discriminators" / f"round-{number}",
+            seed=derive(self.seed, "discriminators", number),
+        )
         before = copy.deepcopy(policy).requires_grad_(False)
         trained = copy.deepcopy(policy).requires_grad_(True)
         queried = sum(int(one["queries"]) for one in self.rounds)
@@ -236,40 +243,6 @@ class _Work:
     def _add(self, record: dict[str, JSON]) -> None:
         self.rounds.append(record)
         self.cost.add(Cost(**record["cost"]))
-
-    def _discriminators(self, number: int, policy: Any) -> tuple[Panel, dict[str, JSON]]:
-        """The round's discriminators, and what became known of them."""
-        settings, seed = self.settings.discriminators, derive(self.seed, "discriminators", number)
-        folder = self.run.path / "discriminators" / f"round-{number}"
-        if (folder / "told.json").exists():
-            return Panel.load(folder, self.encoding), read_json(folder / "told.json")
-        clock = Clock({})
-        real, unseen = self.rows.train, self.rows.validation
-        written = draw_rows(
-            policy, self.encoding, round(settings.written * len(real)) + 4 * len(unseen), seed=derive(seed, "rows")
-        ).codes
-        written, fresh = written[4 * len(unseen) :], written[: 4 * len(unseen)]
-        evidence = Evidence(
-            real=real,
-            real_fold=_folds(len(real), settings.folds, derive(seed, "real")),
-            written=written,
-            written_fold=_folds(len(written), settings.folds, derive(seed, "written")),
-            unseen_real=unseen,
-            unseen_written=fresh,
-        )
-        with stage("discriminators", 1):
-            panel = fit_panel(self.encoding, evidence, settings, seed=seed)
-        panel.save(folder)
-        told = {
-            "discriminators": [asdict(one) for one in panel.held],
-            "written": len(written),
-            "seconds": clock.seconds()["wall_seconds"],
-            "cpu_seconds": clock.seconds()["cpu_seconds"],
-        }
-        write_json(folder / "told.json", told)
-        for one in panel.held:
-            say(f"{one.name}: AUC {one.auc:.3f} ({one.auc_low:.3f} to {one.auc_high:.3f}) on rows that it never saw")
-        return panel, told
 
     def _reward(self, panel: Panel) -> Reward:
         settings, dense = self.settings, self.settings.dense and self.method == "ppo"
@@ -330,6 +303,42 @@ class _Work:
                     f"(AUC {known['auc']:.3f}, interval from {known['auc_low']:.3f}): there was little to learn"
                 )
         return found
+
+
+def discriminators_of(
+    policy: Any, encoding: Encoding, rows: Rows, settings: Discriminators, folder: Path, *, seed: int
+) -> tuple[Panel, dict[str, JSON]]:
+    """Discriminators of a policy's fresh rows, and what became known of them; those of an earlier start are taken from
+    the folder."""
+    if (folder / "told.json").exists():
+        return Panel.load(folder, encoding), read_json(folder / "told.json")
+    clock = Clock({})
+    real, unseen = rows.train, rows.validation
+    written = draw_rows(
+        policy, encoding, round(settings.written * len(real)) + 4 * len(unseen), seed=derive(seed, "rows")
+    ).codes
+    written, fresh = written[4 * len(unseen) :], written[: 4 * len(unseen)]
+    evidence = Evidence(
+        real=real,
+        real_fold=_folds(len(real), settings.folds, derive(seed, "real")),
+        written=written,
+        written_fold=_folds(len(written), settings.folds, derive(seed, "written")),
+        unseen_real=unseen,
+        unseen_written=fresh,
+    )
+    with stage("discriminators", 1):
+        panel = fit_panel(encoding, evidence, settings, seed=seed)
+    panel.save(folder)
+    told = {
+        "discriminators": [asdict(one) for one in panel.held],
+        "written": len(written),
+        "seconds": clock.seconds()["wall_seconds"],
+        "cpu_seconds": clock.seconds()["cpu_seconds"],
+    }
+    write_json(folder / "told.json", told)
+    for one in panel.held:
+        say(f"{one.name}: AUC {one.auc:.3f} ({one.auc_low:.3f} to {one.auc_high:.3f}) on rows that it never saw")
+    return panel, told
 
 
 class Clock:

@@ -284,6 +284,22 @@ def judge(
     return judged
 
 
+def flat(figures: Mapping[str, Any]) -> dict[str, float]:
+    """Numbers among the figures, by dotted names; of utility the means and gaps alone.
+
+    >>> flat({"utility": {"models": {}, "gap": {"auc": 0.1}}, "privacy": {"copies": 2, "distance_share": None}})
+    {'utility.gap.auc': 0.1, 'privacy.copies': 2.0}
+    """
+    found: dict[str, Any] = {}
+    for chapter, values in figures.items():
+        for name, value in (values or {}).items():
+            if chapter != "utility":
+                found[f"{chapter}.{name}"] = value
+            elif name in ("mean", "gap"):
+                found |= {f"utility.{name}.{figure}": one for figure, one in (value or {}).items()}
+    return {name: float(value) for name, value in found.items() if isinstance(value, int | float)}
+
+
 def _diversity(table: Typed, seed: int, reason: str | None) -> dict[str, float | None]:
     names = ("precision", "recall", "density", "coverage")
     near: dict[str, float | None] = dict.fromkeys(names)
