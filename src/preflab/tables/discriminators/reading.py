@@ -195,13 +195,16 @@ class Reader(nn.Module):
         self.backwards = None if self.causal else nn.GRU(width, width, batch_first=True)
         if self.causal:
             gate = slice(width, 2 * width)  # the update gate's
-            self.forwards.bias_ih_l0.data[gate] = torch.empty(width).uniform_(1, max(steps - 1, 1)).log()
-            self.forwards.bias_hh_l0.data[gate] = 0.0
+            self.forwards.get_parameter("bias_ih_l0").data[gate] = (
+                torch.empty(width).uniform_(1, max(steps - 1, 1)).log()
+            )
+            self.forwards.get_parameter("bias_hh_l0").data[gate] = 0.0
         states = width if self.causal else 2 * width
         self.dropout = nn.Dropout(dropout)
-        self.head = nn.Sequential(nn.Linear(states, width), nn.GELU(), nn.Dropout(dropout), nn.Linear(width, 1))
-        nn.init.zeros_(self.head[-1].weight)
-        nn.init.zeros_(self.head[-1].bias)
+        last = nn.Linear(width, 1)
+        nn.init.zeros_(last.weight)  # what has learned nothing says nothing
+        nn.init.zeros_(last.bias)
+        self.head = nn.Sequential(nn.Linear(states, width), nn.GELU(), nn.Dropout(dropout), last)
 
     def forward(
         self,
