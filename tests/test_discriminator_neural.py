@@ -27,8 +27,8 @@ B = Column("b", "integer", levels=("",), missing=("",), numbers=Numbers(7, 4, (0
 C = Column("c is", "category", levels=("n", "m, n"))
 WIDE = Column("wide", "integer", levels=("?",), numbers=Numbers(-25, 200, ()))
 ABC = list(product((-1, -2, -3), (-1, 0, 1, 3), (-1, -2)))
-TINY = Discriminators(width=8, epochs=3, encoder_batch=32, encoder_rate=0.01)
-SMALL = Discriminators(width=16, epochs=8, patience=8, encoder_batch=256, encoder_rate=0.01, encoder_dropout=0.0)
+TINY = Discriminators(width=8, epochs=4, encoder_batch=32, encoder_rate=0.01)
+SMALL = Discriminators(width=16, epochs=12, patience=12, encoder_batch=256, encoder_rate=0.01, encoder_dropout=0.0)
 
 
 def compact(**more: Any) -> Compact:
@@ -171,7 +171,7 @@ def exact(level: Level, p: np.ndarray, q: np.ndarray) -> np.ndarray:
 
 def counted(seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Rows, and their chances: each row of `ABC` as often as its chance has it, so that nothing is left to luck."""
-    counts = np.round(4000 * chances(seed)).astype(int) + 1
+    counts = np.round(3000 * chances(seed)).astype(int) + 1
     return np.repeat(np.array(ABC), counts, axis=0), counts / counts.sum()
 
 
@@ -188,7 +188,7 @@ def test_logits_approach_the_log_density_ratio_of_what_the_level_reads(level: Le
 
 def test_sentences_are_told_apart_like_compact_rows() -> None:
     (real, p), (written, q) = counted(1), counted(3)
-    settings = replace(SMALL, encoder_batch=128, epochs=6)
+    settings = replace(SMALL, encoder_batch=128, epochs=8)
     encoder = fit_encoder(ENCODINGS["sentence"], real, written, "row", None, settings, seed=0)
     found, ratio = encoder.logits(np.array(ABC))[:, 0], exact("row", p, q)[:, 0]
     assert np.corrcoef(found, ratio)[0, 1] > 0.6
