@@ -40,10 +40,10 @@ class Discriminators:
     """Of boosting, > 0."""
     width: Positive = 64
     """Of a neural encoder's states."""
-    epochs: Positive = 4
-    """Passes of a neural encoder over its rows."""
-    patience: Positive = 2
-    """Passes without a better loss of a tenth of its rows, which it doesn't learn from, after which an encoder stops."""
+    epochs: Positive = 12
+    """Passes of a neural encoder over its rows, at most."""
+    patience: Positive = 3
+    """Passes without a better loss of a tenth of its rows, held out, after which an encoder stops."""
     encoder_batch: Positive = 128
     """Rows in a step of an encoder."""
     encoder_rate: Annotated[float, Gt(0), Le(1)] = 3e-3

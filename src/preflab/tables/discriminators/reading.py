@@ -180,8 +180,8 @@ class Reader(nn.Module):
         """
         Args:
             columns: of the table.
-            steps: tokens of the longest line. At token level states begin with memories of 1 to so many (Tallec and
-                Ollivier 2018, arXiv:1804.11188, §2), or the first cells would be forgotten before the last are read.
+            steps: tokens of the longest line: states begin with memories of 1 to so many tokens (Tallec and Ollivier
+                2018, arXiv:1804.11188, §2), or the first cells would be forgotten before the last are read.
             own, blocks: see `features`.
             dropout: share of states that are dropped while it learns.
         """
@@ -193,15 +193,17 @@ class Reader(nn.Module):
         self.scale = nn.LayerNorm(width)
         self.forwards = nn.GRU(width, width, batch_first=True)
         self.backwards = None if self.causal else nn.GRU(width, width, batch_first=True)
-        if self.causal:
-            gate = slice(width, 2 * width)  # the update gate's
-            self.forwards.bias_ih_l0.data[gate] = torch.empty(width).uniform_(1, max(steps - 1, 1)).log()
-            self.forwards.bias_hh_l0.data[gate] = 0.0
+        for network in (self.forwards, self.backwards):
+            if network is not None:
+                gate = slice(width, 2 * width)  # the update gate's
+                network.get_parameter("bias_ih_l0").data[gate] = torch.empty(width).uniform_(1, max(steps - 1, 1)).log()
+                network.get_parameter("bias_hh_l0").data[gate] = 0.0
         states = width if self.causal else 2 * width
         self.dropout = nn.Dropout(dropout)
-        self.head = nn.Sequential(nn.Linear(states, width), nn.GELU(), nn.Dropout(dropout), nn.Linear(width, 1))
-        nn.init.zeros_(self.head[-1].weight)
-        nn.init.zeros_(self.head[-1].bias)
+        last = nn.Linear(width, 1)
+        nn.init.zeros_(last.weight)  # what has learned nothing says nothing
+        nn.init.zeros_(last.bias)
+        self.head = nn.Sequential(nn.Linear(states, width), nn.GELU(), nn.Dropout(dropout), last)
 
     def forward(
         self,
