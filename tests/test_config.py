@@ -21,6 +21,7 @@ import preflab
 from preflab.cli.flags import parse
 from preflab.cli.main import COMMANDS
 from preflab.config import (
+    alignment,
     commands,
     online,
     online_preference,
@@ -65,7 +66,7 @@ def required(field: dataclasses.Field[Any]) -> bool:
 
 EXAMPLES = [example(getattr(commands, command.config)) for command in COMMANDS.values()]
 MODULES = (training, sampling, pair_losses, preference, online, online_preference, commands)
-MODULES += (row_model, tables, table_score, table_study)
+MODULES += (row_model, tables, table_score, table_study, alignment)
 CONFIG_CLASSES = [
     cls
     for module in MODULES

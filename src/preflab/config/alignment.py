@@ -83,10 +83,11 @@ def _rate(rate: float) -> Optimizer:
 def _ppo() -> PPO:
     return PPO(
         updates=20,
-        batch=RolloutBatch(size=1024, mini=512, micro=512),
+        batch=RolloutBatch(size=1024, mini=512, micro=256),
         epochs=1,
-        kl_coefficient=1.0,
-        optimizer=_rate(3e-4),
+        kl_coefficient=2.0,
+        missing_end_penalty=0.0,
+        optimizer=_rate(1e-4),
         value_trunk="shared",
         value_optimizer=_rate(1e-3),
         lam=1.0,
@@ -97,10 +98,11 @@ def _ppo() -> PPO:
 def _grpo() -> GRPO:
     return GRPO(
         updates=20,
-        batch=RolloutBatch(size=1024, mini=512, micro=512),
+        batch=RolloutBatch(size=1024, mini=512, micro=256),
         responses=8,
-        kl_coefficient=1.0,
-        optimizer=_rate(3e-4),
+        kl_coefficient=2.0,
+        missing_end_penalty=0.0,
+        optimizer=_rate(1e-4),
         evaluations=2,
     )
 
@@ -108,9 +110,10 @@ def _grpo() -> GRPO:
 def _rloo() -> RLOO:
     return RLOO(
         updates=20,
-        batch=RolloutBatch(size=1024, mini=512, micro=512),
-        kl_coefficient=1.0,
-        optimizer=_rate(3e-4),
+        batch=RolloutBatch(size=1024, mini=512, micro=256),
+        kl_coefficient=2.0,
+        missing_end_penalty=0.0,
+        optimizer=_rate(1e-4),
         evaluations=2,
     )
 
@@ -118,9 +121,10 @@ def _rloo() -> RLOO:
 def _dpo() -> OnlineDPO:
     return OnlineDPO(
         updates=20,
-        batch=PairBatch(size=256, mini=256, micro=256),
-        loss=SumLoss(terms="dpo", dpo=DPOLoss(beta=1.0)),
-        optimizer=_rate(1e-4),
+        batch=PairBatch(size=256, mini=256, micro=64),
+        missing_end_penalty=0.0,
+        loss=SumLoss(terms="dpo", dpo=DPOLoss(beta=2.0)),
+        optimizer=_rate(5e-5),
         evaluations=2,
     )
 

@@ -195,6 +195,19 @@ class _Work:
             self.run.path / "discriminators" / f"round-{number}",
             seed=derive(self.seed, "discriminators", number),
         )
+        if panel.silent:  # every reward would be 0
+            cost, trained = Cost(), policy
+        else:
+            cost, trained = self._trained(number, policy, panel, folder)
+        with new_folder(folder.path / "last") as new:
+            trained.save_pretrained(new)
+        write_json(record, told | {"round": number, "queries": cost.reward_calls, "cost": cost.values()})
+        shutil.rmtree(folder.checkpoints, ignore_errors=True)
+        self._add(read_json(record))
+        return trained
+
+    def _trained(self, number: int, policy: Any, panel: Panel, folder: RunFolder) -> tuple[Cost, Any]:
+        """What a round made of a copy of the policy, and what it cost."""
         before = copy.deepcopy(policy).requires_grad_(False)
         trained = copy.deepcopy(policy).requires_grad_(True)
         queried = sum(int(one["queries"]) for one in self.rounds)
@@ -203,13 +216,7 @@ class _Work:
             line = read_lines(folder.metrics)[-1]
             self.look(trained, Moment(number, step), reward=line["reward"], queries=queried + self._rewarded(step))
 
-        cost = self._train(trained, before, self._reward(panel), folder, number, evaluate)
-        with new_folder(folder.path / "last") as new:
-            trained.save_pretrained(new)
-        write_json(record, told | {"round": number, "queries": cost.reward_calls, "cost": cost.values()})
-        shutil.rmtree(folder.checkpoints, ignore_errors=True)
-        self._add(read_json(record))
-        return trained
+        return self._train(trained, before, self._reward(panel), folder, number, evaluate), trained
 
     def finish(self) -> dict[str, JSON]:
         """Write `metrics.jsonl` and `align.json`."""
@@ -221,7 +228,7 @@ class _Work:
         write_text(self.run.metrics, "".join(map(to_line, lines)))
         best = min(self.points, key=lambda point: point["told_apart_auc"])
         said = {
-            "method": self.method,
+            "method": self.run.path.name,
             "reward": self.settings.reward,
             "rows": {"real": len(self.rows.train), "validation": len(self.rows.validation)},
             "rounds": [{name: one[name] for name in one if name != "cost"} for one in self.rounds],
@@ -297,10 +304,15 @@ class _Work:
             found.append("no checkpoint was told from validation rows less well than where it began, which is kept")
         for one in self.rounds:
             known = one["discriminators"][-1]
-            if known["auc_low"] <= 0.5:
+            if known["slope"] <= 0:
                 found.append(
-                    f"round {one['round']}: the discriminators can't tell real rows from the model's "
-                    f"(AUC {known['auc']:.3f}, interval from {known['auc_low']:.3f}): there was little to learn"
+                    f"round {one['round']}: the discriminators say nothing of rows that they never saw (AUC "
+                    f"{known['auc']:.3f}), so there was nothing to learn, and the policy stayed as it was"
+                )
+            elif known["auc_low"] <= 0.5:
+                found.append(
+                    f"round {one['round']}: the discriminators hardly tell real rows from the model's (AUC "
+                    f"{known['auc']:.3f}, interval from {known['auc_low']:.3f}): there was little to learn"
                 )
         return found
 

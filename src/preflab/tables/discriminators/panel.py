@@ -96,6 +96,11 @@ class Panel:
         return Opinion(logits, levels, self.stack(rows))
 
     @property
+    def silent(self) -> bool:
+        """Whether nothing is said of any row: no discriminator is worth anything on rows that it never saw."""
+        return all(judge.calibration.silent for judge in self.judges) or self.stack.calibration.silent
+
+    @property
     def warnings(self) -> tuple[str, ...]:
         """A sentence for each discriminator that says nothing."""
         return tuple(
