@@ -191,8 +191,8 @@ def test_sentences_are_told_apart_like_compact_rows() -> None:
     settings = replace(SMALL, encoder_batch=128, epochs=8)
     encoder = fit_encoder(ENCODINGS["sentence"], real, written, "row", None, settings, seed=0)
     found, ratio = encoder.logits(np.array(ABC))[:, 0], exact("row", p, q)[:, 0]
-    assert np.corrcoef(found, ratio)[0, 1] > 0.6
-    assert np.sqrt(((found - ratio) ** 2 * (p + q) / 2).sum()) < 0.85 * ratio.std()
+    assert np.corrcoef(found, ratio)[0, 1] > 0.75
+    assert np.sqrt(((found - ratio) ** 2 * (p + q) / 2).sum()) < 0.6 * ratio.std()
 
 
 def test_weights_make_older_rows_count_as_rows_of_the_policy() -> None:
