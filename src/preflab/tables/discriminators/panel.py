@@ -42,6 +42,7 @@ from preflab.tables.discriminators.crossfit import (
 from preflab.tables.discriminators.groups import groups_of
 from preflab.tables.discriminators.level import Codes, Discriminator, Evidence, Level, Logits, Opinion, of_rows
 from preflab.tables.discriminators.neural import Encoder, fit_encoder, load_encoder
+from preflab.tables.discriminators.relations import Relation
 from preflab.tables.discriminators.trees import Trees, fit_trees, load_trees
 from preflab.tables.encoding import Encoding
 from preflab.tables.sentence import Sentence
@@ -124,7 +125,10 @@ class Panel:
                         "level": judge.level,
                         "kind": "trees" if isinstance(judge.members[0], Trees) else "neural",
                         "columns": _columns(judge.members[0]),
-                        "members": [{"file": file, "sha256": _digest(temporary / file)} for file in files],
+                        "members": [
+                            {"file": file, "sha256": _digest(temporary / file), "relations": _relations(member)}
+                            for file, member in zip(files, judge.members, strict=True)
+                        ],
                         "calibration": asdict(judge.calibration),
                     }
                 )
@@ -282,6 +286,11 @@ def _columns(member: Discriminator) -> list[str] | None:
     return [column.name for column in member.columns] if isinstance(member, Trees) else None
 
 
+def _relations(member: Discriminator) -> list[dict[str, Any]]:
+    """What trees are shown beside columns."""
+    return [asdict(relation) for relation in member.relations] if isinstance(member, Trees) else []
+
+
 def _read_judge(folder: Path, entry: dict[str, Any], encoding: Encoding) -> Judge:
     level: Level = entry["level"]
     members: tuple[Discriminator, ...]
@@ -298,6 +307,14 @@ def _read_trees(
     names = [column.name for column in encoding.columns]
     places = [names.index(name) for name in entry["columns"]]
     return tuple(
-        load_trees(folder / one["file"], entry["name"], level, encoding.columns, places, digest=one["sha256"])
+        load_trees(
+            folder / one["file"],
+            entry["name"],
+            level,
+            encoding.columns,
+            places,
+            [Relation(**relation) for relation in one["relations"]],
+            digest=one["sha256"],
+        )
         for one in entry["members"]
     )

@@ -2,7 +2,7 @@
 
 A tree asks of a number only whether it is above a threshold, so it is given codes for numbers: they rise with the
 column's values. Levels of a column with a scale lie below its points, each apart; a column that has none but levels is
-a category, split into sets of levels.
+a category, split into sets of levels. Beside them it is shown relations of two columns (`relations.py`).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from preflab.errors import StorageError
 from preflab.runs import sha256, write_text
 from preflab.tables.column import Column
 from preflab.tables.discriminators.level import Codes, Evidence, Logits
+from preflab.tables.discriminators.relations import Relation, numbers, told_by
 from preflab.tables.judge.extras import extra
 
 LEAST_LEAF = 30.0
@@ -39,13 +40,15 @@ class Trees:
     """Those that it looks at,"""
     places: tuple[int, ...]
     """and where they stand in a row of codes."""
+    relations: tuple[Relation, ...]
+    """Of the columns that it looks at, by their places among them."""
     booster: Any
 
     def logits(self, codes: Codes) -> Logits:
         """logit D, one a row."""
         if not len(codes):
             return np.zeros((0, 1))
-        features = _features(self.columns, codes[:, self.places])
+        features = _features(self.columns, codes[:, self.places], self.relations)
         return np.asarray(self.booster.predict(features, raw_score=True, num_threads=1), float)[:, None]
 
     def save(self, path: Path) -> None:
@@ -59,6 +62,7 @@ def load_trees(
     level: Literal["row", "feature"],
     columns: Sequence[Column],
     places: Sequence[int],
+    relations: Sequence[Relation] = (),
     *,
     digest: str,
 ) -> Trees:
@@ -67,6 +71,7 @@ def load_trees(
     Args:
         columns: all that are written.
         places: those among them that the trees look at.
+        relations: of these.
         digest: SHA-256 of the file. LightGBM ends the process, with no word of Python's, over some damaged ones.
 
     Raises:
@@ -80,7 +85,7 @@ def load_trees(
         booster = lightgbm.Booster(model_str=path.read_text(encoding="utf-8"))
     except OSError as error:
         raise StorageError(f"{path} can't be read ({error.strerror}); align again") from None
-    return Trees(name, level, tuple(columns[place] for place in places), tuple(places), booster)
+    return Trees(name, level, tuple(columns[place] for place in places), tuple(places), tuple(relations), booster)
 
 
 def fit_trees(
@@ -108,17 +113,18 @@ def fit_trees(
     looked_at = tuple(range(len(columns)) if places is None else places)
     seen = tuple(columns[place] for place in looked_at)
     codes = np.concatenate([evidence.real, evidence.written])[:, looked_at]
+    relations = told_by(seen, evidence.real[:, looked_at], evidence.written[:, looked_at], most=settings.relations)
     importance = evidence.weights if len(evidence.weights) else np.ones(len(evidence.written))
     weights = np.concatenate([np.ones(len(evidence.real)), importance * (len(evidence.real) / importance.sum())])
     rows = lightgbm.Dataset(
-        _features(seen, codes),
+        _features(seen, codes, relations),
         np.repeat([1.0, 0.0], [len(evidence.real), len(evidence.written)]),
         weight=weights,
         categorical_feature=[place for place, column in enumerate(seen) if _is_category(column)],
         params={"min_data_in_bin": 1, "verbose": -1},
     )
     booster = lightgbm.train(_parameters(settings, seed), rows, settings.trees)
-    return Trees(name, "row" if places is None else "feature", seen, looked_at, booster)
+    return Trees(name, "row" if places is None else "feature", seen, looked_at, relations, booster)
 
 
 def _parameters(settings: Discriminators, seed: int) -> dict[str, Any]:
@@ -141,13 +147,18 @@ def _parameters(settings: Discriminators, seed: int) -> dict[str, Any]:
     }
 
 
-def _features(columns: Sequence[Column], codes: Codes) -> Float[np.ndarray, "row column"]:
-    """What trees are shown; categories are counted from 0."""
+def _features(
+    columns: Sequence[Column], codes: Codes, relations: Sequence[Relation]
+) -> Float[np.ndarray, "row feature"]:
+    """What trees are shown, columns first; categories are counted from 0."""
     found = codes.astype(float)
     for place, column in enumerate(columns):
         if _is_category(column):
             found[:, place] = -1 - found[:, place]
-    return found
+    if not relations:
+        return found
+    values = numbers(columns, codes)
+    return np.column_stack([found, *(relation.of(values) for relation in relations)])
 
 
 def _is_category(column: Column) -> bool:

@@ -1,0 +1,161 @@
+"""DPO and PPO against discriminators of a table's rows: `preflab compare table`, over seeds, and on weak references.
+
+    python benchmarks/table_alignment.py --data heloc.csv --target RiskPerformance --out runs/alignment
+
+Each seed is a study of its own in OUT/seed-S (`--first-seed`, `--seeds`, `--arms`, so that seeds can be run apart, each
+on a core); `--join` puts all seeds that are there into OUT/study, draws its report, and writes
+benchmarks/results/table_alignment.json: mean, interval and paired difference to the reference of each figure, by arm.
+`--weak` fits references that are stopped early, or see few rows, aligns each, and judges reference, aligned policy and
+resampled rows: a curve of detectability before and after against the reference's quality. Seconds are of this machine,
+and of what else it did at the time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+from scipy import stats
+
+from preflab.report.table_study import write_table_study
+from preflab.runs import read_json, write_json
+
+RESULTS = Path(__file__).resolve().parent / "results" / "table_alignment.json"
+ARMS = ("reference", "resampled", "dpo", "ppo", "grpo", "dpo+ppo")
+WEAK = {
+    "2 passes": ("--fit.epochs", "2"),
+    "3 passes": ("--fit.epochs", "3"),
+    "5 passes": ("--fit.epochs", "5"),
+    "8 passes": ("--fit.epochs", "8"),
+    "500 rows": (),
+}
+"""References that learned little: flags of the fit."""
+FEW_ROWS = 500
+FIGURES = (
+    "detectability.gradient_boosting_auc",
+    "detectability.random_forest_auc",
+    "detectability.logistic_auc",
+    "fidelity.quality",
+    "utility.gap.auc",
+    "diversity.precision",
+    "diversity.recall",
+    "diversity.coverage",
+    "diversity.duplicate_share",
+    "privacy.copies",
+    "privacy.distance_share",
+    "privacy.membership_auc",
+    "validity.rule_violation_share",
+)
+
+
+def study(
+    data: Path, target: str, out: Path, *, seed: int, arms: Sequence[str], redraws: int, extra: Sequence[str] = ()
+) -> None:
+    """Run the command for one seed."""
+    command = [sys.executable, "-m", "preflab", "compare", "table", "--data", str(data), "--target", target]
+    command += ["--arms", ",".join(arms), "--seed", str(seed), "--seeds", "1", "--redraws", str(redraws)]
+    subprocess.run([*command, "--out", str(out), *extra], check=True)
+
+
+def means(folder: Path, arm: str) -> dict[str, float]:
+    """The figures of an arm of one seed, mean over redraws."""
+    draws = [one["figures"] for one in read_json(folder / "judged" / f"{arm}.json")["draws"]]
+    return {name: float(np.mean([draw[name] for draw in draws])) for name in FIGURES if draws[0].get(name) is not None}
+
+
+def interval(values: Sequence[float]) -> dict[str, Any]:
+    """Mean over seeds and its 95 % interval by Student's t; None where there is one seed."""
+    n, mean = len(values), float(np.mean(values))
+    half = None
+    if n > 1:
+        half = float(stats.t.ppf(0.975, n - 1) * np.std(values, ddof=1) / n**0.5)
+    return {"mean": mean, "half_width": half, "seeds": n, "each": list(values)}
+
+
+def join(out: Path) -> None:
+    """All seeds in one study, its report, and the figures of its arms."""
+    parts = sorted(out.glob("seed-*/study.json"), key=lambda path: int(path.parent.name.split("-")[1]))
+    whole = out / "study"
+    shutil.rmtree(whole, ignore_errors=True)
+    (whole / "seeds").mkdir(parents=True)
+    said = [read_json(part) for part in parts]
+    arms = max((one["arms"] for one in said), key=len)
+    seeds = [seed for one in said for seed in one["seeds"]]
+    for part in parts:
+        for seed in part.parent.glob("seeds/seed-*"):
+            (whole / "seeds" / seed.name).symlink_to(seed.resolve())
+    write_json(whole / "study.json", said[0] | {"seeds": seeds, "arms": arms})
+    write_table_study(whole)
+    found: dict[str, Any] = {}
+    for arm in [one["name"] for one in arms] + ["real"]:
+        there = [seed for seed in seeds if (whole / "seeds" / f"seed-{seed}" / "judged" / f"{arm}.json").exists()]
+        mine = [means(whole / "seeds" / f"seed-{seed}", arm) for seed in there]
+        base = [means(whole / "seeds" / f"seed-{seed}", "reference") for seed in there]
+        found[arm] = {
+            name: interval([one[name] for one in mine])
+            | {"difference": interval([one[name] - two[name] for one, two in zip(mine, base, strict=True)])}
+            for name in mine[0]
+        }
+    content = read_json(RESULTS) if RESULTS.exists() else {}
+    machine = f"{os.cpu_count()} × {platform.machine()}"
+    write_json(RESULTS, content | {"machine": machine, "seeds": seeds, "redraws": said[0]["redraws"], "arms": found})
+    print(json.dumps({arm: found[arm][FIGURES[0]] for arm in found}, indent=1))
+
+
+def weak(data: Path, target: str, out: Path, redraws: int) -> None:
+    """References of rising quality, each aligned."""
+    few = out / "few.csv"
+    out.mkdir(parents=True, exist_ok=True)
+    if not few.exists():
+        lines = data.read_text().splitlines(keepends=True)
+        order = np.random.default_rng(0).permutation(np.arange(1, len(lines)))
+        # the holdout stays large: 500 rows to learn from, as many times more to be judged by
+        few.write_text("".join([lines[0], *(lines[place] for place in order[: 5 * FEW_ROWS])]))
+    found = {}
+    for name, flags in WEAK.items():
+        folder = out / name.replace(" ", "-")
+        given = (few, [*flags, "--holdout", "0.8"]) if name == "500 rows" else (data, list(flags))
+        study(given[0], target, folder, seed=0, arms=("reference", "resampled", "ppo"), redraws=redraws, extra=given[1])
+        at = folder / "seeds" / "seed-0"
+        found[name] = {arm: means(at, arm) for arm in ("reference", "resampled", "ppo")}
+        content = read_json(RESULTS) if RESULTS.exists() else {}
+        write_json(RESULTS, content | {"weak": found})
+    for name, arms in found.items():
+        print(name, {arm: round(figures[FIGURES[0]], 3) for arm, figures in arms.items()})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--target", required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--redraws", type=int, default=3)
+    parser.add_argument("--arms", default=",".join(ARMS))
+    parser.add_argument("--weak", action="store_true")
+    parser.add_argument("--join", action="store_true")
+    given = parser.parse_args()
+    if given.join:
+        return join(given.out)
+    if given.weak:
+        return weak(given.data, given.target, given.out / "weak", given.redraws)
+    for seed in range(given.first_seed, given.first_seed + given.seeds):
+        arms = tuple(given.arms.split(","))
+        study(given.data, given.target, given.out / f"seed-{seed}", seed=seed, arms=arms, redraws=given.redraws)
+    join(given.out)
+
+
+if __name__ == "__main__":
+    main()
