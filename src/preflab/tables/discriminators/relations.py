@@ -4,8 +4,8 @@
     share         s = |a·b/100 − ⌊a·b/100⌉|·100/b                how far a is, in percent, from a whole part of b
 
 A tree splits on one column at a time, so that an order or a fraction costs it a split for every value; a model that
-writes cell by cell gets both wrong for the same reason. Only relations in which training rows and written rows are apart
-by more than chance are shown to the trees.
+writes cell by cell gets both wrong for the same reason. Trees are shown only those relations in which training rows and
+written rows differ by more than chance.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def told_by(columns: Sequence[Column], real: Codes, written: Codes, *, most: int
     """
     ours, theirs = numbers(columns, real[:LOOKED_AT]), numbers(columns, written[:LOOKED_AT])
     asked = list(_candidates(ours))
-    found = []
+    found: list[tuple[float, int, Relation]] = []
     for relation in asked:
         one, two = relation.of(ours), relation.of(theirs)
         one, two = one[~np.isnan(one)], two[~np.isnan(two)]
