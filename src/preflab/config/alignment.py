@@ -10,10 +10,11 @@ from annotated_types import Ge, Gt, Interval, Le
 from preflab.config.online import GRPO, PPO, RLOO, RolloutBatch
 from preflab.config.online_preference import OnlineDPO, PairBatch
 from preflab.config.pair_losses import DPOLoss, SumLoss
-from preflab.config.training import Count, Optimizer, Positive, Seed
+from preflab.config.training import Optimizer, Positive, Seed
 from preflab.errors import ConfigError, nearest
 
 Kind = Literal["trees", "neural"]
+RelationKind = Literal["difference", "share"]
 Level = Literal["token", "sentence", "row", "feature"]
 
 
@@ -34,9 +35,9 @@ class Discriminators:
     """Rows of the model for each training row, > 0."""
     trees: Positive = 100
     """Rounds of boosting."""
-    relations: Count = 24
-    """Differences and shares of two columns that trees are shown, at most: those in which training rows and rows of the
-    model are most apart; 0: columns alone."""
+    relations: tuple[RelationKind, ...] = ("difference",)
+    """What trees are shown of two columns beside the columns, where training rows and rows of the model are most apart.
+    difference: is one above the other? share: is one a whole percentage of the other? None: columns alone."""
     leaves: Annotated[int, Ge(2)] = 31
     """Of a tree, at most; ≥ 2."""
     learning_rate: Annotated[float, Gt(0)] = 0.1

@@ -12,17 +12,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
 from scipy.stats import ks_2samp
 
+from preflab.config.alignment import RelationKind
 from preflab.tables.column import Column
 from preflab.tables.discriminators.level import Codes
 
 Values = Float[np.ndarray, "row column"]
 
+MOST = 24
+"""Relations that a discriminator is shown."""
 LOOKED_AT = 6000
 """Rows of each class that relations are looked for in, at most."""
 FEWEST = 50
@@ -36,7 +38,7 @@ PERCENT = 100.0
 class Relation:
     """Of two columns, by their places."""
 
-    kind: Literal["difference", "share"]
+    kind: RelationKind
     first: int
     second: int
 
@@ -67,15 +69,17 @@ def numbers(columns: Sequence[Column], codes: Codes) -> Values:
     return found
 
 
-def told_by(columns: Sequence[Column], real: Codes, written: Codes, *, most: int) -> tuple[Relation, ...]:
-    """The relations, at most so many, in which both classes differ most, by the Kolmogorov–Smirnov distance; none where
-    they differ by no more than chance. Equal rows in equal order find the same.
+def told_by(
+    columns: Sequence[Column], real: Codes, written: Codes, kinds: Sequence[RelationKind], *, most: int = MOST
+) -> tuple[Relation, ...]:
+    """The relations of these kinds, at most so many, in which both classes differ most, by the Kolmogorov–Smirnov
+    distance; none where they differ by no more than chance. Equal rows in equal order find the same.
 
     Args:
         real, written: rows in no order.
     """
     ours, theirs = numbers(columns, real[:LOOKED_AT]), numbers(columns, written[:LOOKED_AT])
-    asked = list(_candidates(ours))
+    asked = [relation for relation in _candidates(ours) if relation.kind in kinds]
     found: list[tuple[float, int, Relation]] = []
     for relation in asked:
         one, two = relation.of(ours), relation.of(theirs)

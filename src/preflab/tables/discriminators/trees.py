@@ -113,7 +113,7 @@ def fit_trees(
     looked_at = tuple(range(len(columns)) if places is None else places)
     seen = tuple(columns[place] for place in looked_at)
     codes = np.concatenate([evidence.real, evidence.written])[:, looked_at]
-    relations = told_by(seen, evidence.real[:, looked_at], evidence.written[:, looked_at], most=settings.relations)
+    relations = told_by(seen, evidence.real[:, looked_at], evidence.written[:, looked_at], settings.relations)
     importance = evidence.weights if len(evidence.weights) else np.ones(len(evidence.written))
     weights = np.concatenate([np.ones(len(evidence.real)), importance * (len(evidence.real) / importance.sum())])
     rows = lightgbm.Dataset(
