@@ -22,7 +22,7 @@ Level = Literal["token", "sentence", "row", "feature"]
 class Discriminators:
     """Classifiers that tell training rows from rows of the model."""
 
-    levels: tuple[Level, ...] = ("row", "feature")
+    levels: tuple[Level, ...] = ("row",)
     """token: each token given those before it; sentence: each cell; row: whole rows; feature: groups of columns."""
     kind: Kind = "trees"
     """Of row and feature level. trees: gradient-boosted trees on the columns' values; neural: encoders of tokens, which
@@ -89,7 +89,7 @@ def _ppo() -> PPO:
         updates=20,
         batch=RolloutBatch(size=1024, mini=512, micro=256),
         epochs=1,
-        kl_coefficient=2.0,
+        kl_coefficient=1.0,
         missing_end_penalty=0.0,
         optimizer=_rate(1e-4),
         value_trunk="shared",
@@ -104,7 +104,7 @@ def _grpo() -> GRPO:
         updates=20,
         batch=RolloutBatch(size=1024, mini=512, micro=256),
         responses=8,
-        kl_coefficient=2.0,
+        kl_coefficient=1.0,
         missing_end_penalty=0.0,
         optimizer=_rate(1e-4),
         evaluations=2,
@@ -115,7 +115,7 @@ def _rloo() -> RLOO:
     return RLOO(
         updates=20,
         batch=RolloutBatch(size=1024, mini=512, micro=256),
-        kl_coefficient=2.0,
+        kl_coefficient=1.0,
         missing_end_penalty=0.0,
         optimizer=_rate(1e-4),
         evaluations=2,
@@ -127,7 +127,7 @@ def _dpo() -> OnlineDPO:
         updates=20,
         batch=PairBatch(size=256, mini=256, micro=64),
         missing_end_penalty=0.0,
-        loss=SumLoss(terms="dpo", dpo=DPOLoss(beta=2.0)),
+        loss=SumLoss(terms="dpo", dpo=DPOLoss(beta=1.0)),
         optimizer=_rate(5e-5),
         evaluations=2,
     )
