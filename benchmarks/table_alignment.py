@@ -32,12 +32,13 @@ from preflab.report.table_study import write_table_study
 from preflab.runs import read_json, write_json
 
 RESULTS = Path(__file__).resolve().parent / "results" / "table_alignment.json"
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "tables" / "alignment.md"
+BEGIN, END = "<!-- measured -->", "<!-- end of measured -->"
 ARMS = ("reference", "resampled", "dpo", "ppo", "grpo", "dpo+ppo")
 WEAK = {
     "2 passes": ("--fit.epochs", "2"),
     "3 passes": ("--fit.epochs", "3"),
     "5 passes": ("--fit.epochs", "5"),
-    "8 passes": ("--fit.epochs", "8"),
     "500 rows": (),
 }
 """References that learned little: flags of the fit."""
@@ -83,6 +84,20 @@ def interval(values: Sequence[float]) -> dict[str, Any]:
     return {"mean": mean, "half_width": half, "seeds": n, "each": list(values)}
 
 
+def costs(folder: Path, arms: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Of one seed: what the fit and each alignment took, KL and sampling speed of each arm."""
+    found = {}
+    for arm in arms:
+        judged = read_json(folder / "judged" / f"{arm}.json")
+        found[arm] = {name: judged[name] for name in ("kl_nats", "rows_per_cpu_second", "unmasked_valid_share")}
+        said = folder / "table" / "aligned" / arm / "align.json"
+        if said.exists():
+            cost = read_json(said)["cost"]
+            found[arm] |= {name: cost[name] for name in ("cpu_seconds", "queries", "discriminator_cpu_seconds")}
+    found["reference"]["cpu_seconds"] = read_json(folder / "table" / "fit.json")["cpu_seconds"]
+    return found
+
+
 def join(out: Path) -> None:
     """All seeds in one study, its report, and the figures of its arms."""
     parts = sorted(out.glob("seed-*/study.json"), key=lambda path: int(path.parent.name.split("-")[1]))
@@ -98,6 +113,11 @@ def join(out: Path) -> None:
     write_json(whole / "study.json", said[0] | {"seeds": seeds, "arms": arms})
     write_table_study(whole)
     found: dict[str, Any] = {}
+    spent = {
+        seed: costs(at, [one["name"] for one in arms if (at / "judged" / f"{one['name']}.json").exists()])
+        for seed in seeds
+        for at in [whole / "seeds" / f"seed-{seed}"]
+    }
     for arm in [one["name"] for one in arms] + ["real"]:
         there = [seed for seed in seeds if (whole / "seeds" / f"seed-{seed}" / "judged" / f"{arm}.json").exists()]
         mine = [means(whole / "seeds" / f"seed-{seed}", arm) for seed in there]
@@ -107,13 +127,69 @@ def join(out: Path) -> None:
             | {"difference": interval([one[name] - two[name] for one, two in zip(mine, base, strict=True)])}
             for name in mine[0]
         }
+        for name in sorted({name for one in there for name in spent[one].get(arm, {})}):
+            values = [spent[one][arm][name] for one in there if spent[one][arm].get(name) is not None]
+            found[arm][name] = interval(values) if values else None
     content = read_json(RESULTS) if RESULTS.exists() else {}
     machine = f"{os.cpu_count()} × {platform.machine()}"
     write_json(RESULTS, content | {"machine": machine, "seeds": seeds, "redraws": said[0]["redraws"], "arms": found})
+    page()
     print(json.dumps({arm: found[arm][FIGURES[0]] for arm in found}, indent=1))
 
 
-def weak(data: Path, target: str, out: Path, redraws: int) -> None:
+SHOWN = {
+    "detectability, boosting: AUC": FIGURES[0],
+    "detectability, forest: AUC": FIGURES[1],
+    "quality (sdmetrics)": FIGURES[3],
+    "utility lost: AUC": FIGURES[4],
+    "recall": FIGURES[6],
+    "coverage": FIGURES[7],
+    "copies of training rows": FIGURES[9],
+    "nearer to train than to holdout": FIGURES[10],
+    "membership: AUC": FIGURES[11],
+    "rows that break a rule": FIGURES[12],
+    "KL to the reference, nats": "kl_nats",
+    "legal without the mask": "unmasked_valid_share",
+    "rows paid": "queries",
+    "CPU seconds": "cpu_seconds",
+}
+
+
+def page() -> None:
+    """The figures into the documentation, between two marks."""
+    content = read_json(RESULTS)
+    arms = content.get("arms", {})
+    lines = ["| | " + " | ".join(arms) + " |", "|---" * (len(arms) + 1) + "|"]
+    for title, name in SHOWN.items():
+        lines.append(f"| {title} | " + " | ".join(cell(arms[arm].get(name)) for arm in arms) + " |")
+    if "weak" in content:
+        lines += ["", "| reference | " + " | ".join(["reference", "resampled", "ppo"]) + " |", "|---|---|---|---|"]
+        lines += [
+            f"| {name} | "
+            + " | ".join(f"{one[arm][FIGURES[0]]:.3f}" for arm in ("reference", "resampled", "ppo"))
+            + " |"
+            for name, one in content["weak"].items()
+        ]
+    text = PAGE.read_text(encoding="utf-8")
+    before, _, rest = text.partition(BEGIN)
+    after = rest.partition(END)[2]
+    PAGE.write_text(f"{before}{BEGIN}\n\n" + "\n".join(lines) + f"\n\n{END}{after}", encoding="utf-8")
+
+
+def cell(found: dict[str, Any] | None) -> str:
+    """Mean ± half width, and the paired difference to the reference where its interval excludes 0."""
+    if found is None:
+        return ""
+    mean, half = found["mean"], found["half_width"]
+    digits = 3 if abs(mean) < 2 else 0
+    text = f"{mean:,.{digits}f}" + ("" if half is None else f" ± {half:,.{digits}f}")
+    apart = found.get("difference")
+    if apart and apart["half_width"] is not None and abs(apart["mean"]) > apart["half_width"] > 0:
+        text += f" **({apart['mean']:+.{digits}f} ± {apart['half_width']:.{digits}f})**"
+    return text
+
+
+def weak(data: Path, target: str, out: Path, redraws: int, only: str) -> None:
     """References of rising quality, each aligned."""
     few = out / "few.csv"
     out.mkdir(parents=True, exist_ok=True)
@@ -124,13 +200,15 @@ def weak(data: Path, target: str, out: Path, redraws: int) -> None:
         few.write_text("".join([lines[0], *(lines[place] for place in order[: 5 * FEW_ROWS])]))
     found = {}
     for name, flags in WEAK.items():
+        if only and name not in only.split(","):
+            continue
         folder = out / name.replace(" ", "-")
         given = (few, [*flags, "--holdout", "0.8"]) if name == "500 rows" else (data, list(flags))
         study(given[0], target, folder, seed=0, arms=("reference", "resampled", "ppo"), redraws=redraws, extra=given[1])
         at = folder / "seeds" / "seed-0"
         found[name] = {arm: means(at, arm) for arm in ("reference", "resampled", "ppo")}
         content = read_json(RESULTS) if RESULTS.exists() else {}
-        write_json(RESULTS, content | {"weak": found})
+        write_json(RESULTS, content | {"weak": content.get("weak", {}) | {name: found[name]}})
     for name, arms in found.items():
         print(name, {arm: round(figures[FIGURES[0]], 3) for arm, figures in arms.items()})
 
@@ -146,11 +224,12 @@ def main() -> None:
     parser.add_argument("--arms", default=",".join(ARMS))
     parser.add_argument("--weak", action="store_true")
     parser.add_argument("--join", action="store_true")
+    parser.add_argument("--only", default="", help="of --weak: names, with commas")
     given = parser.parse_args()
     if given.join:
         return join(given.out)
     if given.weak:
-        return weak(given.data, given.target, given.out / "weak", given.redraws)
+        return weak(given.data, given.target, given.out / "weak", given.redraws, given.only)
     for seed in range(given.first_seed, given.first_seed + given.seeds):
         arms = tuple(given.arms.split(","))
         study(given.data, given.target, given.out / f"seed-{seed}", seed=seed, arms=arms, redraws=given.redraws)
