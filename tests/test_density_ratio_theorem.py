@@ -138,6 +138,7 @@ def test_prefix_logits_added_up_are_no_log_ratio() -> None:
 
 def test_weighted_probabilities_have_the_table_as_their_optimum_at_no_beta() -> None:
     totals = np.array(WeightedReward(ENCODING, judge())(answers_of(ENCODING, ROWS)).totals)
+    assert total_variation(tilted(REFERENCE, totals, 1.0), REAL) == pytest.approx(0.396, abs=0.001)
     best = min(total_variation(tilted(REFERENCE, totals, beta), REAL) for beta in np.geomspace(0.01, 10, 200))
     assert best == pytest.approx(0.123, abs=0.001)
 

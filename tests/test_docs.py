@@ -14,7 +14,10 @@ from preflab.cli.flags import parse
 from preflab.cli.main import COMMANDS, command_of
 from preflab.cli.metrics import logged_by
 from preflab.config import commands
+from preflab.config.alignment import METHODS as ALIGNED
+from preflab.config.alignment import Aligned, Alignment
 from preflab.config.load import flatten, to_values
+from preflab.config.table_study import TableStudy
 
 ROOT = Path(__file__).parent.parent
 INDEXES = [ROOT / name for name in ("README.md", "docs/README.md", "docs/methods/README.md")]
@@ -171,6 +174,35 @@ def test_shared_defaults_are_those_of_the_code() -> None:
     on_data = [method for method in TRAINED if not isinstance(settings(method), commands.RunOnline)]
     assert len(on_data) > 20
     assert not wrong_defaults(ROOT / "docs/configuration.md", on_data)
+
+
+def listed(value: object) -> str:
+    """A default as tables have it; of lists, all of it."""
+    return ", ".join(map(shown, value)) or "none" if isinstance(value, list) else shown(value)
+
+
+@pytest.mark.parametrize(
+    ("head", "config"), [("setting", Aligned()), ("setting of the study", TableStudy())], ids=["alignment", "study"]
+)
+def test_settings_of_alignments_are_those_of_the_code(head: str, config: object) -> None:
+    rows = tables(ROOT / "docs/tables/alignment.md", rf"{head} \| unit \| default")[1:]
+    values = flatten(to_values(config, idle=True))
+    of_methods = {name for name in values if name.partition(".")[0] in ALIGNED}
+    told_of = {name.strip("`"): default for name, _, default, _ in rows}
+    assert told_of == {name: listed(value) for name, value in values.items() if name not in of_methods}
+
+
+def test_the_table_of_presets_has_all_that_differs_from_the_methods_own_defaults() -> None:
+    heads, *rows = tables(ROOT / "docs/tables/alignment.md", r"setting \| `")
+    told_of: dict[str, dict[str, str]] = {method: {} for method in ALIGNED}
+    for name, *cells in rows:
+        for method, cell in zip(heads[1:], cells, strict=True):
+            told_of[method.strip("`")][name.strip("`")] = cell
+    for method, said in told_of.items():
+        preset = getattr(Alignment(), method)
+        values, own = (flatten(to_values(one, idle=True)) for one in (preset, type(preset)()))
+        assert said == {name: shown(values[name]) if name in values else "–" for name in said}, method
+        assert not {name for name in values if values[name] != own.get(name)} - set(said), method
 
 
 @pytest.mark.parametrize("page", [page for page in METHODS if methods_of(page)], ids=lambda page: page.stem)

@@ -28,20 +28,22 @@ class Discriminators:
     """Of row and feature level. trees: gradient-boosted trees on the columns' values; neural: encoders of tokens, which
     token and sentence level always are."""
     groups: tuple[str, ...] = ()
-    """Of the feature level: NAME=COLUMN,COLUMN,…; none: groups are found from the data."""
+    """Groups of related columns, each of which has a discriminator of its own at the feature level:
+    NAME=COLUMN,COLUMN,…; none: groups are found from the data."""
     folds: Annotated[int, Interval(ge=2, le=20)] = 4
-    """What is said of a row, held out, comes from discriminators that saw no row of its fold; 2 to 20."""
+    """Parts into which rows are dealt: at each level one discriminator is fitted for each part, on the rows of all
+    others, and their logits are averaged; 2 to 20."""
     written: Annotated[float, Gt(0)] = 4.0
-    """Rows of the model for each training row, > 0."""
+    """Rows that are drawn of the model for each training row, > 0; both classes weigh alike whatever it is."""
     trees: Positive = 100
     """Rounds of boosting."""
     relations: tuple[RelationKind, ...] = ("difference",)
     """What trees are shown of two columns beside the columns, where training rows and rows of the model are most apart.
     difference: is one above the other? share: is one a whole percentage of the other? None: columns alone."""
     leaves: Annotated[int, Ge(2)] = 31
-    """Of a tree, at most; ≥ 2."""
+    """Leaves of a tree, at most; ≥ 2."""
     learning_rate: Annotated[float, Gt(0)] = 0.1
-    """Of boosting, > 0."""
+    """What of a tree's answer counts, in boosting, > 0."""
     width: Positive = 64
     """Of a neural encoder's states."""
     epochs: Positive = 12
@@ -57,7 +59,8 @@ class Discriminators:
     encoder_decay: Annotated[float, Ge(0)] = 0.05
     """Decoupled weight decay of an encoder, ≥ 0."""
     hats: Positive = 16
-    """Into how many quantiles the smooth features of a column's numbers divide them, in the compact encoding."""
+    """Of a neural encoder of the compact encoding: into how many quantiles the smooth features of a column's numbers
+    divide them."""
 
 
 METHODS = ("ppo", "grpo", "rloo", "dpo")
@@ -139,26 +142,29 @@ class Alignment:
     experiment are in recipes/dpo-vs-ppo-table."""
 
     reward: Literal["logit", "weighted"] = "logit"
-    """logit: one calibrated log density ratio a row, whose optimum at β = 1 is the table's own distribution; weighted:
-    0.2 token + 0.3 sentence + 0.3 row + 0.2 feature, on probabilities."""
+    """What a row is paid. logit: log p(row | real) − log p(row | the model's), in nats, as all discriminators together
+    estimate it; with kl_coefficient = 1 the best policy is then the table itself. weighted: 0.2 token + 0.3 sentence +
+    0.3 row + 0.2 feature, of the probabilities that it is real; weights of levels that are left out go to the others."""
     clip_nats: Annotated[float, Gt(0)] = 3.0
-    """A row's log density ratio counts for no more than ± this, > 0."""
+    """Of the logit reward: a row gets no more than this and no less than its negative, > 0."""
     dense: bool = True
-    """Pay each token its own share where the reward has one (PPO); the sum is the same."""
+    """Of PPO: pay tokens their own shares of the row's reward where the levels have any, which add up to it."""
     rounds: Positive = 2
-    """Discriminators are fitted anew, to fresh rows of the policy, at the start of each."""
+    """Discriminators are fitted anew, to fresh rows of the policy, at the start of each; KL is then paid from that
+    policy."""
     discriminators: Discriminators = field(default_factory=Discriminators)
-    """What tells rows apart."""
+    """What tells training rows from the model's."""
     judged: Annotated[int, Ge(100)] = 2000
-    """Rows that are drawn at each checkpoint, to be told from validation rows; ≥ 100."""
+    """Rows that are drawn at each checkpoint, for a random forest to tell from validation rows; the checkpoint where it
+    does so least is kept. ≥ 100."""
     ppo: PPO = field(default_factory=_ppo)
-    """A round of PPO."""
+    """One round of PPO: its reference is the policy that the round began with."""
     grpo: GRPO = field(default_factory=_grpo)
-    """A round of GRPO."""
+    """One round of GRPO: its reference is the policy that the round began with."""
     rloo: RLOO = field(default_factory=_rloo)
-    """A round of RLOO."""
+    """One round of RLOO: its reference is the policy that the round began with."""
     dpo: OnlineDPO = field(default_factory=_dpo)
-    """A round of online DPO."""
+    """One round of online DPO: its reference is the policy that the round began with."""
 
 
 @dataclass(frozen=True, kw_only=True)

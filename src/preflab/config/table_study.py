@@ -41,11 +41,11 @@ class TableStudy:
     """What is compared: reference, the model as it was fitted, which always takes part; resampled, its rows chosen
     among by the discriminators, with no training; dpo (online), ppo, grpo, rloo, and chains of them (dpo+ppo)."""
     seeds: Positive = 3
-    """How often table and model are made anew: split, reference and all arms."""
+    """How often all of it is done, from the split of the rows on; intervals are over these."""
     seed: Seed = 0
     """The first seed; it determines the whole study."""
     redraws: Positive = 6
-    """Tables that are drawn of each arm and judged, for each seed."""
+    """Tables that are drawn of each arm and judged, in each seed; each has as many rows as were learned from."""
     holdout: Annotated[float, Gt(0), Lt(1)] = 0.2
     """Share of the rows that nothing learns from: every figure is judged by them, in (0, 1)."""
     encoding: Literal["compact", "text"] = "compact"

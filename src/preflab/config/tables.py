@@ -62,7 +62,8 @@ class TableFit:
 
 @dataclass(frozen=True, kw_only=True)
 class TableAlign(Aligned):
-    """Train a fitted model of rows further, on what discriminators say of its rows; the result is one more policy."""
+    """Train a fitted model of rows further, on what discriminators say of its rows. The result is one more policy, in
+    aligned/METHOD of the run folder; `preflab table sample` takes the latest."""
 
     run: Positional[Path]
     """The run folder of `preflab table fit`."""
@@ -84,8 +85,8 @@ class TableSample:
     seed: Seed = 0
     """Determines the rows."""
     policy: str | None = None
-    """Which model writes: reference is the fitted one; others are those in the run's aligned/. None: the one that was
-    aligned last, or the reference where none was."""
+    """Which model writes: reference, as it was fitted, or one that `preflab table align` made, by its method, such as
+    ppo. None: the one that was aligned last, or the reference where none was."""
     spreadsheet_safe: bool = False
     """Put an apostrophe before cells that a spreadsheet would run as a formula. The file is then no exact copy of the
     cells any more."""
