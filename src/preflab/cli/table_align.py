@@ -10,7 +10,7 @@ from rich.table import Table
 
 from preflab.config.alignment import Alignment
 from preflab.config.tables import TableAlign
-from preflab.progress import console, warn
+from preflab.progress import console
 from preflab.runs import JSON
 from preflab.tables.alignment.align import align
 from preflab.tables.fitted import ALIGNED
@@ -21,8 +21,6 @@ def run(config: TableAlign) -> None:
     settings = Alignment(**{one.name: getattr(config, one.name) for one in fields(Alignment)})
     said = align(config.run, settings, method=config.method, seed=config.seed)
     console.print(points(said))
-    for warning in said["warnings"]:
-        warn(warning)
     chosen = said["chosen"]
     where = f"update {chosen['step']} of round {chosen['round']}" if chosen["round"] else "where it began"
     print(f"kept: {where}, in {config.run / ALIGNED / config.method}/model")

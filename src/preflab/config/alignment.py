@@ -17,6 +17,19 @@ Kind = Literal["trees", "neural"]
 RelationKind = Literal["difference", "share"]
 Level = Literal["token", "sentence", "row", "feature"]
 
+OF_TREES = ("trees", "leaves", "learning_rate")
+OF_ENCODERS = (
+    "width",
+    "epochs",
+    "patience",
+    "encoder_batch",
+    "encoder_rate",
+    "encoder_dropout",
+    "encoder_decay",
+    "hats",
+)
+"""Settings of `Discriminators` that one kind has."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Discriminators:
@@ -61,6 +74,28 @@ class Discriminators:
     hats: Positive = 16
     """Of a neural encoder of the compact encoding: into how many quantiles the smooth features of a column's numbers
     divide them."""
+
+    def misfit(self) -> str | None:
+        """What does not fit together, or None."""
+        if not self.levels:
+            return "levels: name at least one of token, sentence, row and feature"
+        if twice := [level for level in self.levels if self.levels.count(level) > 1]:
+            return f"levels: {twice[0]} stands twice; name each once"
+        for name in self._idle():
+            if getattr(self, name) != getattr(Discriminators, name):
+                return (
+                    f"{name} has no effect with kind = {self.kind} and levels = {', '.join(self.levels)}; leave it out"
+                )
+        return None
+
+    def _idle(self) -> tuple[str, ...]:
+        """Settings of discriminators that there are none of."""
+        with_trees = {"row", "feature"} & {*self.levels} if self.kind == "trees" else set()
+        return (
+            *(() if with_trees else OF_TREES),
+            *(() if {*self.levels} - with_trees else OF_ENCODERS),
+            *(() if "feature" in self.levels else ("groups",)),
+        )
 
 
 METHODS = ("ppo", "grpo", "rloo", "dpo")
@@ -166,6 +201,17 @@ class Alignment:
     dpo: OnlineDPO = field(default_factory=_dpo)
     """One round of online DPO: its reference is the policy that the round began with."""
 
+    def misfit(self) -> str | None:
+        """What does not fit together, or None."""
+        if self.reward != "logit" and self.clip_nats != Alignment.clip_nats:
+            return f"clip_nats has no effect with reward = {self.reward}; leave it out"
+        if not self.dense and self.reward == "logit" and "token" not in self.discriminators.levels:
+            return (
+                "dense has no effect where no discriminator is of the token level: rows are paid at their end; leave "
+                "it out, or add token to discriminators.levels"
+            )
+        return None
+
 
 @dataclass(frozen=True, kw_only=True)
 class Aligned(Alignment):
@@ -192,4 +238,4 @@ class Aligned(Alignment):
         for name in self.idle_fields():
             if getattr(self, name) != getattr(start, name):
                 return f"{name} has no effect with method = {self.method} and reward = {self.reward}; leave it out"
-        return None
+        return super().misfit()

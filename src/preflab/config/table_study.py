@@ -86,6 +86,8 @@ class CompareTable(TableStudy):
             given = getattr(self.align, method)
             if method not in stages and all(given != getattr(start, method) for start in starts):
                 return f"align.{method}.* has no effect: no arm is {method}; add it to arms, or leave it out"
+        if not self.align.dense and "ppo" not in stages:
+            return "align.dense has no effect: no arm is ppo; add it to arms, or leave it out"
         return self.fitting(Path(), Path(), 0).misfit()
 
     def compared(self) -> tuple[str, ...]:
@@ -137,7 +139,7 @@ def quick_alignment(whole: Alignment) -> Alignment:
         for one in fields(whole)
         if one.name in METHODS
     }
-    weak = replace(whole.discriminators, folds=2, written=2.0, trees=100, epochs=1)
+    weak = replace(whole.discriminators, folds=2, written=2.0)
     return replace(whole, rounds=1, discriminators=weak, judged=500, **methods)
 
 

@@ -31,10 +31,9 @@ from preflab.studies.table_arms import (
     panel_folder,
 )
 from preflab.tables.alignment.align import align
-from preflab.tables.alignment.rounds import ALIGN
 from preflab.tables.files import read_table
 from preflab.tables.fit_run import fit_run
-from preflab.tables.fitted import ALIGNED, FIT
+from preflab.tables.fitted import ALIGN, ALIGNED, FIT
 from preflab.tables.judge.extras import need_extras
 from preflab.tables.judge.score import FEWEST_REAL, FEWEST_SYNTHETIC
 from preflab.tables.synthesizer import parted
@@ -251,6 +250,6 @@ def _description(arm: str) -> str:
             return "Rows of the reference, chosen among by what the discriminators say of them; nothing is trained."
         case _ if "+" in arm:
             first, _, last = arm.rpartition("+")
-            return f"{label(last)} from the chosen policy of {label(first)}, held to the reference."
+            return f"{label(last)} from the chosen policy of {label(first)}, held to it in the first round."
         case _:
             return f"{label(arm)} against discriminators, from the reference."

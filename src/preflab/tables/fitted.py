@@ -12,7 +12,7 @@ import transformers
 from jaxtyping import Bool, Int
 
 from preflab.errors import ConfigError, PreflabError, StorageError
-from preflab.runs import read_json
+from preflab.runs import JSON, read_json
 from preflab.tables.column import Column
 from preflab.tables.compact import Compact
 from preflab.tables.conditions import Condition, legal_codes, of_values, read
@@ -29,7 +29,9 @@ UNMASKED_SHARE = "unmasked_valid_share"
 REFERENCE = "reference"
 """The policy that was fitted; others are trained from it."""
 ALIGNED = "aligned"
-"""The folder of those."""
+"""The folder of those,"""
+ALIGN = "align.json"
+"""and the last file of each: where it is, the policy is whole."""
 
 Where = Mapping[str, Any] | Sequence[str]
 """Conditions: column → value as `conditions.of_values` has them, or texts as `conditions.read` has them."""
@@ -44,7 +46,7 @@ class Fitted:
         self.folder, self.schema, self.source, self.encoding, self.report = folder, schema, source, encoding, report
         self.tokenizer = tokenizer
         self._models: dict[str, Any] = {}
-        self._added: list[str] = []
+        self._added: dict[str, Mapping[str, JSON]] = {}
 
     @classmethod
     def load(cls, folder: Path) -> Fitted:
@@ -68,34 +70,37 @@ class Fitted:
         )
 
     def policies(self) -> list[str]:
-        """What `model` knows."""
-        aligned = {path.parent.name for path in self.folder.glob(f"{ALIGNED}/*/model")}
+        """What `model` knows: no alignment that is under way, or was cut off."""
+        aligned = {path.parent.name for path in self.folder.glob(f"{ALIGNED}/*/{ALIGN}")}
         return [REFERENCE, *sorted(aligned | set(self._added))]
 
     @property
     def latest(self) -> str:
         """The policy that was aligned last; the reference where none was."""
-        if self._added:
-            return self._added[-1]
-        done = {
-            path.parent.name: read_json(path)["finished_at"] for path in self.folder.glob(f"{ALIGNED}/*/align.json")
-        }
-        return max(done, key=done.__getitem__, default=REFERENCE)
+        return max(self.policies()[1:], key=lambda policy: float(self.said(policy)["finished_at"]), default=REFERENCE)
 
-    def add(self, policy: str, model: Any) -> None:
+    def said(self, policy: str) -> Mapping[str, JSON]:
+        """What `align.json` says of a policy that was aligned."""
+        return self._added.get(policy) or dict(read_json(self.folder / ALIGNED / policy / ALIGN))
+
+    def add(self, policy: str, model: Any, said: Mapping[str, JSON]) -> None:
         """One more policy, of an alignment that has no folder."""
-        self._models[policy] = model
-        self._added.append(policy)
+        self._models[policy], self._added[policy] = model, said
 
     def model(self, policy: str) -> Any:
         """A causal language model, loaded once.
 
         Raises:
-            ConfigError: there is none of that name.
+            ConfigError: there is none of that name, or its alignment did not come to its end.
             StorageError: it can't be read.
         """
         if policy not in self._models:
             if policy not in self.policies():
+                if policy and (self.folder / ALIGNED / policy).is_dir():
+                    raise ConfigError(
+                        f"{self.folder}: the alignment {policy} is not finished; run its `preflab table align` command "
+                        "again to go on"
+                    )
                 known = ", ".join(self.policies())
                 raise ConfigError(f'{self.folder} holds no policy "{policy}"; there is: {known}')
             path = self.folder / ("model" if policy == REFERENCE else f"{ALIGNED}/{policy}/model")

@@ -26,7 +26,7 @@ from preflab.errors import ConfigError, StorageError
 from preflab.models.base import new_model, new_tokenizer
 from preflab.models.load import Policy, check_length, load_policy
 from preflab.progress import say, warn
-from preflab.runs import RunFolder, new_folder, write_json
+from preflab.runs import RunFolder, new_folder, read_json, write_json
 from preflab.seeds import derive
 from preflab.tables.column import Column
 from preflab.tables.compact import Compact
@@ -35,6 +35,7 @@ from preflab.tables.draw import CANDIDATES, Drawn, draw_rows, impute_rows, unmas
 from preflab.tables.encoding import Encoding, Legal
 from preflab.tables.files import Source, from_frame, read_table, to_frame
 from preflab.tables.fitted import (
+    ALIGN,
     ALIGNED,
     ENCODING,
     FIT,
@@ -186,10 +187,12 @@ class Synthesizer:
         fitted, given = self.fitted, settings or Alignment()
         if self._codes is None:
             align(fitted.folder, given, method=method, seed=seed, fitted=fitted)
-            return self
-        with TemporaryDirectory() as folder:
-            align(Path(folder), given, method=method, seed=seed, fitted=fitted, rows=rows_from(fitted, self._codes))
-            fitted.add(method, load_model(Path(folder) / ALIGNED / method / "model", fitted.encoding))
+        else:
+            rows = rows_from(fitted, self._codes)
+            with TemporaryDirectory() as folder:
+                align(Path(folder), given, method=method, seed=seed, fitted=fitted, rows=rows)
+                for path in sorted((Path(folder) / ALIGNED).iterdir()):  # the stages of a chain too
+                    fitted.add(path.name, load_model(path / "model", fitted.encoding), read_json(path / ALIGN))
         return self
 
     def sample(
@@ -317,6 +320,7 @@ class Synthesizer:
             fitted.model(REFERENCE).save_pretrained(temporary / "model")
             for policy in fitted.policies()[1:]:
                 fitted.model(policy).save_pretrained(temporary / ALIGNED / policy / "model")
+                write_json(temporary / ALIGNED / policy / ALIGN, fitted.said(policy))
             if fitted.tokenizer is not None:
                 fitted.tokenizer.save_pretrained(temporary / "model")
 

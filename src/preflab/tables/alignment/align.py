@@ -6,14 +6,15 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from preflab.config.alignment import Aligned, Alignment, methods_of
+from preflab.config.alignment import METHODS, Aligned, Alignment, methods_of
 from preflab.config.load import check, to_yaml
 from preflab.errors import ConfigError
-from preflab.progress import say
+from preflab.progress import say, warn
 from preflab.runs import JSON, RunFolder
-from preflab.tables.alignment.rounds import Rows, align_model, finished
+from preflab.tables.alignment.rounds import Rows, align_model, check_rows, finished
+from preflab.tables.discriminators.groups import groups_of
 from preflab.tables.files import read_table
-from preflab.tables.fitted import ALIGNED, REFERENCE, Fitted
+from preflab.tables.fitted import ALIGNED, REFERENCE, Fitted, load_model
 from preflab.tables.fitting import split
 
 
@@ -37,19 +38,24 @@ def align(
     stages = methods_of(method)
     fitted = Fitted.load(folder) if fitted is None else fitted
     rows = rows_of(fitted) if rows is None else rows
-    policy, said = REFERENCE, {}
-    for number in range(1, len(stages) + 1):
-        name = "+".join(stages[:number])
-        values = {one.name: getattr(settings, one.name) for one in fields(Alignment)}
-        config = check(_without_idle(Aligned(**values, method=name, seed=seed)))
-        run = RunFolder.open(folder / ALIGNED / name, to_yaml(config))
+    # What would be refused is refused before a folder holds these settings.
+    configs = [_of_stage(settings, "+".join(stages[: count + 1]), seed) for count in range(len(stages))]
+    check_rows(rows, settings.discriminators)
+    if settings.discriminators.groups:
+        groups_of(settings.discriminators.groups, fitted.encoding.columns, rows.train)
+    reference, said = fitted.model(REFERENCE), dict[str, JSON]()
+    before: Path | None = None
+    for stage, config in zip(stages, configs, strict=True):
+        start = reference if before is None else load_model(before, fitted.encoding)
+        run = RunFolder.open(folder / ALIGNED / config.method, to_yaml(config))
         if finished(run.path):
             say(f"{run.path} is finished already")
-        reference, start = fitted.model(REFERENCE), fitted.model(policy)
         said = align_model(
-            run, fitted.encoding, fitted.tokenizer, reference, start, rows, config, method=stages[number - 1], seed=seed
+            run, fitted.encoding, fitted.tokenizer, reference, start, rows, config, method=stage, seed=seed
         )
-        policy = name
+        before = run.model
+        for warning in said["warnings"]:
+            warn(f"{config.method}: {warning}")
     return said
 
 
@@ -74,8 +80,10 @@ def rows_from(fitted: Fitted, codes: Any) -> Rows:
     return Rows(codes[learned], codes[held])
 
 
-def _without_idle(config: Aligned) -> Aligned:
-    """A stage of a chain has the settings of all its stages beside it; those that it doesn't use say nothing."""
-    start = Alignment()
-    values = {one.name: getattr(config, one.name) for one in fields(Aligned)}
-    return Aligned(**values | {name: getattr(start, name) for name in config.idle_fields()})
+def _of_stage(settings: Alignment, method: str, seed: int) -> Aligned:
+    """What one stage is told. The settings of other methods say nothing to it: arms of a study, and stages of a chain,
+    share theirs."""
+    values = {one.name: getattr(settings, one.name) for one in fields(Alignment)}
+    trained = methods_of(method)
+    idle = {*METHODS} - {*trained} | ({"dense"} if "ppo" not in trained else set())
+    return check(Aligned(**values | {name: getattr(Alignment(), name) for name in idle}, method=method, seed=seed))

@@ -15,10 +15,9 @@ What a run leaves in `aligned/METHOD/`:
 from __future__ import annotations
 
 import copy
-import math
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, assert_never
@@ -33,7 +32,7 @@ from preflab.config.online_preference import OnlineDPO
 from preflab.errors import ConfigError
 from preflab.models.load import new_value_model
 from preflab.progress import say, stage
-from preflab.rewards.protocol import Reward
+from preflab.rewards.protocol import Answer, Reward, assess
 from preflab.runs import (
     JSON,
     RunFolder,
@@ -46,13 +45,14 @@ from preflab.runs import (
     write_text,
 )
 from preflab.seeds import derive
-from preflab.tables.alignment.choose import measure
+from preflab.tables.alignment.choose import FOLDS, measure
 from preflab.tables.alignment.reward import LogitReward, WeightedReward
 from preflab.tables.alignment.rows import row_policy
 from preflab.tables.discriminators.level import Evidence
 from preflab.tables.discriminators.panel import Panel, fit_panel
 from preflab.tables.draw import draw_rows
 from preflab.tables.encoding import Encoding
+from preflab.tables.fitted import ALIGN
 from preflab.training.cost import Cost
 from preflab.training.online_dpo import train_online_dpo
 from preflab.training.policy_gradient import train_policy_gradient
@@ -62,9 +62,13 @@ from preflab.training.session import Evaluate
 
 Codes = Int[np.ndarray, "row column"]
 
-ALIGN, POINTS = "align.json", "points.jsonl"
+POINTS = "points.jsonl"
 COLLAPSED = 0.5
-"""Rows of which so small a share are distinct have collapsed."""
+"""A policy has collapsed whose rows are distinct less often than so large a share of those that it began with."""
+PAID_ROWS, OUTLIERS = 1000, 3
+"""Rows that show before a round whether its reward tells any apart; pairs need more than so few at either end."""
+CHANCE_AUC = 0.5
+"""Nothing is told apart; what lies below is chance, and no better."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,20 @@ class Rows:
     """The discriminators' real rows: those that the model learned from."""
     validation: Codes
     """Rows on which no step was taken: they calibrate the discriminators and choose the checkpoint."""
+
+
+def check_rows(rows: Rows, settings: Discriminators) -> None:
+    """
+    Raises:
+        ConfigError: there are too few to part and judge.
+    """
+    least = max(2 * settings.folds, FOLDS)
+    if min(len(rows.train), len(rows.validation)) < least:
+        raise ConfigError(
+            f"{len(rows.train)} training and {len(rows.validation)} validation rows are too few to align with "
+            f"discriminators.folds = {settings.folds}, which needs {least} of each; fit on more rows, or with a larger "
+            "fit.validation"
+        )
 
 
 def finished(folder: Path) -> bool:
@@ -104,18 +122,13 @@ def align_model(
         seed: determines discriminators, rows and steps.
 
     Raises:
-        ConfigError: settings don't go together, or there are too few rows.
+        ConfigError: settings don't go together.
         NumericError: a reward, loss or gradient is not finite.
         Interrupted: SIGTERM or Ctrl-C; called again it goes on.
     """
     if finished(run.path):
         found: dict[str, JSON] = read_json(run.path / ALIGN)
         return found
-    if len(rows.validation) < 2 * settings.discriminators.folds or len(rows.train) < 2 * settings.discriminators.folds:
-        raise ConfigError(
-            f"{len(rows.train)} training and {len(rows.validation)} validation rows are too few to align with "
-            f"discriminators.folds = {settings.discriminators.folds}; fit on more rows"
-        )
     work = _Work(run, encoding, tokenizer, reference, rows, settings, method, seed)
     work.look(start, Moment(0, 0))
     policy = start
@@ -149,6 +162,7 @@ class _Work:
         self.run, self.encoding, self.tokenizer, self.reference = run, encoding, tokenizer, reference
         self.rows, self.settings, self.method, self.seed = rows, settings, method, seed
         self.points: list[dict[str, JSON]] = read_lines(run.path / POINTS)
+        write_text(run.path / POINTS, "".join(map(to_line, self.points)))  # without a line that a kill cut short
         self.rounds: list[dict[str, JSON]] = []
         self.cost = Cost()
         self.clock = Clock(self.points[-1] if self.points else {})
@@ -165,13 +179,13 @@ class _Work:
             count=self.settings.judged,
             seed=derive(self.seed, "validation"),
         )
-        best = min((point["told_apart_auc"] for point in self.points), default=math.inf)
-        if found.told_apart_auc < best:
+        point = {**asdict(moment), **asdict(found), "reward": reward, "queries": queries}
+        if _best([*self.points, point]) is point:
             with new_folder(self.run.model) as folder:
                 policy.save_pretrained(folder)
                 if self.tokenizer is not None:
                     self.tokenizer.save_pretrained(folder)
-        point = {**asdict(moment), **asdict(found), "reward": reward, "queries": queries, **self.clock.seconds()}
+        point |= self.clock.seconds()
         self.points.append(point)
         append_lines(self.run.path / POINTS, [point])
         say(
@@ -195,18 +209,32 @@ class _Work:
             self.run.path / "discriminators" / f"round-{number}",
             seed=derive(self.seed, "discriminators", number),
         )
-        if panel.silent:  # every reward would be 0
-            cost, trained = Cost(), policy
-        else:
-            cost, trained = self._trained(number, policy, panel, folder)
+        reward = self._reward(panel)
+        teaches = not panel.silent and self._teaches(reward, policy, number)
+        cost, trained = self._trained(number, policy, reward, folder) if teaches else (Cost(), policy)
         with new_folder(folder.path / "last") as new:
             trained.save_pretrained(new)
-        write_json(record, told | {"round": number, "queries": cost.reward_calls, "cost": cost.values()})
+        said = {"round": number, "trained": teaches, "queries": cost.reward_calls, "cost": cost.values()}
+        write_json(record, told | said)
         shutil.rmtree(folder.checkpoints, ignore_errors=True)
         self._add(read_json(record))
         return trained
 
-    def _trained(self, number: int, policy: Any, panel: Panel, folder: RunFolder) -> tuple[Cost, Any]:
+    def _teaches(self, reward: Reward, policy: Any, number: int) -> bool:
+        """Whether the policy's rows are paid differently; for pairs, by more than the gap that they need."""
+        rows = draw_rows(policy, self.encoding, PAID_ROWS, seed=derive(self.seed, "paid", number)).codes.tolist()
+        prompt = self.encoding.prompt()
+        answers = [Answer("", "", prompt, self.encoding.response(row), True) for row in rows]
+        paid = sorted(assess(reward, answers).totals)
+        match self._settings():
+            case OnlineDPO(ranking=ranking):
+                return paid[-1 - OUTLIERS] - paid[OUTLIERS] > ranking.smallest_gap
+            case PPO() | GRPO() | RLOO():
+                return paid[-1] > paid[0]
+            case never:
+                assert_never(never)
+
+    def _trained(self, number: int, policy: Any, reward: Reward, folder: RunFolder) -> tuple[Cost, Any]:
         """What a round made of a copy of the policy, and what it cost."""
         before = copy.deepcopy(policy).requires_grad_(False)
         trained = copy.deepcopy(policy).requires_grad_(True)
@@ -216,7 +244,7 @@ class _Work:
             line = read_lines(folder.metrics)[-1]
             self.look(trained, Moment(number, step), reward=line["reward"], queries=queried + self._rewarded(step))
 
-        return self._train(trained, before, self._reward(panel), folder, number, evaluate), trained
+        return self._train(trained, before, reward, folder, number, evaluate), trained
 
     def finish(self) -> dict[str, JSON]:
         """Write `metrics.jsonl` and `align.json`."""
@@ -226,7 +254,7 @@ class _Work:
             for line in read_lines(self.run.path / "rounds" / f"round-{number}" / "metrics.jsonl"):
                 lines.append({**line, "step": first + line["step"], "round": number})
         write_text(self.run.metrics, "".join(map(to_line, lines)))
-        best = min(self.points, key=lambda point: point["told_apart_auc"])
+        best = _best(self.points)
         said = {
             "method": self.run.path.name,
             "reward": self.settings.reward,
@@ -240,7 +268,9 @@ class _Work:
                 "queries": self.cost.reward_calls,
                 "discriminator_cpu_seconds": sum(float(one["cpu_seconds"]) for one in self.rounds),
             },
-            "collapsed": any(point["distinct_share"] < COLLAPSED for point in self.points),
+            "collapsed": any(
+                point["distinct_share"] < COLLAPSED * self.points[0]["distinct_share"] for point in self.points
+            ),
             "warnings": self._warnings(best),
             "finished_at": time.time(),
         }
@@ -268,8 +298,17 @@ class _Work:
         return step * given.batch.size * each
 
     def _settings(self) -> PPO | GRPO | RLOO | OnlineDPO:
-        found: PPO | GRPO | RLOO | OnlineDPO = getattr(self.settings, self.method)
-        return found
+        match self.method:
+            case "ppo":
+                return self.settings.ppo
+            case "grpo":
+                return self.settings.grpo
+            case "rloo":
+                return self.settings.rloo
+            case "dpo":
+                return self.settings.dpo
+            case other:
+                raise ConfigError(f'there is no method "{other}" for tables')
 
     def _train(
         self, policy: Any, before: Any, reward: Reward, folder: RunFolder, number: int, evaluate: Evaluate
@@ -304,10 +343,11 @@ class _Work:
             found.append("no checkpoint was told from validation rows less well than where it began, which is kept")
         for one in self.rounds:
             known = one["discriminators"][-1]
-            if known["slope"] <= 0:
+            if not one["trained"]:
                 found.append(
-                    f"round {one['round']}: the discriminators say nothing of rows that they never saw (AUC "
-                    f"{known['auc']:.3f}), so there was nothing to learn, and the policy stayed as it was"
+                    f"round {one['round']}: the discriminators tell nothing of the policy's rows (AUC "
+                    f"{known['auc']:.3f} on rows that they never saw), so there was nothing to learn, and the policy "
+                    "stayed as it was"
                 )
             elif known["auc_low"] <= 0.5:
                 found.append(
@@ -366,6 +406,11 @@ class Clock:
             "wall_seconds": self.before["wall_seconds"] + time.perf_counter() - self.wall,
             "cpu_seconds": self.before["cpu_seconds"] + time.process_time() - self.cpu,
         }
+
+
+def _best(points: Sequence[dict[str, JSON]]) -> dict[str, JSON]:
+    """The point told apart least; the first of those that are not told apart at all."""
+    return min(points, key=lambda point: max(CHANCE_AUC, point["told_apart_auc"]))
 
 
 def _folds(rows: int, folds: int, seed: int) -> Int[np.ndarray, " row"]:

@@ -99,7 +99,9 @@ class Panel:
     @property
     def silent(self) -> bool:
         """Whether nothing is said of any row: no discriminator is worth anything on rows that it never saw."""
-        return all(judge.calibration.silent for judge in self.judges) or self.stack.calibration.silent
+        heard = zip(self.judges, self.stack.weights, strict=True)
+        spoken = any(weight > 0 and not judge.calibration.silent for judge, weight in heard)
+        return not spoken or self.stack.calibration.silent
 
     @property
     def warnings(self) -> tuple[str, ...]:
