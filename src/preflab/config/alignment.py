@@ -124,7 +124,7 @@ def _rate(rate: float) -> Optimizer:
 
 def _ppo() -> PPO:
     return PPO(
-        updates=20,
+        updates=30,
         batch=RolloutBatch(size=1024, mini=512, micro=256),
         epochs=1,
         kl_coefficient=1.0,
@@ -139,7 +139,7 @@ def _ppo() -> PPO:
 
 def _grpo() -> GRPO:
     return GRPO(
-        updates=20,
+        updates=30,
         batch=RolloutBatch(size=1024, mini=512, micro=256),
         responses=8,
         kl_coefficient=1.0,
@@ -151,7 +151,7 @@ def _grpo() -> GRPO:
 
 def _rloo() -> RLOO:
     return RLOO(
-        updates=20,
+        updates=30,
         batch=RolloutBatch(size=1024, mini=512, micro=256),
         kl_coefficient=1.0,
         missing_end_penalty=0.0,
@@ -162,11 +162,11 @@ def _rloo() -> RLOO:
 
 def _dpo() -> OnlineDPO:
     return OnlineDPO(
-        updates=20,
+        updates=30,
         batch=PairBatch(size=256, mini=256, micro=64),
         missing_end_penalty=0.0,
         loss=SumLoss(terms="dpo", dpo=DPOLoss(beta=1.0)),
-        optimizer=_rate(5e-5),
+        optimizer=_rate(1e-4),
         evaluations=2,
     )
 
@@ -179,7 +179,7 @@ class Alignment:
     reward: Literal["logit", "weighted"] = "logit"
     """What a row is paid. logit: log p(row | real) − log p(row | the model's), in nats, as all discriminators together
     estimate it; with kl_coefficient = 1 the best policy is then the table itself. weighted: 0.2 token + 0.3 sentence +
-    0.3 row + 0.2 feature, of the probabilities that it is real; weights of levels that are left out go to the others."""
+    0.3 row + 0.2 feature, of the probabilities that it is real; what levels are left out weigh goes to the others."""
     clip_nats: Annotated[float, Gt(0)] = 3.0
     """Of the logit reward: a row gets no more than this and no less than its negative, > 0."""
     dense: bool = True

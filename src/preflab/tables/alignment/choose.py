@@ -2,15 +2,18 @@
 
 Validation rows are real rows on which neither the model nor a discriminator took a step. They are few, so figures of
 checkpoints are compared on the same rows, drawn from the same uniforms: what chance does to one it does to the other.
+The forest that tells them apart is shown differences between columns too: one that sees columns alone hardly notices
+what alignment mends.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Num
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
@@ -19,10 +22,12 @@ from preflab.data.encode import Tree
 from preflab.models.scoring import logprobs_of
 from preflab.rollouts.mask import grammar_of
 from preflab.seeds import derive
+from preflab.tables.discriminators.relations import LOOKED_AT, Relation, numbers, told_by
 from preflab.tables.draw import draw_rows
 from preflab.tables.encoding import Encoding
 
 Codes = Int[np.ndarray, "row column"]
+Features = Num[np.ndarray, "row feature"]
 
 FOLDS, REPEATS, TREES, LEAF = 5, 2, 200, 5
 KL_ROWS = 1000
@@ -42,22 +47,50 @@ class Found:
     """Of its rows, those that are the only ones of their kind, or the first."""
 
 
-def measure(policy: Any, reference: Any, encoding: Encoding, validation: Codes, *, count: int, seed: int) -> Found:
-    """Draw `count` rows and look."""
+def measure(
+    policy: Any,
+    reference: Any,
+    encoding: Encoding,
+    validation: Codes,
+    relations: Sequence[Relation] = (),
+    *,
+    count: int,
+    seed: int,
+) -> Found:
+    """Draw `count` rows and look.
+
+    Args:
+        relations: of two columns, that the forest is shown beside the columns.
+    """
     rows = draw_rows(policy, encoding, count, seed=derive(seed, "rows")).codes
     mine = row_logprobs(policy, encoding, rows[:KL_ROWS])
     kl = 0.0 if policy is reference else float((mine - row_logprobs(reference, encoding, rows[:KL_ROWS])).mean())
     return Found(
-        told_apart_auc=told_apart(validation, rows, seed=derive(seed, "classifier")),
+        told_apart_auc=told_apart(
+            *(_features(encoding, some, relations) for some in (validation, rows)), seed=derive(seed, "classifier")
+        ),
         nats=-float(row_logprobs(policy, encoding, validation).mean()),
         kl_nats=kl,
         distinct_share=len(np.unique(rows, axis=0)) / len(rows),
     )
 
 
-def told_apart(real: Codes, written: Codes, *, seed: int) -> float:
-    """AUC of a random forest out of fold, both classes counted alike, the mean over repeats. Codes rise with the
-    numbers that they stand for, which is all that a tree asks."""
+def differences(encoding: Encoding, reference: Any, train: Codes, *, seed: int) -> tuple[Relation, ...]:
+    """The differences between columns in which training rows and rows of the reference are most apart."""
+    written = draw_rows(reference, encoding, min(len(train), LOOKED_AT), seed=derive(seed, "relations")).codes
+    return told_by(encoding.columns, train, written, ("difference",))
+
+
+def _features(encoding: Encoding, codes: Codes, relations: Sequence[Relation]) -> Features:
+    """Codes rise with the numbers that they stand for, which is all that a tree asks."""
+    if not relations:
+        return codes.astype(float)
+    values = numbers(encoding.columns, codes)
+    return np.column_stack([codes, *(relation.of(values) for relation in relations)])
+
+
+def told_apart(real: Features, written: Features, *, seed: int) -> float:
+    """AUC of a random forest out of fold, both classes counted alike, the mean over repeats."""
     rows, labels = np.concatenate([real, written]), np.repeat([0, 1], [len(real), len(written)])
     found = []
     for repeat in range(REPEATS):

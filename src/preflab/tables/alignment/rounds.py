@@ -19,6 +19,7 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, assert_never
 
@@ -45,11 +46,12 @@ from preflab.runs import (
     write_text,
 )
 from preflab.seeds import derive
-from preflab.tables.alignment.choose import FOLDS, measure
+from preflab.tables.alignment.choose import FOLDS, differences, measure
 from preflab.tables.alignment.reward import LogitReward, WeightedReward
 from preflab.tables.alignment.rows import row_policy
 from preflab.tables.discriminators.level import Evidence
 from preflab.tables.discriminators.panel import Panel, fit_panel
+from preflab.tables.discriminators.relations import Relation
 from preflab.tables.draw import draw_rows
 from preflab.tables.encoding import Encoding
 from preflab.tables.fitted import ALIGN
@@ -167,6 +169,11 @@ class _Work:
         self.cost = Cost()
         self.clock = Clock(self.points[-1] if self.points else {})
 
+    @cached_property
+    def relations(self) -> tuple[Relation, ...]:
+        """What the forest that chooses is shown beside columns; the same at all checkpoints."""
+        return differences(self.encoding, self.reference, self.rows.train, seed=self.seed)
+
     def look(self, policy: Any, moment: Moment, *, reward: float | None = None, queries: int = 0) -> None:
         """Measure a policy on validation rows, and keep it where it is the best so far."""
         if any((point["round"], point["step"]) == (moment.round, moment.step) for point in self.points):
@@ -176,6 +183,7 @@ class _Work:
             self.reference,
             self.encoding,
             self.rows.validation,
+            self.relations,
             count=self.settings.judged,
             seed=derive(self.seed, "validation"),
         )
