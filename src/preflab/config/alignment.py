@@ -124,7 +124,7 @@ def _rate(rate: float) -> Optimizer:
 
 def _ppo() -> PPO:
     return PPO(
-        updates=30,
+        updates=20,
         batch=RolloutBatch(size=1024, mini=512, micro=256),
         epochs=1,
         kl_coefficient=1.0,
@@ -139,7 +139,7 @@ def _ppo() -> PPO:
 
 def _grpo() -> GRPO:
     return GRPO(
-        updates=30,
+        updates=20,
         batch=RolloutBatch(size=1024, mini=512, micro=256),
         responses=8,
         kl_coefficient=1.0,
@@ -151,7 +151,7 @@ def _grpo() -> GRPO:
 
 def _rloo() -> RLOO:
     return RLOO(
-        updates=30,
+        updates=20,
         batch=RolloutBatch(size=1024, mini=512, micro=256),
         kl_coefficient=1.0,
         missing_end_penalty=0.0,
@@ -162,7 +162,7 @@ def _rloo() -> RLOO:
 
 def _dpo() -> OnlineDPO:
     return OnlineDPO(
-        updates=30,
+        updates=20,
         batch=PairBatch(size=256, mini=256, micro=64),
         missing_end_penalty=0.0,
         loss=SumLoss(terms="dpo", dpo=DPOLoss(beta=1.0)),
