@@ -30,6 +30,11 @@ from scipy import stats
 
 from preflab.report.table_study import write_table_study
 from preflab.runs import read_json, write_json
+from preflab.tables.alignment.align import rows_of
+from preflab.tables.alignment.choose import differences, features, told_apart
+from preflab.tables.draw import draw_rows
+from preflab.tables.files import read_table
+from preflab.tables.fitted import Fitted
 
 RESULTS = Path(__file__).resolve().parent / "results" / "table_alignment.json"
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "tables" / "alignment.md"
@@ -58,6 +63,9 @@ FIGURES = (
     "privacy.membership_auc",
     "validity.rule_violation_share",
 )
+
+
+RELATED = "detectability.related_forest_auc"
 
 
 def study(
@@ -98,6 +106,27 @@ def costs(folder: Path, arms: Sequence[str]) -> dict[str, dict[str, float]]:
     return found
 
 
+def related(folder: Path, arms: Sequence[str]) -> dict[str, float]:
+    """AUC of the forest that sees differences between columns, on the holdout of one seed, by policy; kept in a file."""
+    kept = folder / "related.json"
+    if kept.exists():
+        found: dict[str, float] = read_json(kept)
+        return found
+    fitted = Fitted.load(folder / "table")
+    rows = rows_of(fitted)
+    holdout = fitted.context(read_table(next((folder / "table").glob("holdout.*")))[0], None)[0]
+    relations = differences(fitted.encoding, fitted.model("reference"), rows.train, seed=0)
+    real = features(fitted.encoding, holdout, relations)
+    found = {}
+    for arm in arms:
+        if arm not in fitted.policies():
+            continue
+        written = draw_rows(fitted.model(arm), fitted.encoding, 3 * len(holdout), seed=77).codes
+        found[arm] = told_apart(real, features(fitted.encoding, written, relations), seed=0)
+    write_json(kept, found)
+    return found
+
+
 def join(out: Path) -> None:
     """All seeds in one study, its report, and the figures of its arms."""
     parts = sorted(out.glob("seed-*/study.json"), key=lambda path: int(path.parent.name.split("-")[1]))
@@ -118,7 +147,9 @@ def join(out: Path) -> None:
         for seed in seeds
         for at in [whole / "seeds" / f"seed-{seed}"]
     }
-    for arm in [one["name"] for one in arms] + ["real"]:
+    names = [one["name"] for one in arms]
+    apart = {seed: related(whole / "seeds" / f"seed-{seed}", names) for seed in seeds}
+    for arm in [*names, "real"]:
         there = [seed for seed in seeds if (whole / "seeds" / f"seed-{seed}" / "judged" / f"{arm}.json").exists()]
         mine = [means(whole / "seeds" / f"seed-{seed}", arm) for seed in there]
         base = [means(whole / "seeds" / f"seed-{seed}", "reference") for seed in there]
@@ -127,6 +158,11 @@ def join(out: Path) -> None:
             | {"difference": interval([one[name] - two[name] for one, two in zip(mine, base, strict=True)])}
             for name in mine[0]
         }
+        together = {seed: of[arm] for seed, of in apart.items() if arm in of and seed in there}
+        if together:
+            values, base_values = list(together.values()), [apart[seed]["reference"] for seed in together]
+            gaps = [one - two for one, two in zip(values, base_values, strict=True)]
+            found[arm][RELATED] = interval(values) | {"difference": interval(gaps)}
         for name in sorted({name for one in there for name in spent[one].get(arm, {})}):
             values = [spent[one][arm][name] for one in there if spent[one][arm].get(name) is not None]
             found[arm][name] = interval(values) if values else None
@@ -140,6 +176,7 @@ def join(out: Path) -> None:
 SHOWN = {
     "detectability, boosting: AUC": FIGURES[0],
     "detectability, forest: AUC": FIGURES[1],
+    "… a forest that is shown differences": RELATED,
     "quality (sdmetrics)": FIGURES[3],
     "utility lost: AUC": FIGURES[4],
     "recall": FIGURES[6],

@@ -67,7 +67,7 @@ def measure(
     kl = 0.0 if policy is reference else float((mine - row_logprobs(reference, encoding, rows[:KL_ROWS])).mean())
     return Found(
         told_apart_auc=told_apart(
-            *(_features(encoding, some, relations) for some in (validation, rows)), seed=derive(seed, "classifier")
+            *(features(encoding, some, relations) for some in (validation, rows)), seed=derive(seed, "classifier")
         ),
         nats=-float(row_logprobs(policy, encoding, validation).mean()),
         kl_nats=kl,
@@ -81,8 +81,8 @@ def differences(encoding: Encoding, reference: Any, train: Codes, *, seed: int) 
     return told_by(encoding.columns, train, written, ("difference",))
 
 
-def _features(encoding: Encoding, codes: Codes, relations: Sequence[Relation]) -> Features:
-    """Codes rise with the numbers that they stand for, which is all that a tree asks."""
+def features(encoding: Encoding, codes: Codes, relations: Sequence[Relation]) -> Features:
+    """Rows as the forest sees them. Codes rise with the numbers that they stand for, which is all that a tree asks."""
     if not relations:
         return codes.astype(float)
     values = numbers(encoding.columns, codes)
