@@ -107,7 +107,7 @@ def costs(folder: Path, arms: Sequence[str]) -> dict[str, dict[str, float]]:
 
 
 def related(folder: Path, arms: Sequence[str]) -> dict[str, float]:
-    """AUC of the forest that sees differences between columns, on the holdout of one seed, by policy; kept in a file."""
+    """AUC of the forest that sees differences between columns, on the holdout of a seed, by policy; kept in a file."""
     kept = folder / "related.json"
     if kept.exists():
         found: dict[str, float] = read_json(kept)
