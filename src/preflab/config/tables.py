@@ -62,8 +62,7 @@ class TableFit:
 
 @dataclass(frozen=True, kw_only=True)
 class TableAlign(Aligned):
-    """Train a fitted model of rows further, on what discriminators say of its rows. The result is one more policy, in
-    aligned/METHOD of the run folder; `preflab table sample` takes the latest."""
+    """Train a fitted model of rows further, on what discriminators say of its rows; the result is one more policy."""
 
     run: Positional[Path]
     """The run folder of `preflab table fit`."""
