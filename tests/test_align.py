@@ -230,6 +230,60 @@ def _assert_same(one: Path, other: Path, *, rounds: int) -> None:
     assert read_json(one / "align.json")["chosen"] == read_json(other / "align.json")["chosen"]
 
 
+@pytest.mark.parametrize("method", ["ppo", "dpo"])
+def test_a_reward_that_pays_all_rows_alike_leaves_the_policy_as_it_is(method: str) -> None:
+    """The model writes the values of training and validation rows; of nearly distinct ones those that training rows
+    hold are then missing among the validation rows, which look more like written ones: an AUC far below 1/2."""
+    draw = np.random.default_rng(0)
+    distinct = pd.DataFrame(
+        {"kind": draw.integers(0, 3, 400), "amount": draw.permutation(10**6)[:400], "x": draw.integers(0, 5, 400)}
+    )
+    synthesizer = Synthesizer(settings=RowModel(layers=1, width=16, heads=2, epochs=3)).fit(distinct)
+    synthesizer.align(method, QUICK)
+    said = synthesizer.fitted.said(method)
+    row = said["rounds"][0]["discriminators"][0]
+    assert row["auc"] < 0.45
+    assert row["slope"] < 0
+    assert not said["rounds"][0]["trained"]
+    assert said["chosen"] == {"round": 0, "step": 0}
+    assert any("there was nothing to learn" in warning for warning in said["warnings"])
+    states = (synthesizer.fitted.model(policy).state_dict() for policy in ("reference", method))
+    assert all(bool((one == other).all()) for one, other in zip(*(state.values() for state in states), strict=True))
+
+
+def test_rewards_nearer_than_the_gap_of_pairs_are_no_fault(run: Path) -> None:
+    said = align(run, replace(QUICK, clip_nats=0.004), method="dpo", seed=0)
+    assert not said["rounds"][0]["trained"]
+    assert (run / "aligned" / "dpo" / "model").is_dir()
+
+
+def test_few_distinct_rows_are_no_collapse_and_a_policy_that_writes_one_is(run: Path) -> None:
+    """A table of three values has no more distinct rows, however many are drawn."""
+    letters = pd.DataFrame({"letter": np.array(list("abc"))[np.random.default_rng(0).integers(0, 3, 200)]})
+    synthesizer = Synthesizer(settings=RowModel(layers=1, width=16, heads=2, epochs=1)).fit(letters)
+    brief = replace(QUICK, grpo=replace(QUICK.grpo, updates=1, evaluations=1))
+    assert not synthesizer.align("grpo", brief).fitted.said("grpo")["collapsed"]
+    greedy = replace(QUICK.rloo, updates=12, evaluations=1, kl_coefficient=0.0, optimizer=Optimizer(learning_rate=0.05))
+    said = align(run, replace(QUICK, rloo=greedy), method="rloo", seed=0)
+    assert said["points"][-1]["distinct_share"] < 0.5 * said["points"][0]["distinct_share"]
+    assert said["collapsed"]
+    assert said["chosen"] == {"round": 0, "step": 0}
+
+
+@pytest.mark.parametrize("suffix", [".tsv", ".parquet"])
+def test_other_files_align_as_well(tmp_path: Path, suffix: str) -> None:
+    path, frame = tmp_path / f"data{suffix}", table(300)
+    frame.to_parquet(path) if suffix == ".parquet" else frame.to_csv(path, index=False, sep="\t")
+    fit = ["--fit.layers", "1", "--fit.width", "16", "--fit.heads", "2", "--fit.epochs", "1"]
+    main(["table", "fit", str(path), "--target", "kind", "--out", str(tmp_path / "run"), *fit])
+    rows = rows_of(Fitted.load(tmp_path / "run"))
+    assert len(rows.train) + len(rows.validation) == 240
+    said = align(
+        tmp_path / "run", replace(QUICK, grpo=replace(QUICK.grpo, updates=1, evaluations=1)), method="grpo", seed=0
+    )
+    assert len(said["points"]) == 2
+
+
 def test_validation_rows_are_those_of_the_fit_and_no_others_are_learned_from(weak: Path) -> None:
     fitted = Fitted.load(weak)
     rows = rows_of(fitted)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +27,7 @@ from preflab.studies.table_arms import Bench, draw, judge_real, judge_rows, meas
 from preflab.tables.alignment import choose
 from preflab.tables.files import read_table, write_table
 from preflab.tables.fit_run import fit_run
+from preflab.tables.fitted import load_model
 from preflab.tables.judge import learners
 from preflab.tables.judge.score import judge
 from preflab.tables.judge.typed import typed
@@ -161,14 +161,14 @@ def test_figures_are_those_of_the_judge_on_files(done: Path, tmp_path: Path) -> 
 def test_a_policy_that_is_the_reference_gets_its_figures(done: Path) -> None:
     """Arms are paired: the same weights give the same rows and the same judgement, draw by draw."""
     run = done / "seeds" / "seed-0" / "table"
-    shutil.copytree(run / "model", run / "aligned" / "twin" / "model")
     bench = Bench(done / "seeds" / "seed-0", settings(done.parent), 0)
+    fitted = bench.synthesizer.fitted
+    fitted.add("twin", load_model(run / "model", fitted.encoding), {"finished_at": 0.0})
     found, same = measure(bench, "twin"), judged(done, "reference")
     assert found["kl_nats"] == found["kl_sd_nats"] == 0
     assert found["unmasked_valid_share"] == same["unmasked_valid_share"]
     assert judge_rows(bench, draw(bench, "twin", 1).text, 1) == same["draws"][1]["figures"]
     assert judged(done, "resampled")["draws"][1]["figures"] != same["draws"][1]["figures"]
-    shutil.rmtree(run / "aligned" / "twin")
 
 
 def nudged(model: Any, amount: float) -> Any:
@@ -203,7 +203,7 @@ def test_kl_of_a_policy_is_that_of_all_rows(tmp_path: Path) -> None:
     bench = Bench(tmp_path, config, 0)
     reference, encoding = bench.synthesizer.fitted.model("reference"), bench.synthesizer.fitted.encoding
     policy = nudged(reference, 0.3)
-    policy.save_pretrained(tmp_path / "table" / "aligned" / "ppo" / "model")
+    bench.synthesizer.fitted.add("ppo", policy, {"finished_at": 0.0})
     rows = list(walk(encoding.mask(), encoding.prompt(), encoding.end_id))
     assert len(rows) == 6
     own, before = (logprobs_by_hand(model, encoding, rows) for model in (policy, reference))
