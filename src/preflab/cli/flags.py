@@ -16,8 +16,11 @@ from preflab.config.table_study import quick_study
 from preflab.errors import ConfigError, nearest
 
 TASKS = ("reviews", "dialogue")
-LISTS = ("--arms", "--prompt", "--stop", "--ranking.temperatures", "--first", "--columns", "--codes",
-         "--align.discriminators.levels", "--align.discriminators.groups")  # fmt: skip
+OF_DISCRIMINATORS = ("levels", "groups", "relations")
+LISTS = (
+    *("--arms", "--prompt", "--stop", "--ranking.temperatures", "--first", "--columns", "--codes"),
+    *(f"{prefix}discriminators.{name}" for prefix in ("--", "--align.") for name in OF_DISCRIMINATORS),
+)
 
 
 def parse(name: str, class_name: str, arguments: list[str]) -> Any:

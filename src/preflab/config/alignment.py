@@ -17,7 +17,7 @@ Kind = Literal["trees", "neural"]
 RelationKind = Literal["difference", "share"]
 Level = Literal["token", "sentence", "row", "feature"]
 
-OF_TREES = ("trees", "leaves", "learning_rate")
+OF_TREES = ("trees", "leaves", "learning_rate", "relations")
 OF_ENCODERS = (
     "width",
     "epochs",
@@ -178,8 +178,9 @@ class Alignment:
 
     reward: Literal["logit", "weighted"] = "logit"
     """What a row is paid. logit: log p(row | real) − log p(row | the model's), in nats, as all discriminators together
-    estimate it; with kl_coefficient = 1 the best policy is then the table itself. weighted: 0.2 token + 0.3 sentence +
-    0.3 row + 0.2 feature, of the probabilities that it is real; what levels are left out weigh goes to the others."""
+    estimate it; at kl_coefficient = 1 the best policy of PPO and RLOO is then the table itself. weighted: 0.2 token +
+    0.3 sentence + 0.3 row + 0.2 feature, of the probabilities that it is real; what levels that are left out weigh goes
+    to the others."""
     clip_nats: Annotated[float, Gt(0)] = 3.0
     """Of the logit reward: a row gets no more than this and no less than its negative, > 0."""
     dense: bool = True
