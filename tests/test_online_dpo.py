@@ -192,6 +192,30 @@ def test_an_update_without_a_pair_says_what_to_do(tmp_path: Path) -> None:
         train(tmp_path / "run", OnlineDPO(**SMALL | {"ranking": Ranking(smallest_gap=9.0)}))
 
 
+def test_a_small_first_update_may_give_no_pair(tmp_path: Path) -> None:
+    """The reward of the first two updates is the same for all; then it tells responses apart."""
+    seen: list[int] = []
+
+    def late(answers: Sequence[Answer]) -> list[float]:
+        seen.append(len(answers))
+        return [0.0] * len(answers) if len(seen) <= 2 else ShareOf("a")(answers)
+
+    late.name = "late"  # type: ignore[attr-defined]
+    batch = PairBatch(size=4, mini=4)
+    settings = OnlineDPO(**SMALL | {"updates": 3, "batch": batch, "missing_end_penalty": 0.0})
+    _, lines, _ = train(tmp_path / "run", settings, reward=late)
+    assert [line["pairs"] for line in lines[:2]] == [0, 0]
+    assert lines[2]["pairs"] > 0
+
+
+@pytest.mark.parametrize(("updates", "stopped"), [(3, 3), (100, 32)])
+def test_many_prompts_without_a_pair_stop_the_run(updates: int, stopped: int, tmp_path: Path) -> None:
+    ranking = Ranking(smallest_gap=9.0)
+    settings = OnlineDPO(**SMALL | {"updates": updates, "batch": PairBatch(size=4, mini=4), "ranking": ranking})
+    with pytest.raises(NumericError, match=rf"in updates 1 to {stopped} no prompt gave a pair"):
+        train(tmp_path / "run", settings)
+
+
 def test_settings_that_do_not_fit_and_a_shared_reference_are_refused(tmp_path: Path) -> None:
     for settings, message in (
         (OnlineDPO(**SMALL | {"batch": PairBatch(size=8, mini=3)}), "batch.mini = 3 does not divide batch.size = 8"),

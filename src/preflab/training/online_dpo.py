@@ -36,6 +36,10 @@ from preflab.training.ranking import rank
 from preflab.training.rollout import FirstPass, PromptIds, Rollout, longest_trees
 from preflab.training.session import Evaluate
 
+HOPELESS_PROMPTS = 128
+"""Where so many from the first on gave no pair, none is to be expected; of fewer it may be chance, as in an update of
+four."""
+
 
 def train_online_dpo(
     policy: Policy,
@@ -58,7 +62,8 @@ def train_online_dpo(
 
     Raises:
         ConfigError: settings don't fit together, or the reference shares weights with the policy.
-        NumericError: a reward, loss or gradient is not finite, or no prompt of the first rollout gave a pair.
+        NumericError: a reward, loss or gradient is not finite, or none of the first
+            `HOPELESS_PROMPTS` prompts gave a pair.
         Interrupted: SIGTERM or Ctrl-C; the state is saved.
     """
     for part in (settings, settings.ranking, settings.loss):
@@ -84,9 +89,12 @@ def train_online_dpo(
     def step(rollout: Rollout, update: int, memory: dict[str, float]) -> Taken:
         rewards = rollout.penalised(settings.missing_end_penalty).tolist()
         ranked = rank(rollout.responses, rewards, group=len(at), smallest_gap=settings.ranking.smallest_gap)
-        if not ranked and update == 0:
+        memory["pairs"] = memory.get("pairs", 0) + len(ranked)
+        over = (update + 1) * batch.size >= HOPELESS_PROMPTS or update + 1 == settings.updates
+        if not memory["pairs"] and over:
+            which = "update 1" if update == 0 else f"updates 1 to {update + 1}"
             raise NumericError(
-                "in update 1 no prompt gave a pair: all rewards lie within "
+                f"in {which} no prompt gave a pair: all rewards lie within "
                 f"ranking.smallest_gap = {settings.ranking.smallest_gap}; lower it, or raise ranking.temperatures"
             )
         if not ranked:  # a policy that has reached the top of its reward learns nothing more, and need not stop for it
