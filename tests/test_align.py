@@ -319,11 +319,14 @@ def test_settings_without_effect_are_refused(run: Path, capsys: pytest.CaptureFi
     [
         (["--clip-nats", "2", "--reward", "weighted"], "clip_nats has no effect"),
         (["--no-dense"], "dense has no effect where no discriminator is of the token level"),
-        (["--discriminators.epochs", "3"], "epochs has no effect with kind = trees and levels = row, feature"),
+        (["--discriminators.epochs", "3"], "epochs has no effect with kind = trees and levels = row"),
         (["--discriminators.levels", "token", "--discriminators.trees", "9"], "trees has no effect"),
         (["--discriminators.levels", "row", "--discriminators.groups", "a=size"], "groups has no effect"),
         (["--discriminators.levels", "row", "row"], "levels: row stands twice; name each once"),
-        (["--discriminators.groups", "a=size,bigg"], 'the model writes no column "bigg"; did you mean "big"'),
+        (
+            ["--discriminators.levels", "feature", "--discriminators.groups", "a=size,bigg"],
+            'the model writes no column "bigg"; did you mean "big"',
+        ),
     ],
 )
 def test_what_would_do_nothing_or_cannot_be_is_refused_before_a_folder_is_made(

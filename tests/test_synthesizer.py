@@ -12,6 +12,7 @@ import pytest
 
 from preflab.config.row_model import RowModel
 from preflab.errors import ConfigError, DataError, StorageError
+from preflab.runs import write_json
 from preflab.tables.files import from_frame, read_table
 from preflab.tables.synthesizer import Synthesizer, parted
 
@@ -212,7 +213,10 @@ def test_what_is_saved_is_what_is_loaded(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match='holds no policy "dpo"; there is: reference'):
         loaded.sample(1, policy="dpo")
     loaded.fitted.model("reference").save_pretrained(tmp_path / "table" / "aligned" / "dpo" / "model")
-    pd.testing.assert_frame_equal(loaded.sample(3, policy="dpo"), loaded.sample(3))
+    with pytest.raises(ConfigError, match="the alignment dpo is not finished"):
+        loaded.sample(1, policy="dpo")
+    write_json(tmp_path / "table" / "aligned" / "dpo" / "align.json", {"finished_at": 0.0})
+    pd.testing.assert_frame_equal(loaded.sample(3, policy="dpo"), loaded.sample(3, policy="reference"))
 
 
 def test_what_is_no_fitted_table_is_refused(tmp_path: Path) -> None:
