@@ -20,19 +20,9 @@ from rich.cells import cell_len
 from preflab.cli.flags import parse
 from preflab.cli.main import main
 from preflab.runs import read_json
+from ran import run
 
 FAST = ["--fit.layers", "1", "--fit.width", "16", "--fit.heads", "2", "--fit.epochs", "2"]
-
-
-def run(capfd: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
-    """Exit code, what a command prints, and what it says on the side."""
-    code = 0
-    try:
-        main([str(word) for word in words])
-    except SystemExit as stop:
-        code = int(stop.code or 0)
-    said = capfd.readouterr()
-    return code, said.out, said.err
 
 
 def write(path: Path) -> Path:

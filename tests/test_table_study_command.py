@@ -5,20 +5,18 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from preflab.cli.compare_table import cell
 from preflab.cli.flags import parse
-from preflab.cli.main import COMMANDS, command_of, main
+from preflab.cli.main import COMMANDS, command_of
 from preflab.config.table_study import CompareTable
 from preflab.errors import ConfigError
 from preflab.runs import read_json
-from preflab.tables.alignment import choose
-from preflab.tables.judge import learners
-from test_table_study import write
+from ran import run
+from test_table_study import small_judges, write  # noqa: F401  (a fixture)
 
 TINY = [
     *("--fit.layers", "1", "--fit.width", "16", "--fit.heads", "2", "--fit.epochs", "2"),
@@ -27,27 +25,6 @@ TINY = [
     *("--align.ppo.updates", "1", "--align.ppo.evaluations", "1"),
     *("--align.ppo.batch.size", "32", "--align.ppo.batch.mini", "32", "--align.ppo.batch.micro", "32"),
 ]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def small_judges() -> Iterator[None]:
-    """Judges of few trees."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(learners, "TREES", 4)
-        patch.setattr(learners, "ROUNDS", 4)
-        patch.setattr(choose, "TREES", 4)
-        yield
-
-
-def run(capfd: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
-    """Exit code, what a command prints, and what it says on the side."""
-    code = 0
-    try:
-        main([str(word) for word in words])
-    except SystemExit as stop:
-        code = int(stop.code or 0)
-    said = capfd.readouterr()
-    return code, said.out, said.err
 
 
 def test_a_study_prints_a_table_writes_a_report_and_is_not_done_again(

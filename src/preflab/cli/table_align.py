@@ -33,7 +33,7 @@ def points(said: Mapping[str, JSON]) -> Table:
     for title in ("round", "update", "told apart", "nats a row", "KL (nats)", "reward", "rows paid", "seconds"):
         table.add_column(title, justify="right")
     for point in said["points"]:
-        table.add_row(*_cells(point), style="bold" if _same(point, said["chosen"]) else None)
+        table.add_row(*_cells(point), style="bold" if said["chosen"].items() <= point.items() else None)
     return table
 
 
@@ -49,7 +49,3 @@ def _cells(point: Mapping[str, Any]) -> tuple[str, ...]:
         f"{point['queries']:,}",
         f"{point['wall_seconds']:,.0f}",
     )
-
-
-def _same(point: Mapping[str, Any], chosen: Mapping[str, Any]) -> bool:
-    return (point["round"], point["step"]) == (chosen["round"], chosen["step"])

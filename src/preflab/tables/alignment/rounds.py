@@ -32,7 +32,7 @@ from preflab.config.online import GRPO, PPO, RLOO
 from preflab.config.online_preference import OnlineDPO
 from preflab.errors import ConfigError
 from preflab.models.load import new_value_model
-from preflab.progress import say, stage
+from preflab.progress import say
 from preflab.rewards.protocol import Answer, Reward, assess
 from preflab.runs import (
     JSON,
@@ -54,7 +54,7 @@ from preflab.tables.discriminators.panel import Panel, fit_panel
 from preflab.tables.discriminators.relations import Relation
 from preflab.tables.draw import draw_rows
 from preflab.tables.encoding import Encoding
-from preflab.tables.fitted import ALIGN
+from preflab.tables.fitted import ALIGN, load_model
 from preflab.training.cost import Cost
 from preflab.training.online_dpo import train_online_dpo
 from preflab.training.policy_gradient import train_policy_gradient
@@ -207,7 +207,7 @@ class _Work:
         record = folder.path / "round.json"
         if record.exists():
             self._add(read_json(record))
-            return _loaded(policy, folder.path / "last")
+            return load_model(folder.path / "last", self.encoding)
         folder.path.mkdir(parents=True, exist_ok=True)
         panel, told = discriminators_of(
             policy,
@@ -386,8 +386,7 @@ def discriminators_of(
         unseen_real=unseen,
         unseen_written=fresh,
     )
-    with stage("discriminators", 1):
-        panel = fit_panel(encoding, evidence, settings, seed=seed)
+    panel = fit_panel(encoding, evidence, settings, seed=seed)
     panel.save(folder)
     told = {
         "discriminators": [asdict(one) for one in panel.held],
@@ -427,8 +426,3 @@ def _folds(rows: int, folds: int, seed: int) -> Int[np.ndarray, " row"]:
     found = np.empty(rows, dtype=np.int64)
     found[order] = np.arange(rows) % folds
     return found
-
-
-def _loaded(like: Any, folder: Path) -> Any:
-    """A model of the same class from a folder."""
-    return type(like).from_pretrained(folder).eval()
