@@ -90,35 +90,22 @@ def new_reward_model(
     """
     check_precision(precision, device)
     policy = load_policy(name, **options)
-    # transformers draws initial weights from the global generator: give it its old state back.
-    with _explained(name), torch.random.fork_rng(devices=[]):
-        model: Any = transformers.AutoModelForSequenceClassification.from_config(
-            _one_label(policy.model.config, policy.tokenizer), dtype=torch.float32
-        )
-    model.base_model.load_state_dict(policy.model.base_model.state_dict())
-    _fuse_activations(model)
+    with _explained(name):
+        model = _with_one_score(policy.model, policy.tokenizer.pad_token_id)
     generator = torch.Generator().manual_seed(seed)
     width = model.score.weight.shape[1]
     with torch.no_grad():
         model.score.weight.copy_(torch.randn(1, width, generator=generator) / math.sqrt(width + 1))
-    model.config.reward_offset = 0.0
-    model.eval()
     return Policy(work_in(model.to(device), precision), policy.tokenizer)
 
 
 def new_value_model(policy: Policy) -> Policy:
     """A value model on a copy of a policy's body: V = 0 everywhere, before it learns."""
-    config = type(policy.model.config).from_dict(policy.model.config.to_dict())
-    config.num_labels, config.architectures = 1, None
-    if config.pad_token_id is None:
-        config.pad_token_id = policy.tokenizer.eos_token_id  # what transformers asks for; responses carry their mask
-    with torch.random.fork_rng():
-        model: Any = transformers.AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
-    model.base_model.load_state_dict(policy.model.base_model.state_dict())
-    _fuse_activations(model)
+    pad = policy.model.config.pad_token_id
+    # What transformers asks for; responses carry their mask.
+    model = _with_one_score(policy.model, policy.tokenizer.eos_token_id if pad is None else pad)
     nn.init.zeros_(model.score.weight)
-    model.config.reward_offset = 0.0
-    return Policy(model.to(policy.device).eval(), policy.tokenizer)
+    return Policy(model.to(policy.device), policy.tokenizer)
 
 
 def load_reward_model(
@@ -246,12 +233,17 @@ def _look_up(name: str) -> None:
         huggingface_hub.get_hf_file_metadata(huggingface_hub.hf_hub_url(name, "config.json"), timeout=10)
 
 
-def _one_label(config: Any, tokenizer: Tokenizer) -> Any:
-    config = type(config).from_dict(config.to_dict())
-    config.num_labels = 1
-    config.pad_token_id = tokenizer.pad_token_id
-    config.architectures = None
-    return config
+def _with_one_score(causal: Any, pad_id: int | None) -> Any:
+    """A sequence-classification model with one label on a copy of a causal model's body, in eval mode."""
+    config = type(causal.config).from_dict(causal.config.to_dict())
+    config.num_labels, config.pad_token_id, config.architectures = 1, pad_id, None
+    # transformers draws initial weights from the global generator: give it its old state back.
+    with torch.random.fork_rng(devices=[]):
+        model: Any = transformers.AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
+    model.base_model.load_state_dict(causal.base_model.state_dict())
+    _fuse_activations(model)
+    model.config.reward_offset = 0.0
+    return model.eval()
 
 
 def _give_pad_token(model: Any, tokenizer: Tokenizer, *, quiet: bool) -> None:
