@@ -18,7 +18,7 @@ from preflab.config.online_preference import OnlineDPO, PairBatch, Ranking
 from preflab.config.training import Optimizer
 from preflab.data.encode import Encoder
 from preflab.errors import ConfigError
-from preflab.models.load import Policy, copy_of
+from preflab.models.load import Policy, copy_of, new_value_model
 from preflab.rewards.protocol import Answer
 from preflab.runs import read_lines
 from preflab.tables.alignment.rows import RowTokenizer, row_policy
@@ -106,6 +106,26 @@ def test_every_online_method_trains_a_policy_of_rows(method: str, reference: Any
 
     with torch.no_grad():
         assert red(policy.model) > red(reference) + 0.01
+
+
+def test_a_value_model_of_its_own_starts_at_zero_on_the_policys_body(reference: Any, tmp_path: Path) -> None:
+    encoding = Compact.of((COLOUR, AGE), CODES)
+    policy = row_policy(copy.deepcopy(reference), encoding, None)
+    state = torch.random.get_rng_state()
+    value = new_value_model(policy)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert not value.model.score.weight.any()
+    for name, weight in value.model.base_model.state_dict().items():
+        assert torch.equal(weight, policy.model.base_model.state_dict()[name])
+    settings = PPO(updates=2, batch=RolloutBatch(size=32, mini=16, micro=16), optimizer=OPTIMIZER)
+    run = run_folder(tmp_path / "run")
+    prompts = [PromptIds(f"row {number}", "", encoding.prompt()) for number in range(16)]
+    train_ppo(
+        policy, value, copy_of(reference), Red(), prompts, settings, run, max_new_tokens=encoding.longest, seed=0,
+        mask=encoding.mask(),
+    )  # fmt: skip
+    assert len(read_lines(run.metrics)) == 2
+    assert value.model.score.weight.any()
 
 
 def test_a_beginning_and_an_end_of_a_row_are_text_and_so_is_what_is_none() -> None:
