@@ -1,0 +1,111 @@
+"""What a report is made of: chapters of prose, answers, tables and pictures, which the page, the Markdown, the CSV files
+and comparison.json all write from.
+
+A chapter is one function from a study to a `Chapter`, or to None where the study has nothing for it; `chapters/` holds
+one a file, and `chapters/__init__.py` their order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from preflab.report.statistics import Estimate
+from preflab.report.study import Arm, Sample
+from preflab.report.svg import Picture
+
+Form = Literal["text", "arm", "number", "count", "percent", "seconds", "bytes"]
+"""How a column's values are written. percent takes fractions; seconds and bytes are written in fitting units."""
+
+Value = str | float | Estimate | Arm | None
+"""What a cell holds: figures as they are, in the unit of the column; None where there is none. An interval is written
+behind its mean, and is three columns of a CSV file."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of a table."""
+
+    title: str
+    form: Form = "number"
+    digits: int = 2
+    """After the point, of numbers."""
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A table. The page sorts it by a click on a head."""
+
+    name: str
+    """Of its file: tables/NAME.csv; words with hyphens, unique in the report."""
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[Value, ...], ...]
+    reading: str
+    """How to read it, in one line."""
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A picture, and the numbers that it shows."""
+
+    picture: Picture
+    """figures/NAME.svg and .png; `picture.reading` says how to read it."""
+    data: Sheet
+    """figures/NAME.csv: what a reader needs to draw it again."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """An answer to one question."""
+
+    about: str
+    answer: str
+    found: bool
+    """Whether there is something to say: the page shows the others more quietly."""
+
+
+@dataclass(frozen=True)
+class Findings:
+    """Answers of one kind."""
+
+    heading: str
+    """Empty: none."""
+    items: tuple[Finding, ...]
+
+
+@dataclass(frozen=True)
+class Prose:
+    """A paragraph."""
+
+    text: str
+    quiet: bool = False
+    """Small print: how a figure was made."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """One prompt and what every arm answered; None where an arm has no response to it."""
+
+    prompt: str
+    responses: tuple[tuple[Arm, Sample | None], ...]
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Responses side by side, which the page can search."""
+
+    name: str
+    items: tuple[Answers, ...]
+
+
+Part = Prose | Findings | Sheet | Drawing | Gallery
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """One section of a report."""
+
+    name: str
+    """Its anchor in the page and its key in comparison.json."""
+    title: str
+    parts: tuple[Part, ...]
