@@ -1,5 +1,5 @@
-"""What a report is made of: chapters of prose, answers, tables and pictures, which the page, the Markdown, the CSV files
-and comparison.json all write from.
+"""What a report is made of: chapters of prose, answers, tables and pictures. Page, Markdown, CSV files and
+comparison.json are all written from them.
 
 A chapter is one function from a study to a `Chapter`, or to None where the study has nothing for it; `chapters/` holds
 one a file, and `chapters/__init__.py` their order.
