@@ -19,8 +19,8 @@ def share(values: ArrayLike, what: str, confidence: float = 0.95) -> Estimate:
         NumericError: a value is not finite.
         DataError: there are fewer than two prompts.
 
-    >>> share([1.0, 1.0, 1.0, 1.0], "wins").low  # 0.025 to the power of ¼
-    0.3976...
+    >>> round(share([1.0, 1.0, 1.0, 1.0], "wins").low, 4)  # 0.025 to the power of ¼
+    0.3976
     >>> share([1.0, 0.0, 1.0, 0.0], "wins").mean
     0.5
     """
