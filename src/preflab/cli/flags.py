@@ -41,7 +41,7 @@ def parse(name: str, class_name: str, arguments: list[str]) -> Any:
         )
     _refuse_unknown(flags, cls)
     default = None
-    if cls in (commands.Compare, commands.CompareTable):
+    if cls in (commands.Compare, commands.CompareTable, commands.VoteSheet):
         flags = _one_flag_each(flags, "--arms")
     if cls is commands.Compare:
         default, flags = _compare_preset(files, flags)

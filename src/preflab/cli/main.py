@@ -76,6 +76,7 @@ COMMANDS = {
     "table sample": Command("TableSample", "table:sample", "rows of a fitted table, under conditions"),
     "table score": Command("TableScore", "table_score:run", "figures of synthetic rows, next to two bounds"),
     "explain": Command("Explain", "explain:run", "a method's formula, settings and metrics, and what should worry"),
+    "sheet": Command("VoteSheet", "sheet:run", "a blind sheet of two arms' responses, for people to vote on"),
     "report": Command("Report", "report:run", "draw the report of a study, also while it runs, or of a score again"),
 }
 

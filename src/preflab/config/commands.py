@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 from preflab.config.arms import stages
 from preflab.config.online import DAPO, GRPO, PPO, RLOO, DrGRPO, Reinforce
@@ -371,6 +371,24 @@ class Report:
 
 
 @dataclass(frozen=True, kw_only=True)
+class VoteSheet:
+    """Write a blind sheet of two arms' responses to test prompts, for people to vote on; the report reads the votes."""
+
+    folder: Positional[Path]
+    """The study's folder; the sheet is written into its votes/, beside the key that says which response is whose."""
+    arms: tuple[str, str]
+    """The two arms, by their names in the study."""
+    n: Annotated[Positive, arg(aliases=["-n"])] = 50
+    """Prompts to draw; all where there are fewer."""
+    seed: Seed = 0
+    """Determines which prompts, and who stands first on each row."""
+
+    def misfit(self) -> str | None:
+        """What does not fit together, or None."""
+        return f"arms = {self.arms[0]} twice: name two arms" if self.arms[0] == self.arms[1] else None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Base:
     """The small base model trained from scratch where no --model is given."""
 
@@ -408,6 +426,17 @@ class Prompts:
     """For choosing checkpoints."""
     test: Positive = 256
     """Scored once, at the end, with the chosen checkpoint."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generations:
+    """Prompts that every arm answers with the same luck, for reading side by side."""
+
+    prompts: Annotated[Path | None, arg(aliases=["--prompts"])] = None
+    """A file of prompts: text, one a line, or JSONL with a `prompt` column. None: the task's own, three for dialogue
+    and none for reviews."""
+    samples: Positive = 3
+    """Responses a prompt at temperature 1, beside the greedy one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -463,6 +492,14 @@ class Study:
     """How preferences are made (reviews)."""
     reward: Reward = field(default_factory=lambda: Reward(evaluations=1))
     """The reward model."""
+    judge: bool = False
+    """Train a second reward model, on pairs of prompts that no arm sees, and let it judge every arm beside the gold
+    reward (reviews; dialogue has no other judge)."""
+    pair_judge: str | None = None
+    """file.py:function, a judge of pairs: function(prompts, first, second) returns for each prompt the probability that
+    the first response is the better one. It reads test responses of every two arms, in both orders."""
+    generations: Generations = field(default_factory=Generations)
+    """What every arm answers at its end, for reading side by side."""
     chain_reference: Literal["study", "previous"] = "study"
     """What a stage of a chain (dpo+ppo) is held to: the study's reference, or the previous stage."""
     choose_by: Literal["reward", "proxy", "last"] = "reward"

@@ -44,6 +44,8 @@ class Judge:
     batch_size: int = 64
     mask: TokenMask[Any] | None = None
     """Which tokens may follow, in sampling, KL and the likelihood of held-out texts; None: every one."""
+    second: Reward | None = None
+    """A held-out judge beside the gold reward: `judge_reward` of rows and samples."""
 
     @torch.no_grad()
     def point(
@@ -99,6 +101,9 @@ class Judge:
             "ended": [int(response.ended) for response in responses],
             "win": _wins(rewards, baseline if baseline is not None else rewards),
         }
+        seconds = score(self.second, judged) if self.second else None
+        if seconds is not None:
+            rows["judge_reward"] = seconds
         if parts and parts[0]:
             rows["reward_parts"] = {name: [part[name] for part in parts] for name in parts[0]}
         point = {"step": step, "split": split, "rows": rows, "held_out": self.likelihood(policy)}
@@ -114,6 +119,7 @@ class Judge:
                 "kl_nats": kls[i],
             }
             | ({"reward_parts": dict(parts[i])} if parts and parts[i] else {})
+            | ({"judge_reward": seconds[i]} if seconds else {})
             for i, (prompt, answer) in enumerate(zip(prompts, judged, strict=True))
         ]
         return point, samples

@@ -91,7 +91,7 @@ class FunctionReward:
     def _failure(self, error: BaseException, batch: Sequence[Answer]) -> str:
         """One sentence: what was raised, where, and for which response. A batch that raises is halved and called again
         until one response is left: a call may take long, and so there are few."""
-        said = f"reward {self.name} raised {_said(error)}{self._place(error)}"
+        said = f"reward {self.name} raised {words_of(error)}{self._place(error)}"
         if len(batch) == 1:
             return f"{said} for {named(batch[0])}"
         said += f" on a batch of {len(batch)} responses"
@@ -100,7 +100,7 @@ class FunctionReward:
             fewest, last = found
         if len(fewest) > 1:
             return f"{said}; neither half of {len(fewest)} of them raises by itself; the first is {named(fewest[0])}"
-        what = "it too" if _said(last) == _said(error) else _said(last)
+        what = "it too" if words_of(last) == words_of(error) else words_of(last)
         return f"{said}; alone, {named(fewest[0])} raises {what}"
 
     def _raising_half(self, batch: Sequence[Answer]) -> tuple[Sequence[Answer], BaseException] | None:
@@ -135,7 +135,7 @@ def load_function(place: str) -> Callable[..., Any]:
     except ConfigError:
         raise
     except (Exception, SystemExit) as error:
-        raise ConfigError(f"{where} can't be imported: {_said(error)}{_line(error, where)}") from error
+        raise ConfigError(f"{where} can't be imported: {words_of(error)}{_line(error, where)}") from error
     function = getattr(module, name, None)
     if function is None:
         mine = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
@@ -201,7 +201,8 @@ def _check_parameters(function: Callable[..., Any], name: str, known: Collection
             )
 
 
-def _said(error: BaseException) -> str:
+def words_of(error: BaseException) -> str:
+    """What was raised, on one line."""
     text = " ".join(str(error).split())[:200]
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 

@@ -23,6 +23,7 @@ from preflab.rewards.protocol import Reward
 from preflab.runs import JSON, RunFolder, read_json
 from preflab.seeds import derive
 from preflab.studies.best_of_n import best_of_n
+from preflab.studies.generations import write_generations
 from preflab.studies.shared import Preferences, device, encoder_of, learned_reward, pairs_chosen
 from preflab.studies.stages import Stages
 from preflab.studies.task import Task
@@ -61,8 +62,11 @@ class Bench:
         encoder = encoder_of(config, reference)
         proxy = learned_reward(config, preferences.reward_model, reference, name="reward model")
         reward: Reward
+        second: Reward | None = None
         if task.gold is not None:
             reward = task.gold
+            if preferences.judge is not None:
+                second = learned_reward(config, preferences.judge, reference, name="judge")
         else:
             assert preferences.judge is not None
             reward = learned_reward(config, preferences.judge, reference, name="judge")
@@ -74,6 +78,7 @@ class Bench:
             held_out=encoder.demonstrations(task.held_out),
             max_new_tokens=config.lengths.response_tokens,
             seed=derive(seed, "evaluation"),
+            second=second,
         )
         cache = ReferenceCache(stages.folder / "reference-logprobs")
         return cls(config, task, stages, reference, preferences, judge, proxy, cache, seed)
@@ -85,8 +90,11 @@ class Bench:
     def folder(self, arm: str) -> RunFolder:
         """The arm's run folder; that of a chain's beginning which is no arm itself lies with the stages."""
         study = self.stages.folder.parent
-        shown = arm in self.config.arms or arm == "reference"
-        return RunFolder((study / "arms" if shown else self.stages.folder / "arms") / arm / f"seed-{self.seed}")
+        return RunFolder((study if self.shows(arm) else self.stages.folder) / "arms" / arm / f"seed-{self.seed}")
+
+    def shows(self, arm: str) -> bool:
+        """Whether it is an arm of the study, and not the beginning of a chain alone."""
+        return arm in self.config.arms or arm == "reference"
 
     def load(self, model: Path) -> Policy:
         """A policy from disk."""
@@ -127,10 +135,24 @@ def finished(run: RunFolder) -> bool:
 
 
 def run_arm(bench: Bench, arm: str) -> None:
-    """Run one arm to its end, from wherever an earlier start left it; first the arm that a chain begins with."""
+    """Run one arm to its end, from wherever an earlier start left it; first the arm that a chain begins with. At its
+    end it answers what every arm is asked."""
     run = bench.folder(arm)
-    if finished(run):
-        return
+    if not finished(run):
+        _train_and_test(bench, arm, run)
+    if bench.task.asked and bench.shows(arm):
+        best_of_n = arm == "best-of-n"
+        write_generations(
+            run,
+            bench.judge,
+            prompt_ids(bench.judge.encoder, bench.task.asked),
+            samples=bench.config.generations.samples,
+            load=(lambda: bench.reference) if best_of_n else (lambda: bench.load(run.model)),
+            best_of=read_json(run.evaluation)["chosen_step"] if best_of_n else None,
+        )
+
+
+def _train_and_test(bench: Bench, arm: str, run: RunFolder) -> None:
     before = _before(arm)
     if before is not None:
         run_arm(bench, before)

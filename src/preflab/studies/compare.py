@@ -11,11 +11,14 @@ from preflab.config.load import check, to_values, to_yaml
 from preflab.config.presets import preset
 from preflab.errors import ConfigError
 from preflab.progress import say, warn
+from preflab.rewards.pair_judge import load_pair_judge
 from preflab.runs import JSON, RunFolder, claim, write_json
 from preflab.studies.arms import Bench, describe, finished, run_arm
 from preflab.studies.dialogue import dialogue
+from preflab.studies.generations import cut, read_questions
+from preflab.studies.judgements import judge_arms
 from preflab.studies.reviews import generated_reviews, real_reviews
-from preflab.studies.shared import check_model, make_base, make_preferences, make_reference
+from preflab.studies.shared import check_model, encoder_of, make_base, make_preferences, make_reference
 from preflab.studies.stages import Stages
 from preflab.studies.task import Task, as_json
 
@@ -29,7 +32,8 @@ def compare(config: Compare) -> Path:
     config = check(config)
     _refuse_settings_without_effect(config)
     arms = _arms(config)
-    task = _task(config)
+    task = _asking(_task(config), config.generations.prompts)
+    pair_judge = None if config.pair_judge is None else load_pair_judge(config.pair_judge)
     if config.model is not None and not (config.out / "study.yaml").exists():
         check_model(config, config.model)
     claim(config.out, "study.yaml", to_yaml(config), data=config.data)
@@ -41,7 +45,7 @@ def compare(config: Compare) -> Path:
     base, counts = make_base(config, task, study.stages)
     study.counts += counts
     reference, counts = make_reference(config, task, base, study.stages)
-    study.counts += counts
+    study.counts += counts + cut(task.asked, encoder_of(config, reference))
     for seed in study.seeds:
         preferences = make_preferences(config, task, reference, study.stages, seed)
         study.facts += preferences.facts
@@ -52,6 +56,8 @@ def compare(config: Compare) -> Path:
         for arm in arms:
             run_arm(bench, arm)
             study.write()
+    if pair_judge is not None:
+        judge_arms(config.out, pair_judge, arms, study.seeds)
     say(f"study finished: {config.out}")
     return config.out
 
@@ -123,6 +129,17 @@ def _refuse_settings_without_effect(config: Compare) -> None:
             raise ConfigError(f"{name}.* has no effect: no arm is {arm}; add it to arms, or leave it out")
     if config.task == "dialogue" and config.pairs != start.pairs:
         raise ConfigError("pairs.* says how pairs are sampled, and dialogue brings its own: leave it out")
+    if config.task == "dialogue" and config.judge:
+        raise ConfigError("judge has no effect: dialogue has no gold reward, a held-out model judges it anyway")
+    if config.task == "reviews" and config.generations.prompts is None and config.generations != start.generations:
+        raise ConfigError(
+            "generations.samples has no effect: reviews asks no prompts by itself; name a file: --prompts"
+        )
+
+
+def _asking(task: Task, file: Path | None) -> Task:
+    """The task with the prompts of a file, where one is given, for its own."""
+    return task if file is None else replace(task, asked=read_questions(file, task.turn))
 
 
 def _task(config: Compare) -> Task:

@@ -6,12 +6,18 @@ from pathlib import Path
 
 from preflab.config.commands import Compare
 from preflab.data.records import Demonstration, PreferencePair, Prompt
-from preflab.data.sources import read_pairs
+from preflab.data.sources import ASSISTANT, HUMAN, read_pairs
 from preflab.data.split import first_prompts, split_by_prompt, split_in_halves
 from preflab.errors import DataError
-from preflab.studies.task import GivenPairs, Task, Words, few_prompts_warning
+from preflab.studies.generations import questions
+from preflab.studies.task import GivenPairs, Task, Turn, Words, few_prompts_warning
 
 FEWEST_PAIRS = 500
+QUESTIONS = (
+    "What are some fun things to do in Paris?",
+    "How can I learn to code for free?",
+    "What is the meaning of life?",
+)
 
 
 def dialogue(config: Compare, path: Path) -> Task:
@@ -33,6 +39,8 @@ def dialogue(config: Compare, path: Path) -> Task:
     base = (
         "" if config.model else " The base is small and was trained on these dialogues alone: read it as a rehearsal."
     )
+    in_turns = all(prompt.text.endswith(ASSISTANT) for prompt in prompts["train"])
+    turn = Turn(f"{HUMAN} ", ASSISTANT) if in_turns else Turn()
     return Task(
         name="dialogue",
         title="Dialogue, judged by a held-out reward model",
@@ -57,6 +65,8 @@ def dialogue(config: Compare, path: Path) -> Task:
         pairs=GivenPairs(policy, judge, sides["test"]),
         counts=dict(loaded.counts) | {"pairs of the arms' half": len(policy), "pairs of the judge's half": len(judge)},
         warnings=few_prompts_warning(prompts),
+        turn=turn,
+        asked=questions(QUESTIONS, turn),
     )
 
 

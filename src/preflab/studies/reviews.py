@@ -48,6 +48,11 @@ def generated_reviews(config: Compare) -> Task:
     prompts = {
         side: _prompts(sides[side], getattr(wanted, side), config.seed) for side in ("train", "validation", "test")
     }
+    for_judge: list[Demonstration] = []
+    if config.judge:  # reviews of its own: those of the arms are the same with a judge and without
+        more = generate_reviews(4 * wanted.train, seed=derive(config.seed, "judge's reviews"))
+        named = ((f"judge:{number}", text) for number, text in enumerate(more))
+        for_judge = _cut(named, random.Random(derive(config.seed, "judge's prompts")))
     return Task(
         name="reviews",
         title="Film reviews with an exactly known reward",
@@ -71,6 +76,7 @@ def generated_reviews(config: Compare) -> Task:
         facts=(Fact("Distinct texts among the generated reviews", len(seen) / len(texts)),),
         counts={"reviews generated": len(texts)},
         warnings=few_prompts_warning(prompts),
+        judge_prompts=_unseen(for_judge, (row.prompt for side in sides.values() for row in side), config),
     )
 
 
@@ -114,6 +120,14 @@ def real_reviews(config: Compare, path: Path) -> Task:
             raise DataError(f"{path}: no prompt is left for {side}; give more reviews")
         prompts[side] = _prompts(fresh, getattr(config.prompts, side), config.seed)
         seen |= {row.prompt for row in rows[side]}
+    for_judge: list[Demonstration] = []
+    if config.judge:  # the gold classifier's own half: no arm sees it
+        excerpts = (
+            (f"{row.origin}#{number}", excerpt.text)
+            for row in for_gold
+            for number, excerpt in enumerate(_excerpts(row, limit))
+        )
+        for_judge = _cut(excerpts, random.Random(derive(config.seed, "judge's prompts")))
     return Task(
         name="reviews",
         title="Real film reviews, judged by a classifier",
@@ -139,7 +153,17 @@ def real_reviews(config: Compare, path: Path) -> Task:
         ),
         counts=dict(loaded.counts) | {"excerpts for training": len(rows["train"])},
         warnings=(*few_prompts_warning(prompts), *_few_reviews_warning(len(loaded.rows), len(sides["test"]))),
+        judge_prompts=_unseen(for_judge, seen, config),
     )
+
+
+def _unseen(rows: Sequence[Demonstration], seen: Iterable[str], config: Compare) -> tuple[Prompt, ...]:
+    """As many prompts as the arms train on, none of them theirs: for the judge."""
+    theirs = set(seen)
+    unseen = [row for row in rows if row.prompt not in theirs]
+    if rows and not unseen:
+        raise DataError("judge: the arms have seen every prompt; give more reviews, or leave judge out")
+    return _prompts(unseen, config.prompts.train, config.seed) if unseen else ()
 
 
 def _few_reviews_warning(reviews: int, tested: int) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from preflab.config.commands import Compare
 from preflab.config.load import to_values, to_yaml
 from preflab.config.training import SFT
 from preflab.data.encode import Encoder, Tree
+from preflab.data.records import PreferencePair, Prompt
 from preflab.data.reviews import parse_review
 from preflab.data.sources import read_pairs, write_pairs
 from preflab.data.split import split_by_prompt
@@ -132,7 +134,7 @@ class Preferences:
     reward_cost: Cost
     """What training it cost: part of the price of PPO."""
     judge: Path | None
-    """What judges where there is no gold reward."""
+    """What judges where there is no gold reward, or beside it."""
     reward_models: list[JSON]
     """The calibration of each."""
     facts: list[JSON]
@@ -147,18 +149,18 @@ def make_preferences(config: Compare, task: Task, reference: Policy, stages: Sta
         "this_seed": seed
     }
 
-    def pairs_work(folder: Path) -> JSON:
+    def pairs_work(folder: Path, prompts: Sequence[Prompt] = task.prompts["train"], who: str = "") -> JSON:
         assert task.gold is not None
-        say("pairs: the reference answers every training prompt; Bradley–Terry labels on the gold reward")
+        say(f"pairs{who}: the reference answers {len(prompts):,} prompts; Bradley–Terry labels on the gold reward")
         encoder = encoder_of(config, reference)  # its own: what it counts is not counted again on the next start
         labelled = sample_pairs(
             reference,
             encoder,
-            prompt_ids(encoder, task.prompts["train"]),
+            prompt_ids(encoder, prompts),
             task.gold,
             config.pairs,
             max_new_tokens=config.lengths.response_tokens,
-            seed=derive(seed, "preferences"),
+            seed=derive(seed, f"preferences{who}"),
         )
         ceilings = {id(pair): value for pair, value in zip(labelled.pairs, labelled.ceiling, strict=True)}
         sides = split_by_prompt(labelled.pairs, {"train": 0.9, "held-out": 0.1}, seed=seed)
@@ -220,8 +222,14 @@ def make_preferences(config: Compare, task: Task, reference: Policy, stages: Sta
     facts += trained["facts"]
     reward_models = [{"label": "reward model", "seed": seed, "calibration": trained["calibration"]}]
     judge = None
-    if task.pairs is not None:
-        judge_trees = encoder_of(config, reference).pairs(task.pairs.judge)
+    judge_pairs: Sequence[PreferencePair] = task.pairs.judge if task.pairs is not None else ()
+    if task.judge_prompts:
+        folder, _ = stages.make(
+            f"{name}/judge pairs", asked, lambda folder: pairs_work(folder, task.judge_prompts, " of the judge")
+        )
+        judge_pairs = [pair for side in ("train", "held-out") for pair in read_pairs(folder / f"{side}.jsonl").rows]
+    if judge_pairs:
+        judge_trees = encoder_of(config, reference).pairs(judge_pairs)
         judge_folder, judged = stages.make(f"{name}/judge", asked, reward_work(judge_trees, "judge"))
         facts += judged["facts"]
         reward_models.append({"label": "judge", "seed": seed, "calibration": judged["calibration"]})

@@ -42,6 +42,24 @@ class Words:
 
 
 @dataclass(frozen=True)
+class Turn:
+    """What stands around a question in this task's prompts."""
+
+    before: str = ""
+    after: str = ""
+
+    def around(self, text: str) -> str:
+        """The text as a prompt; one that ends as prompts do is one.
+
+        >>> Turn("Human: ", " Assistant:").around("Why?")
+        'Human: Why? Assistant:'
+        >>> Turn("Human: ", " Assistant:").around("Human: Why? Assistant:")
+        'Human: Why? Assistant:'
+        """
+        return text if text.endswith(self.after) else f"{self.before}{text}{self.after}"
+
+
+@dataclass(frozen=True)
 class GivenPairs:
     """Preference pairs that come with the data, split by prompt."""
 
@@ -77,6 +95,12 @@ class Task:
     facts: tuple[Fact, ...] = ()
     counts: dict[str, int] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    turn: Turn = field(default_factory=Turn)
+    """How a question becomes a prompt."""
+    asked: tuple[Prompt, ...] = ()
+    """What every arm answers at its end, for reading side by side."""
+    judge_prompts: tuple[Prompt, ...] = ()
+    """What the held-out judge learns from beside a gold reward; no arm sees them. Empty: there is none."""
 
 
 def as_json(facts: tuple[Fact, ...]) -> list[JSON]:

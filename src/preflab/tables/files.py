@@ -144,7 +144,7 @@ def write_table(frame: pd.DataFrame, source: Source, path: Path, *, spreadsheet_
     header, columns = [str(name) for name in frame.columns], [frame[name].tolist() for name in frame.columns]
     altered = 0
     if spreadsheet_safe:
-        safe = [[_harmless(cell) for cell in cells] for cells in (header, *columns)]
+        safe = [[harmless(cell) for cell in cells] for cells in (header, *columns)]
         altered = sum(now != was for now, was in zip(_flat(safe), _flat([header, *columns]), strict=True))
         header, *columns = safe
     write_bytes(path, _csv_text(header, columns, replace(source, delimiter=delimiter)).encode())
@@ -159,9 +159,10 @@ def _flat(lists: Iterable[Sequence[str]]) -> Iterable[str]:
 _FORMULA = re.compile("[=+\\-@\t\r＝＋－＠\u200b-\u200f\u2060-\u2064\ufeff\u00ad\u180e\u202a-\u202e\u2066-\u2069]")
 
 
-def _harmless(cell: str) -> str:
-    """
-    >>> _harmless("=1+1"), _harmless("-5"), _harmless("-Infinity")
+def harmless(cell: str) -> str:
+    """The cell, with `'` before what a spreadsheet would run as a formula; numbers stay.
+
+    >>> harmless("=1+1"), harmless("-5"), harmless("-Infinity")
     ("'=1+1", '-5', "'-Infinity")
     """
     return "'" + cell if _FORMULA.match(cell) and read_number(cell.removeprefix("+")) is None else cell
