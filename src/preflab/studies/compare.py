@@ -15,7 +15,7 @@ from preflab.rewards.pair_judge import load_pair_judge
 from preflab.runs import JSON, RunFolder, claim, write_json
 from preflab.studies.arms import Bench, describe, finished, run_arm
 from preflab.studies.dialogue import dialogue
-from preflab.studies.generations import cut, read_questions
+from preflab.studies.generations import cut, questions, read_texts
 from preflab.studies.judgements import judge_arms
 from preflab.studies.reviews import generated_reviews, real_reviews
 from preflab.studies.shared import check_model, encoder_of, make_base, make_preferences, make_reference
@@ -32,8 +32,11 @@ def compare(config: Compare) -> Path:
     config = check(config)
     _refuse_settings_without_effect(config)
     arms = _arms(config)
-    task = _asking(_task(config), config.generations.prompts)
+    asked = config.generations.prompts and read_texts(config.generations.prompts)
     pair_judge = None if config.pair_judge is None else load_pair_judge(config.pair_judge)
+    task = _task(config)
+    if asked:
+        task = replace(task, asked=questions(asked, task.turn))
     if config.model is not None and not (config.out / "study.yaml").exists():
         check_model(config, config.model)
     claim(config.out, "study.yaml", to_yaml(config), data=config.data)
@@ -135,11 +138,6 @@ def _refuse_settings_without_effect(config: Compare) -> None:
         raise ConfigError(
             "generations.samples has no effect: reviews asks no prompts by itself; name a file: --prompts"
         )
-
-
-def _asking(task: Task, file: Path | None) -> Task:
-    """The task with the prompts of a file, where one is given, for its own."""
-    return task if file is None else replace(task, asked=read_questions(file, task.turn))
 
 
 def _task(config: Compare) -> Task:

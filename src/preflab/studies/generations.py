@@ -23,15 +23,15 @@ from preflab.studies.task import Turn
 from preflab.training.rollout import PromptIds, answers, prompt_ids
 
 
-def read_questions(path: Path, turn: Turn) -> tuple[Prompt, ...]:
-    """The prompts of a file, each once: JSONL with a `prompt` column where its name says so, else text, one a line.
+def read_texts(path: Path) -> list[str]:
+    """The prompts of a file: JSONL with a `prompt` column where its name says so, else text, one a line.
 
     Raises:
         DataError: there are none, or the file isn't there, or is no UTF-8.
         StorageError: it may not be read.
     """
     if path.name.endswith((".jsonl", ".jsonl.gz")):
-        return questions([row.text for row in read_prompts(path).rows], turn)
+        return [row.text for row in read_prompts(path).rows]
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except FileNotFoundError:
@@ -43,11 +43,13 @@ def read_questions(path: Path, turn: Turn) -> tuple[Prompt, ...]:
     texts = [line.strip() for line in lines if line.strip()]
     if not texts:
         raise DataError(f"{path}: 0 prompts; write one a line")
-    return questions(texts, turn)
+    return texts
 
 
 def questions(texts: Sequence[str], turn: Turn) -> tuple[Prompt, ...]:
-    """Texts as prompts of the task. A prompt's luck hangs on its text alone: other prompts beside it change nothing.
+    """Texts as prompts of the task, each once.
+
+    A prompt's luck hangs on its text alone: other prompts beside it change nothing.
 
     >>> questions(["Why?", "Why?"], Turn("Q: ", " A:"))
     (Prompt(text='Q: Why? A:', origin='asked:Q: Why? A:', fields={}),)
