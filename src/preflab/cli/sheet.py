@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from preflab.config.commands import VoteSheet
 from preflab.errors import ConfigError, DataError, nearest
 from preflab.report.study import Arm, Study, read_study
-from preflab.report.votes import COLUMNS, FOLDER, KEY, sheet_name
+from preflab.report.votes import COLUMNS, FOLDER, KEY, sheet_name, sheets_in
 from preflab.runs import write_json, write_text
 from preflab.seeds import derive
 from preflab.tables.files import harmless
@@ -34,7 +34,8 @@ def run(config: VoteSheet) -> None:
     name = sheet_name(first.name, second.name)
     folder = config.folder / FOLDER
     path = folder / f"{name}.csv"
-    if there := sorted(file for file in folder.glob("*.csv") if file.name.startswith(f"{name}.")):
+    keys = (key.name.removesuffix(KEY) for key in folder.glob(f"*{KEY}"))
+    if there := sheets_in(config.folder, {name, *keys}).get(name):
         raise ConfigError(f"{there[0]} exists and may hold votes; move it away for another sheet of these arms")
     drawn = draw(duels(first, second), config.n, seed=config.seed)
     shown = [duel for duel in drawn if duel.responses[0] != duel.responses[1]]
