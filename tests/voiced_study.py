@@ -62,4 +62,4 @@ def run(path: Path) -> Path:
 
 def lines(path: Path) -> list[Any]:
     """The objects of a .jsonl file."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]

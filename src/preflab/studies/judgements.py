@@ -10,7 +10,7 @@ from pathlib import Path
 from preflab.errors import StorageError
 from preflab.progress import say
 from preflab.rewards.pair_judge import PairJudge
-from preflab.runs import JSON, RunFolder, read_json, read_lines, write_json
+from preflab.runs import JSON, RunFolder, digest, read_json, read_lines, write_json
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Said:
 def judge_arms(study: Path, judge: PairJudge, arms: Sequence[str], seeds: Sequence[int]) -> None:
     """Ask the judge about every two arms, and write what it said to judgements.json, pair by pair.
 
-    A pair that the same judge has been asked about is not asked again, so that a killed start loses one pair and
+    A pair whose responses the same judge has read is not judged again, so that a killed start loses one pair and
     further arms cost their own pairs alone.
 
     Args:
@@ -46,11 +46,17 @@ def judge_arms(study: Path, judge: PairJudge, arms: Sequence[str], seeds: Sequen
     pairs: list[JSON] = []
     for one, other in itertools.combinations(arms, 2):
         first, second = (other, one) if one == arms[0] else (one, other)
-        shared = {"first_arm": first, "second_arm": second, "seeds": list(seeds), "prompts": list(prompts)}
-        known = next((pair for pair in before if {name: pair[name] for name in shared} == shared), None)
+        both = list(zip(said[first], said[second], strict=True))
+        shared = {
+            "first_arm": first,
+            "second_arm": second,
+            "seeds": list(seeds),
+            "prompts": list(prompts),
+            "responses": digest([[mine.responses, its.responses] for mine, its in both]),
+        }
+        known = next((pair for pair in before if {name: pair.get(name) for name in shared} == shared), None)
         if known is None:
             say(f"judge of pairs: {first} against {second}, {len(prompts)} prompts in both orders")
-            both = list(zip(said[first], said[second], strict=True))
             leading = [judge(mine.prompts, mine.responses, its.responses) for mine, its in both]
             trailing = [judge(mine.prompts, its.responses, mine.responses) for mine, its in both]
             known = shared | {
