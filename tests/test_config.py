@@ -47,7 +47,8 @@ from preflab.errors import ConfigError
 
 REQUIRED = ["--model", "m", "--data", "d.jsonl", "--out", "o"]
 GIVEN = {
-    "model": "m", "data": Path("d"), "out": Path("o"), "reward": "r", "reference": "m", "method": "dpo", "arms": ("a", "b"),
+    "model": "m", "data": Path("d"), "out": Path("o"), "reward": "r", "reference": "m", "method": "dpo",
+    "arms": ("a", "b"),
     "folder": Path("s"), "run": Path("r"), "rows": 9, "train": Path("t.csv"), "synthetic": Path("s.csv"),
 }  # fmt: skip
 
