@@ -42,6 +42,22 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class Generation:
+    """A response of the chosen checkpoint to one of the prompts that every arm answers, with the same luck."""
+
+    prompt: str
+    sample: int
+    """Which of the samples, from 0; 0 for the greedy one."""
+    greedy: bool
+    response: str
+    reward: float | None
+    kl_nats: float
+    """KL from the reference along this response; of best-of-n its bound."""
+    ended: bool
+    """Whether it has its end token."""
+
+
+@dataclass(frozen=True)
 class Point:
     """An arm at one step, scored on one split: matrices with a row per seed and a column per prompt."""
 
@@ -58,6 +74,7 @@ class Point:
     nll_nats: Matrix  # a column per held-out text
     nll_tokens: Matrix
     samples: tuple[tuple[Sample, ...], ...]  # per seed
+    judge_reward: Matrix | None = None  # of the held-out judge, where the gold reward is another
 
     def each(self, change: Callable[[Matrix], Matrix], **other: Any) -> Point:
         """The same point with every matrix changed alike, and `other` fields replaced."""
@@ -77,7 +94,17 @@ class Point:
         return self.each(lambda m: np.tile(m.mean(axis=0), shape), seeds=tuple(seeds), samples=((),) * len(seeds))
 
 
-MATRICES = ("reward", "proxy_reward", "kl_nats", "response_tokens", "ended", "win", "nll_nats", "nll_tokens")
+MATRICES = (
+    "reward",
+    "proxy_reward",
+    "judge_reward",
+    "kl_nats",
+    "response_tokens",
+    "ended",
+    "win",
+    "nll_nats",
+    "nll_tokens",
+)
 
 
 def stack(points: Sequence[Point]) -> Point:
@@ -107,6 +134,7 @@ class Run:
     chosen_step: int | None
     cost: Mapping[str, float | None]
     metrics: tuple[Mapping[str, JSON], ...]
+    generations: tuple[Generation, ...] = ()  # by prompt
 
     @property
     def chosen(self) -> Point | None:
@@ -338,6 +366,23 @@ def read_run(folder: Path, arm: str, seed: int, done: bool, settings: Mapping[st
         chosen_step=content.value.get("chosen_step"),
         cost={name: costs.get(name) for name in COSTS},
         metrics=tuple(read_lines(run.metrics)),
+        generations=read_generations(folder / "generations.jsonl"),
+    )
+
+
+def read_generations(path: Path) -> tuple[Generation, ...]:
+    """Read what an arm answered to the prompts that all arms answer; () where there is none, or none yet."""
+    return tuple(
+        Generation(
+            prompt=line.text("prompt"),
+            sample=line.whole("sample"),
+            greedy=line.flag("greedy"),
+            response=line.text("response"),
+            reward=None if line.value.get("reward") is None else line.number("reward"),
+            kl_nats=line.number("kl_nats"),
+            ended=line.flag("ended"),
+        )
+        for line in (Fields(line, path) for line in read_lines(path))
     )
 
 
@@ -377,4 +422,5 @@ def read_point(content: Fields, seed: int, samples: Sequence[Sample], where: str
         nll_nats=texts[0],
         nll_tokens=texts[1],
         samples=(tuple(samples),),
+        judge_reward=None if rows.value.get("judge_reward") is None else matrix("judge_reward"),
     )
