@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from preflab.report.statistics import Matrix, n_grams
+from preflab.report.statistics import Matrix, distinct_values, n_grams, ratio_values, repetition
+from preflab.report.study import Point, Sample
 
 Words = Sequence[str]
 
@@ -26,6 +27,9 @@ LONGEST_LOOP = 16
 ALIKE = 0.8
 """From this overlap on two responses count as the same."""
 BLEU_ORDER = 4
+BLEU_PROMPTS = 200
+TWIN_PROMPTS = 1000
+"""How many prompts, from the first, are asked: both compare each response with every other."""
 
 
 def ends_in_loop(words: Words) -> bool:
@@ -149,3 +153,62 @@ def commonest(responses: Sequence[str]) -> Commonest:
 def distinct_responses(responses: Sequence[str]) -> int:
     """How many responses differ by more than case and punctuation."""
     return len({normalised(response) for response in responses})
+
+
+def by_prompt(point: Point) -> tuple[tuple[Sample, ...], ...] | None:
+    """One response to each prompt of a point, in its order, for each seed; None where one is missing."""
+    found = []
+    for samples in point.samples:
+        known = {sample.prompt_id: sample for sample in reversed(samples)}
+        if not all(prompt in known for prompt in point.prompts):
+            return None
+        found.append(tuple(known[prompt] for prompt in point.prompts))
+    return tuple(found)
+
+
+@dataclass(frozen=True)
+class Signs:
+    """What tells degeneration, a row a seed and a column a prompt (or a text); None where there are no responses."""
+
+    loops: Matrix | None
+    repetition: Matrix | None
+    distinct_1: Matrix | None
+    distinct_2: Matrix | None
+    distinct_3: Matrix | None
+    self_bleu: Matrix | None
+    """Of the first `BLEU_PROMPTS` prompts."""
+    twins: Matrix | None
+    """Of the first `TWIN_PROMPTS` prompts."""
+    ended: Matrix
+    tokens: Matrix
+    log_perplexity: Matrix | None
+    """In nats a token; None where no held-out text was scored."""
+
+
+def signs(point: Point) -> Signs:
+    """All signs of a point."""
+    scored = point.nll_tokens.shape[1] > 1 and bool((point.nll_tokens > 0).all())
+    log_perplexity = ratio_values(point.nll_nats, point.nll_tokens) if scored else None
+    responses = by_prompt(point)
+    if not responses:
+        return Signs(None, None, None, None, None, None, None, point.ended, point.response_tokens, log_perplexity)
+    words = [[sample.response.split() for sample in seed] for seed in responses]
+
+    def distinct(n: int) -> Matrix:
+        return np.concatenate([distinct_values([n_grams(response, n) for response in seed]) for seed in words])
+
+    def alike(seed: Sequence[Sample]) -> NDArray[np.bool_]:
+        return twins([s.response for s in seed[:TWIN_PROMPTS]], [s.prompt for s in seed[:TWIN_PROMPTS]])
+
+    return Signs(
+        loops=np.array([[float(ends_in_loop(response)) for response in seed] for seed in words]),
+        repetition=np.array([[repetition(response) for response in seed] for seed in words]),
+        distinct_1=distinct(1),
+        distinct_2=distinct(2),
+        distinct_3=distinct(3),
+        self_bleu=np.stack([self_bleu(seed[:BLEU_PROMPTS]) for seed in words]),
+        twins=np.stack([alike(seed) for seed in responses]).astype(np.float64),
+        ended=point.ended,
+        tokens=point.response_tokens,
+        log_perplexity=log_perplexity,
+    )

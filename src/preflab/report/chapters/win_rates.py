@@ -106,7 +106,10 @@ def matrix(study: Study, found: Sequence[Duel], name: str, scorer: str) -> Pictu
     labels = 0.075 * max(len(named(arm.title)) for arm in arms)
     with mpl.rc_context(STYLE | {"font.size": 10}):
         figure = Figure(
-            figsize=(side * len(arms) + labels + 0.4, (0.72 if roomy else 0.42) * len(arms) + (0.55 if roomy else labels)),
+            figsize=(
+                side * len(arms) + labels + 0.4,
+                (0.72 if roomy else 0.42) * len(arms) + (0.55 if roomy else labels),
+            ),
             layout="constrained",
         )
         figure.patch.set_alpha(0)
@@ -287,7 +290,10 @@ def about_length(study: Study, found: Sequence[Duel]) -> list[Part]:
             "the differences from the reference's response to the same prompt, where what makes a prompt easy "
             "cancels. Empty where one of the two doesn't vary."
         )
-        parts += [Findings("Does length pay?", length_findings(rows)), Sheet("length-and-reward", columns, rows, reading)]
+        parts += [
+            Findings("Does length pay?", length_findings(rows)),
+            Sheet("length-and-reward", columns, rows, reading),
+        ]
     undecided = sum(one.equal_length is None for one in found)
     text = (
         "Win rate at equal length: σ(θ) of the logistic fit P(win) = σ(θ + φ·tanh(Δ/s)), Δ the difference of lengths in "
@@ -319,7 +325,9 @@ def length_findings(
     rows: Sequence[tuple[Arm, float, Estimate | None, Estimate | None]],
 ) -> tuple[Finding, ...]:
     """A sentence for each arm whose reward goes with length, and one for all others."""
-    known = [(arm, within or over, "than the reference's" if within else "than its others") for arm, _, over, within in rows]
+    known = [
+        (arm, within or over, "than the reference's" if within else "than its others") for arm, _, over, within in rows
+    ]
     told = [(arm, r, than) for arm, r, than in known if r and r.sign]
     found = [
         Finding(
