@@ -37,7 +37,7 @@ def ends_in_loop(words: Words) -> bool:
 
     The last round may have been cut short.
 
-    >>> [ends_in_loop(text.split()) for text in ("so good and so good and so good and so", "it was very very very good")]
+    >>> [ends_in_loop(text.split()) for text in ("so good and so good and so good and so", "very very very good")]
     [True, False]
     """
     for period in range(1, min(LONGEST_LOOP, len(words) // LOOP_TIMES) + 1):

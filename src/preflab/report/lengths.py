@@ -12,7 +12,7 @@ from preflab.report.statistics import ROUNDING, Estimate, Matrix, estimate
 STEPS = 50
 """Newton steps, far more than a fit with two coefficients needs."""
 SURE = 1e-6
-"""A fitted share this near to 0 or 1 at equal length is none: the wins are told apart by length alone, or by nothing."""
+"""A fitted share this near to 0 or 1 at equal length is none: length alone, or nothing, tells wins from losses."""
 
 
 def correlation(first: ArrayLike, second: ArrayLike, what: str, confidence: float = 0.95) -> Estimate | None:

@@ -263,15 +263,16 @@ def definitions(looked: Sequence[Looked]) -> str:
     """How the figures were made."""
     prompts = max(len(one.point.prompts) for one in looked)
     return (
-        "A loop: the last 6 words or more are one part of at most 16 words, said 3 times or more. Repeated 4-grams: the "
-        "share of a response's runs of 4 words that it has said before (arXiv 1908.04319 §6). Distinct-n: different runs of n "
-        "words / all of them (arXiv 1510.03055); it falls with the number of responses, so it compares arms, not "
-        "studies. Self-BLEU: the mean BLEU-4 of each response with all others as its references (arXiv 1802.01886), "
-        f"over the first {min(prompts, BLEU_PROMPTS)} prompts of each seed. Like another's: equal to a response to another prompt up "
-        f"to case and punctuation, or {100 * ALIKE:.0f} % of the runs of 3 words of both in common, over the first "
-        f"{min(prompts, TWIN_PROMPTS)} prompts. Intervals over prompts and seeds; where responses are compared with each other "
-        "they take each one's figure as a draw of its own. Differences from the reference are paired by prompt, each "
-        "interval at 1 − 0.05/m for the m signs asked of an arm (Bonferroni)."
+        "A loop: the last 6 words or more are one part of at most 16 words, said 3 times or more. Repeated 4-grams: "
+        "the share of a response's runs of 4 words that it has said before (arXiv 1908.04319 §6). Distinct-n: "
+        "different runs of n words / all of them (arXiv 1510.03055); it falls with the number of responses, so it "
+        "compares arms, not studies. Self-BLEU: the mean BLEU-4 of each response with all others as its references "
+        f"(arXiv 1802.01886), over the first {min(prompts, BLEU_PROMPTS)} prompts of each seed. Like another's: equal "
+        f"to a response to another prompt up to case and punctuation, or {100 * ALIKE:.0f} % of the runs of 3 words of "
+        f"both in common, over the first {min(prompts, TWIN_PROMPTS)} prompts. Intervals over prompts and seeds; where "
+        "responses are compared with each other they take each one's figure as a draw of its own. Differences from "
+        "the reference are paired by prompt, each interval at 1 − 0.05/m for the m signs asked of an arm "
+        "(Bonferroni)."
     )
 
 
@@ -298,8 +299,8 @@ def length_drift(study: Study) -> Drawing | None:
             shares, lengths = [0.0, *shares], [length(arm, start), *lengths]
         colour = colour_of(study, arm)
         if len(arms) <= BANDS:
-            low, high = [n.low for n in lengths], [n.high for n in lengths]
-            axes.fill_between(shares, low, high, color=colour, alpha=0.12, linewidth=0)
+            for place, found in zip(shares, lengths, strict=True):
+                axes.plot([place, place], [found.low, found.high], color=colour, alpha=0.45, linewidth=1)
         middles = [n.mean for n in lengths]
         look = {"color": colour, "linewidth": 1.6, "linestyle": dash(arm), "marker": marker_of(study, arm)}
         axes.plot(shares, middles, markersize=4.5, **look)
@@ -318,9 +319,9 @@ def length_drift(study: Study) -> Drawing | None:
     picture = Picture(
         "length-by-step",
         "Do responses grow or shrink?",
-        "Mean length on validation prompts while each arm trains, "
-        + ("with its 95 % interval, " if len(arms) <= BANDS else "")
-        + "dotted: the reference. Wide intervals are cut off. A curve that leaves it says that length was part of what training rewarded.",
+        "Mean length on validation prompts while each arm trains"
+        + (", with 95 % intervals, the wide ones cut off" if len(arms) <= BANDS else "")
+        + ". Dotted, with its interval in grey: the reference.",
         to_svg(figure, "length-by-step", "Length of responses through training, one curve per arm"),
     )
     columns = (
@@ -341,8 +342,8 @@ def length(arm: Arm, point: Point) -> Estimate:
 
 RULE = (
     "The worst of each arm, by rule: the response with the most repetition, one that ends in a loop before all others; "
-    "and where a response came more than once, one of the most frequent. Beside it the reference's response to the same "
-    "prompt."
+    "and where a response came more than once, one of the most frequent. Beside it the reference's response to the "
+    "same prompt."
 )
 
 

@@ -102,7 +102,7 @@ def matrix(study: Study, found: Sequence[Duel], name: str, scorer: str) -> Pictu
     playing = {arm.name for one in found for arm in (one.first, one.second)}
     arms = [arm for arm in study.arms if arm.name in playing]
     roomy = len(arms) <= WITH_INTERVALS
-    side = 0.95 if roomy else 0.56
+    side, tall = (0.95, 0.72) if roomy else (0.56, 0.42)
     labels = 0.075 * max(len(named(arm.title)) for arm in arms)
     with mpl.rc_context(STYLE | {"font.size": 10}):
         figure = Figure(
@@ -269,8 +269,8 @@ def voted_sheet(voted: Sequence[VotedPair], arms: dict[str, Arm]) -> Sheet:
         "human-votes",
         columns,
         rows,
-        "Blind votes: raters saw two responses in random order. Agreement is how often two raters of the same responses "
-        "voted alike; the last column is 50 % where the order did not matter.",
+        "Blind votes: raters saw two responses in random order. Agreement is how often two raters of the same "
+        "responses voted alike; the last column is 50 % where the order did not matter.",
     )
 
 
@@ -296,10 +296,10 @@ def about_length(study: Study, found: Sequence[Duel]) -> list[Part]:
         ]
     undecided = sum(one.equal_length is None for one in found)
     text = (
-        "Win rate at equal length: σ(θ) of the logistic fit P(win) = σ(θ + φ·tanh(Δ/s)), Δ the difference of lengths in "
-        "tokens and s its root mean square, fitted to each two arms: a simple form of the length-controlled win rate of "
-        "Dubois et al. (arXiv 2404.04475), without their term for how hard a prompt is. It asks who would win if "
-        "lengths were equal and says nothing of why they are not."
+        "Win rate at equal length: σ(θ) of the logistic fit P(win) = σ(θ + φ·tanh(Δ/s)), Δ the difference of lengths "
+        "in tokens and s its root mean square, fitted to each two arms: a simple form of the length-controlled win "
+        "rate of Dubois et al. (arXiv 2404.04475), without their term for how hard a prompt is. It asks who would win "
+        "if lengths were equal and says nothing of why they are not."
     )
     if undecided:
         text += f" Of {undecided} pairs it can't be asked: no equal lengths between them, or one arm wins always."
