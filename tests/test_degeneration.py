@@ -29,7 +29,7 @@ def test_a_loop_is_what_a_response_ends_with(text: str, loops: bool) -> None:
 
 
 def test_self_bleu_of_three_short_responses_is_that_worked_by_hand() -> None:
-    """"a b c" against {"a b d", "x"}: words 2/3, pairs (1+1)/(2+1), triples (0+1)/(1+1); the length is that of the
+    """ "a b c" against {"a b d", "x"}: words 2/3, pairs (1+1)/(2+1), triples (0+1)/(1+1); the length is that of the
     nearest: (2/3 · 2/3 · 1/2)^(1/3). "a b d" likewise. "x" shares nothing."""
     found = self_bleu(["a b c".split(), "a b d".split(), ["x"]])
     by_hand = (2 / 3 * 2 / 3 * 1 / 2) ** (1 / 3)
@@ -37,7 +37,7 @@ def test_self_bleu_of_three_short_responses_is_that_worked_by_hand() -> None:
 
 
 def test_a_response_shorter_than_all_others_pays_for_its_brevity() -> None:
-    """"a b" against "a b c d": words 2/2, pairs (1+1)/(1+1), brevity exp(1 − 4/2)."""
+    """ "a b" against "a b c d": words 2/2, pairs (1+1)/(1+1), brevity exp(1 − 4/2)."""
     assert self_bleu(["a b".split(), "a b c d".split()])[0] == pytest.approx(exp(-1))
 
 

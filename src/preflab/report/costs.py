@@ -148,7 +148,7 @@ def seconds_until(study: Study, arm: Arm, visit: Visit | None) -> float | None:
 def share_of_seconds(run: Run, step: int) -> float:
     """The share of a run's own seconds that lies before a step: by what its rounds logged, else that of its steps."""
     last = run.validation[-1].step
-    rounds = [(line.get("step"), [line.get(key) for key in ROUND if is_finite(line.get(key))]) for line in run.metrics]
+    rounds = [(line.get("step"), [value for key in ROUND if is_finite(value := line.get(key))]) for line in run.metrics]
     logged = [(place, sum(seconds)) for place, seconds in rounds if is_finite(place) and seconds]
     total = sum(seconds for _, seconds in logged)
     if logged and logged[-1][0] == last and total > 0:
@@ -190,14 +190,16 @@ def ratio_of(study: Study, dear: Arm, cheap: Arm, cost: Callable[[Spent], float]
 
 def share_of_gain(study: Study, arm: Arm, other: Arm) -> Estimate | None:
     """The arm's gain in reward over the reference, as a share of another arm's: Fieller's interval, paired by prompt
-    and seed. None where they have no prompts in common, or the other's gain is not shown: then there is nothing to share.
+    and seed. None where they have no prompts in common, or the other was not shown to gain: then nothing can be shared.
     """
     ground = same_ground(study, arm, other)
     start = reference_like(study, ground[0]) if ground else None
     if ground is None or start is None:
         return None
-    gains = [point.reward - start.reward for point in ground]
-    return fieller(*gains, f"gain of {arm.name} / gain of {other.name}")
+    mine, theirs = (point.reward - start.reward for point in ground)
+    if estimate(theirs, f"gain of {other.name}").sign < 1:
+        return None
+    return fieller(mine, theirs, f"gain of {arm.name} / gain of {other.name}")
 
 
 def fieller(numerator: Matrix, denominator: Matrix, what: str, confidence: float = 0.95) -> Estimate | None:

@@ -202,9 +202,9 @@ def seconds_to_reward(study: Study, arms: Sequence[Arm]) -> Sheet | None:
         tuple(columns),
         rows,
         "Seconds of training until the first checkpoint whose mean reward on validation prompts is that high, and "
-        "until the one before it; empty: never, or not known. The reward model and the first stages of a chain come first. "
-        "By means over seeds, without intervals: small differences mean nothing. Between checkpoints seconds follow what "
-        "rounds logged, else the share of steps.",
+        "until the one before it; empty: never, or not known. The reward model and the first stages of a chain come "
+        "first. By means over seeds, without intervals: small differences mean nothing. Between checkpoints seconds "
+        "follow what rounds logged, else the share of steps.",
     )
 
 
@@ -242,7 +242,7 @@ def speed(study: Study, dpo: Arm, ppo: Arm) -> list[Finding]:
     if without:
         said += f", {times(without)} without"
     if work:
-        said += f", and {times(work)} its operations with it"
+        said += f", and did {times(work)} as many operations with it"
     about = f"“DPO is about {FASTER:.0f} times as fast”"
     return [
         Finding(

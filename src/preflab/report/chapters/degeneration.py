@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import exp
+from typing import Any
 
 from preflab.report.chapter import (
     Answers,
@@ -109,9 +110,9 @@ def compared(mine: Signs, theirs: Signs) -> tuple[Sign, ...]:
     return (
         Sign("more loops", "fewer loops", mine.loops, theirs.loops, True),
         Sign("more repetition", "less repetition", mine.repetition, theirs.repetition, True),
-        Sign("more different words", "fewer different words", mine.distinct_1, theirs.distinct_1, True),
-        Sign("more different word pairs", "fewer different word pairs", mine.distinct_2, theirs.distinct_2, True),
-        Sign("more different word triples", "fewer different word triples", mine.distinct_3, theirs.distinct_3, True),
+        Sign("higher distinct-1", "lower distinct-1", mine.distinct_1, theirs.distinct_1, True),
+        Sign("higher distinct-2", "lower distinct-2", mine.distinct_2, theirs.distinct_2, True),
+        Sign("higher distinct-3", "lower distinct-3", mine.distinct_3, theirs.distinct_3, True),
         Sign("responses more alike by self-BLEU", "responses less alike by self-BLEU",
              mine.self_bleu, theirs.self_bleu, True),
         Sign("more responses like one to another prompt", "fewer responses like one to another prompt",
@@ -302,7 +303,12 @@ def length_drift(study: Study) -> Drawing | None:
             for place, found in zip(shares, lengths, strict=True):
                 axes.plot([place, place], [found.low, found.high], color=colour, alpha=0.45, linewidth=1)
         middles = [n.mean for n in lengths]
-        look = {"color": colour, "linewidth": 1.6, "linestyle": dash(arm), "marker": marker_of(study, arm)}
+        look: dict[str, Any] = {
+            "color": colour,
+            "linewidth": 1.6,
+            "linestyle": dash(arm),
+            "marker": marker_of(study, arm),
+        }
         axes.plot(shares, middles, markersize=4.5, **look)
         ends.append((arm, 100.0, middles[-1]))
         means += middles

@@ -19,8 +19,8 @@ def generations(study: Study) -> Chapter | None:
     if asked.items:
         parts += [
             Prose(
-                "Prompts that were given for this, and what every arm answers at its chosen checkpoint: greedily, where "
-                f"that is said, else sampled with the same luck{of_seed(study)}."
+                "Prompts that were given for this, and what every arm answers at its chosen checkpoint: greedily, "
+                f"where that is said, else sampled with the same luck{of_seed(study)}."
             ),
             asked,
         ]
@@ -28,8 +28,8 @@ def generations(study: Study) -> Chapter | None:
     if shown.items:
         parts += [
             Prose(
-                f"{count(len(shown.items))} of {count(of)} {split} prompts, spread evenly by position and never picked by "
-                f"score, with every arm's response from its chosen checkpoint{of_seed(study)}: its {study.reward_name} "
+                f"{count(len(shown.items))} of {count(of)} {split} prompts, spread evenly by position and never picked "
+                f"by score, with every arm's response from its chosen checkpoint{of_seed(study)}: its {study.reward_name} "
                 "and its KL to the reference along the response."
             ),
             shown,

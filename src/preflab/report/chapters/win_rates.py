@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -106,10 +107,7 @@ def matrix(study: Study, found: Sequence[Duel], name: str, scorer: str) -> Pictu
     labels = 0.075 * max(len(named(arm.title)) for arm in arms)
     with mpl.rc_context(STYLE | {"font.size": 10}):
         figure = Figure(
-            figsize=(
-                side * len(arms) + labels + 0.4,
-                (0.72 if roomy else 0.42) * len(arms) + (0.55 if roomy else labels),
-            ),
+            figsize=(side * len(arms) + labels + 0.4, tall * len(arms) + (0.55 if roomy else labels)),
             layout="constrained",
         )
         figure.patch.set_alpha(0)
@@ -152,7 +150,7 @@ def cell(axes: Axes, row: int, column: int, rate: Estimate, roomy: bool) -> None
     colour = WON if rate.mean > 0.5 else LOST
     strength = FULL * min(1.0, 2 * abs(rate.mean - 0.5))
     axes.add_patch(Rectangle((column - 0.48, row - 0.47), 0.96, 0.94, facecolor=colour, alpha=strength, linewidth=0))
-    middle = {"ha": "center", "va": "center", "color": INK}
+    middle: dict[str, Any] = {"ha": "center", "va": "center", "color": INK}
     weight = "bold" if clear else "normal"
     axes.text(column, row - (0.12 if roomy else 0), f"{100 * rate.mean:.0f}", fontsize=12, fontweight=weight, **middle)
     if roomy:
