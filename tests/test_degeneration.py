@@ -31,14 +31,14 @@ def test_a_loop_is_what_a_response_ends_with(text: str, loops: bool) -> None:
 def test_self_bleu_of_three_short_responses_is_that_worked_by_hand() -> None:
     """ "a b c" against {"a b d", "x"}: words 2/3, pairs (1+1)/(2+1), triples (0+1)/(1+1); the length is that of the
     nearest: (2/3 · 2/3 · 1/2)^(1/3). "a b d" likewise. "x" shares nothing."""
-    found = self_bleu(["a b c".split(), "a b d".split(), ["x"]])
+    found = self_bleu([["a", "b", "c"], ["a", "b", "d"], ["x"]])
     by_hand = (2 / 3 * 2 / 3 * 1 / 2) ** (1 / 3)
     assert found == pytest.approx([by_hand, by_hand, 0.0])
 
 
 def test_a_response_shorter_than_all_others_pays_for_its_brevity() -> None:
     """ "a b" against "a b c d": words 2/2, pairs (1+1)/(1+1), brevity exp(1 − 4/2)."""
-    assert self_bleu(["a b".split(), "a b c d".split()])[0] == pytest.approx(exp(-1))
+    assert self_bleu([["a", "b"], ["a", "b", "c", "d"]])[0] == pytest.approx(exp(-1))
 
 
 def naive_bleu(words: list[str], references: list[list[str]]) -> float:
@@ -68,7 +68,7 @@ def test_self_bleu_agrees_with_the_definition_on_random_responses() -> None:
 
 
 def test_an_empty_response_has_no_bleu_and_spoils_no_other() -> None:
-    assert self_bleu([[], "a b".split(), "a b".split()]) == pytest.approx([0, 1, 1])
+    assert self_bleu([[], ["a", "b"], ["a", "b"]]) == pytest.approx([0, 1, 1])
 
 
 def test_twins_are_equal_or_nearly_so_and_answer_another_prompt() -> None:

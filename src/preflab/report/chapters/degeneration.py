@@ -303,13 +303,8 @@ def length_drift(study: Study) -> Drawing | None:
             for place, found in zip(shares, lengths, strict=True):
                 axes.plot([place, place], [found.low, found.high], color=colour, alpha=0.45, linewidth=1)
         middles = [n.mean for n in lengths]
-        look: dict[str, Any] = {
-            "color": colour,
-            "linewidth": 1.6,
-            "linestyle": dash(arm),
-            "marker": marker_of(study, arm),
-        }
-        axes.plot(shares, middles, markersize=4.5, **look)
+        look: dict[str, Any] = {"color": colour, "linestyle": dash(arm), "marker": marker_of(study, arm)}
+        axes.plot(shares, middles, linewidth=1.6, markersize=4.5, **look)
         ends.append((arm, 100.0, middles[-1]))
         means += middles
         rows += [(arm, place, found) for place, found in zip(shares, lengths, strict=True)]

@@ -28,9 +28,9 @@ def generations(study: Study) -> Chapter | None:
     if shown.items:
         parts += [
             Prose(
-                f"{count(len(shown.items))} of {count(of)} {split} prompts, spread evenly by position and never picked "
-                f"by score, with every arm's response from its chosen checkpoint{of_seed(study)}: its {study.reward_name} "
-                "and its KL to the reference along the response."
+                f"{count(len(shown.items))} of {count(of)} {split} prompts, spread evenly by position and never "
+                f"picked by score, with every arm's response from its chosen checkpoint{of_seed(study)}: its "
+                f"{study.reward_name} and its KL to the reference along the response."
             ),
             shown,
         ]
