@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -79,18 +79,25 @@ def read_votes(folder: Path) -> tuple[VotedPair, ...]:
         StorageError: a key is damaged.
     """
     keys = {path.name.removesuffix(KEY): path for path in sorted((folder / FOLDER).glob(f"*{KEY}"))}
-    filled: dict[str, list[Path]] = {name: [] for name in keys}
-    for path in sorted((folder / FOLDER).glob("*.csv")):
-        if path.name.startswith((".", "~")):  # an editor's own
-            continue
-        owners = [name for name in keys if path.name.startswith(f"{name}.")]
-        if not owners:
-            raise DataError(
-                f"{path} has no key; a filled sheet is called as its key is, then .NAME.csv: move other files away"
-            )
-        filled[max(owners, key=len)].append(path)  # dpo@beta=0 and dpo@beta=0.1: the longer name is meant
-    found = (_count(_read_key(keys[name]), paths) for name, paths in filled.items())
+    sheets = sheets_in(folder, keys)
+    if None in sheets:
+        raise DataError(
+            f"{sheets[None][0]} has no key; a filled sheet is called as its key is, then .NAME.csv: move other files "
+            "away"
+        )
+    found = (_count(_read_key(keys[name]), sheets.get(name, [])) for name in keys)
     return tuple(pair for pair in found if pair is not None)
+
+
+def sheets_in(folder: Path, names: Iterable[str]) -> dict[str | None, list[Path]]:
+    """The files of each of these sheets, copies included; under None those that are no one's."""
+    known = sorted(names, key=len, reverse=True)  # dpo@beta=0 and dpo@beta=0.1: the longer name is meant
+    found: dict[str | None, list[Path]] = {}
+    for path in sorted((folder / FOLDER).glob("*.csv")):
+        if not path.name.startswith((".", "~")):  # an editor's own
+            owner = next((name for name in known if path.name.startswith(f"{name}.")), None)
+            found.setdefault(owner, []).append(path)
+    return found
 
 
 def _count(key: Key, sheets: Sequence[Path]) -> VotedPair | None:
