@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from preflab.report.statistics import Estimate
-from preflab.report.study import Arm, Sample
+from preflab.report.study import Arm, Generation, Sample
 from preflab.report.svg import Picture
 
 Form = Literal["text", "arm", "number", "count", "percent", "seconds", "bytes"]
@@ -87,7 +87,7 @@ class Answers:
     """One prompt and what every arm answered; None where an arm has no response to it."""
 
     prompt: str
-    responses: tuple[tuple[Arm, Sample | None], ...]
+    responses: tuple[tuple[Arm, Sample | Generation | None], ...]
 
 
 @dataclass(frozen=True)
