@@ -58,7 +58,7 @@ SHARE_MARKS: tuple[dict[str, Any], ...] = (
 def colour_of(study: Study, arm: Arm) -> str:
     """The arm's colour, the same in every picture; the reference takes that of the text.
 
-    Variants of one method share its hue, from dark to light in the study's order.
+    Variants of one method share its hue, lighter and lighter in the study's order.
     """
     if arm.name == study.reference_name:
         return INK
@@ -69,13 +69,12 @@ def colour_of(study: Study, arm: Arm) -> str:
 
 
 def shade(colour: str, light: float) -> str:
-    """A colour of the same hue, from dark (0) to light (1), that reads on either paper.
+    """A colour (0) or a lighter one of its hue (1): both read on white and on dark paper.
 
-    >>> shade("#0072B2", 0.0), shade("#0072B2", 0.5), shade("#0072B2", 1.0)
-    ('#00507d', '#0072b2', '#5ca5ce')
+    >>> shade("#0072B2", 0.0), shade("#0072B2", 1.0)
+    ('#0072b2', '#73b2d5')
     """
-    mixed, share = (np.zeros(3), 0.3 * (1 - 2 * light)) if light < 0.5 else (np.ones(3), 0.36 * (2 * light - 1))
-    return str(to_hex((1 - share) * np.array(to_rgb(colour)) + share * mixed))
+    return str(to_hex(1 - (1 - 0.45 * light) * (1 - np.array(to_rgb(colour)))))
 
 
 def marker_of(study: Study, arm: Arm) -> str:

@@ -6,8 +6,8 @@ reference (reward r, KL 0) can be had, and that envelope is its frontier. Past i
 policy within a budget of KL is within any larger one.
 
 The envelope is picked by looking, and noise looks best where there are many to pick from. So, where a number is given,
-the checkpoints are picked on four fifths of the prompts and the reward is read on the others, in turn (cross-fitting);
-the envelope that a picture draws is picked on all prompts.
+the checkpoints are picked on one half of the prompts and the reward is read on the other, and the other way round
+(cross-fitting); the envelope that a picture draws is picked on all prompts.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ from preflab.report.statistics import Estimate, Matrix, estimate
 from preflab.report.study import Point, Study
 from preflab.report.verdicts import GRID, kl_range, reference_like, reward_at
 
-FOLDS = 5
+# More folds pick by more of the same prompts, so that what they read goes together, which no interval over prompts sees:
+# of twenty checkpoints worth the same, 95 % intervals of 2, 5 and 20 folds cover 94, 89 and 78 %.
+FOLDS = 2
 
 
 def upper_envelope(kl: ArrayLike, reward: ArrayLike) -> list[int]:

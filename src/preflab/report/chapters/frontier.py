@@ -8,22 +8,14 @@ from itertools import combinations
 import numpy as np
 from matplotlib.axes import Axes
 
-from preflab.report.chapter import Chapter, Column, Drawing, Finding, Findings, Prose, Sheet, Value
+from preflab.report.chapter import Chapter, Column, Drawing, Finding, Findings, Part, Prose, Sheet, Value
 from preflab.report.checkpoints import Checkpoint, Family, checkpoints, families, trained_points
 from preflab.report.figures import above, colour_of, dots, frame_means, label_ends, line, mark_reference
-from preflab.report.frontiers import (
-    GRID,
-    Overlap,
-    envelope_of,
-    frontier_at,
-    measured_range,
-    overlap,
-    with_reference,
-)
+from preflab.report.frontiers import Overlap, envelope_of, frontier_at, measured_range, overlap, with_reference
 from preflab.report.statistics import Estimate, estimate
 from preflab.report.study import Arm, Point, Study
 from preflab.report.svg import Picture, named, sheet, to_svg
-from preflab.report.verdicts import MANY, absolute, seeds_in_words
+from preflab.report.verdicts import GRID, MANY, absolute, seeds_in_words
 from preflab.report.wording import interval, number
 
 SHOWN_KL = 5  # columns of the table of reward at matched KL, at most
@@ -36,7 +28,7 @@ def frontier(study: Study) -> Chapter | None:
         return None
     groups = families(study)
     compared = [(a, b, overlap(study, a, b)) for a, b in pairs(groups)]
-    parts = [
+    parts: list[Part | None] = [
         Prose(
             f"Any method can buy {study.reward_name} with KL, by moving away from the reference. What tells methods "
             "apart is how much of it they get for the same KL."
@@ -57,8 +49,8 @@ def how(comparisons: int) -> str:
         "A family's convex frontier is the upper concave envelope of the reference and all its checkpoints, of all "
         "settings tried: answering some prompts with one checkpoint and the others with another reaches every point "
         "on it. Differences are means over the KL range that both families were measured in, nothing is extrapolated; "
-        "which checkpoints make the frontier is picked on four fifths of the validation prompts and the reward read "
-        "on the others, in turn, so that more tries bring no luck." + corrected
+        "which checkpoints make the frontier is picked on one half of the validation prompts and the reward read on the "
+        "other, and the other way round, so that more tries bring no luck." + corrected
     )
 
 
@@ -73,9 +65,7 @@ def finding(study: Study, a: Family, b: Family, shared: Overlap | None) -> Findi
     about = f"{a.title} or {b.title}"
     if shared is None:
         (low_a, high_a), (low_b, high_b) = measured_range(a), measured_range(b)
-        ranges = (
-            f"{a.title} {number(low_a)}–{number(high_a)} nats, {b.title} {number(low_b)}–{number(high_b)} nats"
-        )
+        ranges = f"{a.title} {number(low_a)}–{number(high_a)} nats, {b.title} {number(low_b)}–{number(high_b)} nats"
         return Finding(about, f"Undecided: no KL was reached by both on the same seeds ({ranges}).", found=False)
     difference = shared.difference
     where = (
@@ -182,9 +172,10 @@ def picture(study: Study, groups: Sequence[Family], found: Sequence[Checkpoint])
     ends = []
     for group in groups:
         shadow(axes, drawn_envelope(study, group), colour_of(study, middle(group)))
+    varied = {arm.name for group in groups if len(group.arms) > 1 for arm in group.arms}
     for arm in drawn:
         path = sorted(by_arm[arm.name], key=lambda c: c.kl.mean)
-        start = [origin] if origin else []
+        start = [origin] if origin and arm.name not in varied else []  # a bundle of rays hides the curves
         line(study, axes, arm, [c.kl for c in start + path], [c.reward for c in start + path])
         if crowded:
             axes.plot([c.kl.mean for c in path], [c.reward.mean for c in path], ".", color=colour_of(study, arm))
