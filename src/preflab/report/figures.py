@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import matplotlib as mpl
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
@@ -74,7 +73,8 @@ def shade(colour: str, light: float) -> str:
     >>> shade("#0072B2", 0.0), shade("#0072B2", 1.0)
     ('#0072b2', '#73b2d5')
     """
-    return str(to_hex(1 - (1 - 0.45 * light) * (1 - np.array(to_rgb(colour)))))
+    red, green, blue = (1 - (1 - 0.45 * light) * (1 - part) for part in to_rgb(colour))
+    return str(to_hex((red, green, blue)))
 
 
 def marker_of(study: Study, arm: Arm) -> str:

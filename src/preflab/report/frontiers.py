@@ -23,8 +23,8 @@ from preflab.report.statistics import Estimate, Matrix, estimate
 from preflab.report.study import Point, Study
 from preflab.report.verdicts import GRID, kl_range, reference_like, reward_at
 
-# More folds pick by more of the same prompts, so that what they read goes together, which no interval over prompts sees:
-# of twenty checkpoints worth the same, 95 % intervals of 2, 5 and 20 folds cover 94, 89 and 78 %.
+# More folds pick by more of the same prompts, so that what they read goes together, which no interval over prompts
+# sees: of twenty checkpoints worth the same, 95 % intervals of 2, 5 and 20 folds cover 94, 89 and 78 %.
 FOLDS = 2
 
 
@@ -64,7 +64,7 @@ def envelope_of(points: Sequence[Point], prompts: Matrix | None = None) -> list[
 
 
 def level_after_peak(at_kl: Matrix, points: Sequence[Point]) -> Matrix:
-    """`verdicts.reward_at`, and past the last point the reward of that one: the mean over `at_kl`, by seed and prompt."""
+    """`verdicts.reward_at`, and past the last point the reward of that one: the mean over `at_kl`."""
     last = max(points, key=lambda point: float(point.kl_nats.mean()))
     inside = at_kl[at_kl <= last.kl_nats.mean()]
     share = len(inside) / len(at_kl)

@@ -49,8 +49,8 @@ def how(comparisons: int) -> str:
         "A family's convex frontier is the upper concave envelope of the reference and all its checkpoints, of all "
         "settings tried: answering some prompts with one checkpoint and the others with another reaches every point "
         "on it. Differences are means over the KL range that both families were measured in, nothing is extrapolated; "
-        "which checkpoints make the frontier is picked on one half of the validation prompts and the reward read on the "
-        "other, and the other way round, so that more tries bring no luck." + corrected
+        "which checkpoints make the frontier is picked on one half of the validation prompts and the reward read on "
+        "the other, and the other way round, so that more tries bring no luck." + corrected
     )
 
 

@@ -53,9 +53,9 @@ def over_optimisation(study: Study) -> Chapter | None:
     fitted = [one for one in courses if one.gold]
     parts: list[Part] = [
         Prose(
-            f"The {study.proxy_name} (proxy) stands in for {study.reward_name} (gold), which is what is wanted. Where the "
-            "gold reward falls while the proxy goes on rising, the proxy is being exploited: that is over-optimisation, "
-            "and the place to stop is before it."
+            f"The {study.proxy_name} (proxy) stands in for {study.reward_name} (gold), which is what is wanted. Where "
+            "the gold reward falls while the proxy goes on rising, the proxy is being exploited: that is "
+            "over-optimisation, and the place to stop is before it."
         )
     ]
     if fitted:
@@ -69,8 +69,8 @@ def over_optimisation(study: Study) -> Chapter | None:
     if few:
         parts.append(
             Prose(
-                f"No curve: {listing(few)}. A curve needs {LEAST} checkpoints of the same seeds with KL above 0, not all "
-                "alike; their number is in brackets.",
+                f"No curve: {listing(few)}. A curve needs {LEAST} checkpoints of the same seeds with KL above 0, not "
+                "all alike; their number is in brackets.",
                 quiet=True,
             )
         )
@@ -82,8 +82,8 @@ HOW = (
     "The curves are those of Gao, Schulman and Hilton (arXiv 2210.10760): with d = √KL and R the reward above the "
     "reference's, R = d (α − β d) for best of n and R = d (α − β log d) for training, by least squares through the "
     "checkpoints, with intervals over seeds and prompts. A peak is named only where it lies between checkpoints and "
-    "the curve's slope at the last one is shown to be below 0; its interval holds every KL at which the slope may be 0. "
-    "Nothing is said from a curve that misses its checkpoints by more than their noise."
+    "the curve's slope at the last one is shown to be below 0; its interval holds every KL at which the slope may be "
+    "0. Nothing is said from a curve that misses its checkpoints by more than their noise."
 )
 
 
@@ -220,8 +220,8 @@ def against_root_kl(study: Study, fitted: Sequence[Course]) -> Picture:
         "over-optimisation",
         "How far did training pay?",
         "Both rewards above the reference's, on validation prompts: marks are checkpoints with their 95 % intervals, "
-        "lines the fitted curves, dotted for best of n. Training moves to the right; a curve that comes down below while "
-        "its twin above still climbs is over-optimised. A ring is a peak that was shown.",
+        "lines the fitted curves, dotted for best of n. Training moves to the right; a curve that comes down below "
+        "while its twin above still climbs is over-optimised. A ring is a peak that was shown.",
         to_svg(figure, "over-optimisation", "Proxy and gold reward against the root of KL, with fitted curves"),
     )
 
