@@ -71,7 +71,7 @@ def shade(colour: str, light: float) -> str:
     """A colour (0) or a lighter one of its hue (1): both read on white and on dark paper.
 
     >>> shade("#0072B2", 0.0), shade("#0072B2", 1.0)
-    ('#0072b2', '#73b2d5')
+    ('#0072b2', '#73b1d5')
     """
     red, green, blue = (1 - (1 - 0.45 * light) * (1 - part) for part in to_rgb(colour))
     return str(to_hex((red, green, blue)))

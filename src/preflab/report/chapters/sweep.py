@@ -66,8 +66,8 @@ def sweep(study: Study) -> Chapter | None:
 
 WHY = (
     "A popular picture plots the implicit reward of the data set's chosen responses, β·log π/π_ref, against a “KL” "
-    "that is the mean logratio of those same responses: one number on both axes, so a straight line of slope β comes out "
-    "whatever the policy has learnt. KL is a mean over responses that the policy itself writes, and how good those are "
+    "that is the mean logratio of those same responses: one number on both axes, so a straight line of slope β comes "
+    "out whatever the policy has learnt. KL is a mean over responses that the policy itself writes, and how good those are "
     "is for the gold reward to say: the right picture shows both, of the same arms."
 )
 
