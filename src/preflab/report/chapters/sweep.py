@@ -67,8 +67,8 @@ def sweep(study: Study) -> Chapter | None:
 WHY = (
     "A popular picture plots the implicit reward of the data set's chosen responses, β·log π/π_ref, against a “KL” "
     "that is the mean logratio of those same responses: one number on both axes, so a straight line of slope β comes "
-    "out whatever the policy has learnt. KL is a mean over responses that the policy itself writes, and how good those are "
-    "is for the gold reward to say: the right picture shows both, of the same arms."
+    "out whatever the policy has learnt. KL is a mean over responses that the policy itself writes, and how good those "
+    "are is for the gold reward to say: the right picture shows both, of the same arms."
 )
 
 
@@ -206,7 +206,7 @@ def picture(study: Study, one: Sweep, name: str) -> Picture:
     for c in origin:
         both[1].axhline(c.reward.mean, color=INK, alpha=0.6, linewidth=0.9, linestyle=":")
         both[1].annotate(
-            "reference", (0.99, c.reward.mean), xycoords=("axes fraction", "data"), ha="right", va="bottom", alpha=0.8
+            "reference", (0.99, c.reward.mean), xycoords=("axes fraction", "data"), ha="right", va="bottom", color=INK
         )
     promise = f" KL has to fall from left to right: a larger {setting} holds the policy closer to the reference."
     return Picture(
