@@ -38,6 +38,9 @@ class SimulatedArm:
     evaluated: bool = True
     tested: bool = True
     metrics: Sequence[Mapping[str, Any]] = field(default_factory=list)
+    family: str = ""
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    kl_is_bound: bool = False
 
 
 REFERENCE = SimulatedArm("reference", "reference", lambda kl: 0.0, steps=(), kl=(), label="Reference", seconds=0.0)
@@ -110,11 +113,12 @@ def write_study(
     for arm in arms:
         for seed in range(seeds):
             path = folder / "arms" / arm.name / f"seed-{seed}"
-            settings = {"loss.beta": 0.1, "train.steps": 400} if arm.method != "reference" else {}
+            settings = {"loss.beta": 0.1, "train.steps": 400, **arm.overrides} if arm.method != "reference" else {}
             entries.append(
                 {"name": arm.name, "method": arm.method, "label": arm.label or arm.name, "oracle": arm.oracle,
                  "description": f"The arm {arm.name}.", "settings": settings, "seed": seed,
-                 "folder": f"arms/{arm.name}/seed-{seed}", "done": arm.evaluated and arm.tested}
+                 "folder": f"arms/{arm.name}/seed-{seed}", "done": arm.evaluated and arm.tested,
+                 "family": arm.family or arm.name, "overrides": dict(arm.overrides), "kl_is_bound": arm.kl_is_bound}
             )  # fmt: skip
             write_text(path / "config.yaml", f"method: {arm.method}\n")
             write_json(

@@ -509,6 +509,18 @@ def test_seeds_may_choose_different_steps(tmp_path: Path) -> None:
     assert next(row["step"] for row in numbers(folder)["summary"] if row["name"] == "dpo") == 400
 
 
+def test_the_same_evaluation_of_every_seed_is_one_point_though_epochs_differ_by_a_step(tmp_path: Path) -> None:
+    folder = write_study(tmp_path, seeds=2)
+    path = folder / "arms/dpo/seed-1/evaluation.json"
+    content = json.loads(path.read_text())
+    for point in content["points"]:
+        point["step"] += 1
+    path.write_text(json.dumps(content | {"chosen_step": 401}))
+    dpo = next(arm for arm in read_study(folder).arms if arm.name == "dpo")
+    assert [(point.step, point.seeds) for point in dpo.validation] == [(s, (0, 1)) for s in (100, 200, 300, 400)]
+    assert verdict_between(folder, "dpo", "ppo").difference
+
+
 def test_rows_of_one_prompt_are_averaged(tmp_path: Path) -> None:
     folder = write_study(tmp_path, prompts=20)
     for path in folder.rglob("evaluation.json"):

@@ -8,6 +8,7 @@ from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -54,10 +55,26 @@ SHARE_MARKS: tuple[dict[str, Any], ...] = (
 
 
 def colour_of(study: Study, arm: Arm) -> str:
-    """The arm's colour, the same in every picture; the reference takes that of the text."""
+    """The arm's colour, the same in every picture; the reference takes that of the text.
+
+    Variants of one method share its hue, lighter and lighter in the study's order.
+    """
     if arm.name == study.reference_name:
         return INK
-    return COLOURS[study.trained.index(arm) % len(COLOURS)]
+    families = list(dict.fromkeys(one.family for one in study.trained))
+    hue = COLOURS[families.index(arm.family) % len(COLOURS)]
+    variants = [one for one in study.trained if one.family == arm.family]
+    return shade(hue, variants.index(arm) / (len(variants) - 1)) if len(variants) > 1 else hue
+
+
+def shade(colour: str, light: float) -> str:
+    """A colour (0) or a lighter one of its hue (1): both read on white and on dark paper.
+
+    >>> shade("#0072B2", 0.0), shade("#0072B2", 1.0)
+    ('#0072b2', '#73b1d5')
+    """
+    red, green, blue = (1 - (1 - 0.45 * light) * (1 - part) for part in to_rgb(colour))
+    return str(to_hex((red, green, blue)))
 
 
 def marker_of(study: Study, arm: Arm) -> str:
@@ -290,8 +307,8 @@ def trained_curves(study: Study, curves: Sequence[Curve]) -> list[Curve]:
 
 
 def dash(arm: Arm) -> str:
-    """An oracle is dashed."""
-    return "--" if arm.oracle else "-"
+    """An oracle is dashed; dotted is a curve whose KL is a bound."""
+    return ":" if arm.kl_is_bound else "--" if arm.oracle else "-"
 
 
 def line(study: Study, axes: Axes, arm: Arm, x: Sequence[Estimate], y: Sequence[Estimate]) -> None:
@@ -316,11 +333,26 @@ def dots(
 def mark_reference(study: Study, axes: Axes, arm: Arm, x: Estimate, y: Estimate) -> None:
     """The reference's point, its name below it, where no curve goes."""
     dots(study, axes, arm, [x], [y], [False])
-    below = y.low - 0.02 * (axes.get_ylim()[1] - axes.get_ylim()[0])
+    below = max(y.low, axes.get_ylim()[0]) - 0.02 * (axes.get_ylim()[1] - axes.get_ylim()[0])
     axes.annotate(
         named(arm.title), (x.mean, below), xytext=(-4, -4), textcoords="offset points", va="top", color=INK, fontsize=11
     )
     axes.set_ylim(bottom=min(axes.get_ylim()[0], below - 0.08 * (axes.get_ylim()[1] - below)))
+
+
+def frame_means(axes: Axes, x: Sequence[Estimate], y: Sequence[Estimate]) -> None:
+    """Axes around means, with room for an interval of usual length: one of two seeds' may be fifty times as long."""
+    for points, limit in ((x, axes.set_xlim), (y, axes.set_ylim)):
+        means = [e.mean for e in points]
+        span = (max(means) - min(means)) or max(e.high - e.low for e in points) or 1.0
+        low, high = min(e.low for e in points), max(e.high for e in points)
+        limit(max(low, min(means) - 0.35 * span) - 0.05 * span, min(high, max(means) + 0.35 * span) + 0.05 * span)
+
+
+def above(axes: Axes, ends: Sequence[tuple[Arm, float, float]]) -> list[tuple[Arm, float, float]]:
+    """Places for `label_ends` a little higher, where no interval goes."""
+    low, high = axes.get_ylim()
+    return [(arm, x, y + 0.028 * (high - low)) for arm, x, y in ends]
 
 
 def label_ends(study: Study, axes: Axes, ends: Sequence[tuple[Arm, float, float]]) -> None:

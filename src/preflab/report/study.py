@@ -156,6 +156,8 @@ class Arm:
     description: str
     settings: Mapping[str, JSON]
     runs: tuple[Run, ...]
+    family: str  # its chain of methods without settings: what variants share
+    overrides: Mapping[str, JSON]  # dotted keys; what makes it a variant
 
     @property
     def title(self) -> str:
@@ -164,9 +166,12 @@ class Arm:
 
     @cached_property
     def validation(self) -> tuple[Point, ...]:
-        """The validation points by step, each over the seeds that got there."""
-        steps = sorted({point.step for run in self.runs for point in run.validation})
-        return tuple(stack([p for run in self.runs for p in run.validation if p.step == step]) for step in steps)
+        """The validation points in order, each over the seeds that got there.
+
+        A seed's own data may make its epoch a step longer: the first evaluations of all seeds are one point, and so on.
+        """
+        last = max((len(run.validation) for run in self.runs), default=0)
+        return tuple(stack([r.validation[i] for r in self.runs if len(r.validation) > i]) for i in range(last))
 
     @cached_property
     def final(self) -> Point | None:
@@ -214,6 +219,7 @@ class Study:
     counts: tuple[tuple[str, int], ...]  # what was dropped, and how often
     warnings: tuple[str, ...]
     stages: tuple[tuple[str, float], ...]  # what arms share, in seconds
+    swept: tuple[str, ...]  # the settings that the study was made to vary, dotted
     environment: Mapping[str, JSON]
     complete: bool
 
@@ -280,6 +286,8 @@ def read_study(folder: Path) -> Study:
             description=entry.text("description"),
             settings=before.settings if before else entry.mapping("settings"),
             runs=(*before.runs, run) if before else (run,),
+            family=str(entry.value.get("family") or entry.text("name")),
+            overrides=entry.mapping("overrides") if "overrides" in entry.value else {},
         )
         recorded = run_folder / "environment.json"
         if not environment and recorded.is_file():
@@ -305,6 +313,7 @@ def read_study(folder: Path) -> Study:
         counts=tuple((item.text("name"), item.whole("count")) for item in content.items("counts")),
         warnings=tuple(str(line) for line in content.listing("warnings")),
         stages=tuple((item.text("name"), item.number("seconds")) for item in content.items("stages")),
+        swept=tuple(content.inner("sweep").mapping("over")) if content.value.get("sweep") else (),
         environment=environment,
         complete=content.flag("complete"),
     )

@@ -1,0 +1,223 @@
+"""What each method gets for its KL: every checkpoint, the convex frontier of each family, reward at matched KL."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import combinations
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from preflab.report.chapter import Chapter, Column, Drawing, Finding, Findings, Part, Prose, Sheet, Value
+from preflab.report.checkpoints import Checkpoint, Family, checkpoints, families, trained_points
+from preflab.report.figures import above, colour_of, dots, frame_means, label_ends, line, mark_reference
+from preflab.report.frontiers import Overlap, envelope_of, frontier_at, measured_range, overlap, with_reference
+from preflab.report.statistics import Estimate, estimate
+from preflab.report.study import Arm, Point, Study
+from preflab.report.svg import Picture, named, sheet, to_svg
+from preflab.report.verdicts import GRID, MANY, absolute, seeds_in_words
+from preflab.report.wording import interval, number
+
+SHOWN_KL = 5  # columns of the table of reward at matched KL, at most
+
+
+def frontier(study: Study) -> Chapter | None:
+    """Reward against KL; None until an arm but the reference has a checkpoint."""
+    found = [checkpoint for arm in study.arms for checkpoint in checkpoints(arm)]
+    if all(checkpoint.arm.name == study.reference_name for checkpoint in found):
+        return None
+    groups = families(study)
+    compared = [(a, b, overlap(study, a, b)) for a, b in pairs(groups)]
+    parts: list[Part | None] = [
+        Prose(
+            f"Any method can buy {study.reward_name} with KL, by moving away from the reference. What tells methods "
+            "apart is how much of it they get for the same KL."
+        ),
+        Drawing(picture(study, groups, found), points_sheet(study, groups, found)),
+        Findings("More reward at equal KL?", tuple(finding(study, *entry) for entry in compared)),
+        at_matched_kl(study, groups),
+        Prose(how(len(compared)), quiet=True),
+    ]
+    kept = [part for part in parts if part is not None and not (isinstance(part, Findings) and not part.items)]
+    return Chapter("frontier", "Reward and KL", tuple(kept))
+
+
+def how(comparisons: int) -> str:
+    """How the frontiers were made, in small print."""
+    corrected = f" {comparisons} comparisons, each at 95 %, not corrected for their number." if comparisons > 1 else ""
+    return (
+        "A family's convex frontier is the upper concave envelope of the reference and all its checkpoints, of all "
+        "settings tried: answering some prompts with one checkpoint and the others with another reaches every point "
+        "on it. Differences are means over the KL range that both families were measured in, nothing is extrapolated; "
+        "which checkpoints make the frontier is picked on one half of the validation prompts and the reward read on "
+        "the other, and the other way round, so that more tries bring no luck." + corrected
+    )
+
+
+def pairs(groups: Sequence[Family]) -> list[tuple[Family, Family]]:
+    """Who is compared with whom: each with each, or all with the first where they are many."""
+    found = list(combinations(groups, 2))
+    return found if len(groups) < MANY else [pair for pair in found if groups[0] in pair]
+
+
+def finding(study: Study, a: Family, b: Family, shared: Overlap | None) -> Finding:
+    """Which of two families gets more reward at equal KL."""
+    about = f"{a.title} or {b.title}"
+    if shared is None:
+        (low_a, high_a), (low_b, high_b) = measured_range(a), measured_range(b)
+        ranges = f"{a.title} {number(low_a)}–{number(high_a)} nats, {b.title} {number(low_b)}–{number(high_b)} nats"
+        return Finding(about, f"Undecided: no KL was reached by both on the same seeds ({ranges}).", found=False)
+    difference = shared.difference
+    where = (
+        f"between {number(shared.low_nats)} and {number(shared.high_nats)} nats, {seeds_in_words(len(shared.seeds))}"
+    )
+    if difference.sign == 0:
+        answer = f"No difference found: {a.title} − {b.title} = {interval(difference)}, {where}."
+        return Finding(about, answer, found=False)
+    better, worse = (a, b) if difference.sign > 0 else (b, a)
+    area = f"area between the frontiers {interval(absolute(shared.area))} reward · nats"
+    amount = interval(absolute(difference))
+    return Finding(
+        about, f"{better.title} gets {amount} more {study.reward_name} than {worse.title}, {where}; {area}.", found=True
+    )
+
+
+def at_matched_kl(study: Study, groups: Sequence[Family]) -> Sheet | None:
+    """The frontiers read at a few KL values, each within its measured range, and the area under them."""
+    if not groups:
+        return None
+    ranges = [measured_range(group) for group in groups]
+    low, high = min(low for low, _ in ranges), max(high for _, high in ranges)
+    shown = round_values(low, high)
+    common = max(low for low, _ in ranges), min(high for _, high in ranges)
+    columns = [Column("Family", "text"), Column("Checkpoints", "count"), Column("KL from"), Column("KL to")]
+    columns += [Column(f"at {x:g} nats") for x in shown]
+    overlapping = len(groups) > 1 and common[0] < common[1]
+    if overlapping:
+        columns.append(Column(f"area, {number(common[0])}–{number(common[1])} nats"))
+    rows = []
+    for group, (least, most) in zip(groups, ranges, strict=True):
+        points = with_reference(study, group_points(group))
+        cells: list[Value] = [reward(points, [x], group) if least <= x <= most else None for x in shown]
+        if overlapping:
+            mean, width = reward(points, np.linspace(*common, GRID), group), common[1] - common[0]
+            cells.append(Estimate(width * mean.mean, width * mean.low, width * mean.high))
+        rows.append((group.title, sum(len(trained_points(arm)) for arm in group.arms), least, most, *cells))
+    reading = (
+        f"{study.reward_name.capitalize()} on each family's convex frontier at the same KL, with 95 % intervals; empty "
+        "where the family was not measured."
+        + (" The area under it is over the KL range of all families." if overlapping else "")
+    )
+    return Sheet("reward-at-matched-kl", tuple(columns), tuple(rows), reading)
+
+
+def round_values(low: float, high: float) -> list[float]:
+    """The highest few of 1, 2, 5, 10, 20, … (and 0.5, 0.2, …) between two numbers.
+
+    >>> round_values(0.13, 4.5), round_values(3.0, 4.5)
+    ([0.2, 0.5, 1.0, 2.0], [])
+    """
+    series = [float(f"{digit}e{power}") for power in range(-3, 5) for digit in (1, 2, 5)]
+    return [x for x in series if low <= x <= high][-SHOWN_KL:]
+
+
+def group_points(group: Family) -> list[Point]:
+    """The family's checkpoints of the seeds that all of them have, or of the seeds that most have."""
+    held = [point.seeds for arm in group.arms for point in trained_points(arm)]
+    everywhere = tuple(sorted(set(held[0]).intersection(*held[1:])))
+    return group.points(everywhere or max(held, key=len))
+
+
+def reward(points: Sequence[Point], at_kl: Sequence[float] | np.ndarray, group: Family) -> Estimate:
+    """The reward on the frontier of some points, over some KL values."""
+    return estimate(frontier_at(at_kl, points), f"frontier of {group.name}")
+
+
+def points_sheet(study: Study, groups: Sequence[Family], found: Sequence[Checkpoint]) -> Sheet:
+    """The checkpoints as the picture shows them."""
+    on = {id(point) for group in groups for point in drawn_envelope(study, group)}
+    columns = (
+        Column("Arm", "arm"), Column("Family", "text"), Column("Step", "count"), Column("Seeds", "count"),
+        Column("KL (nats)", digits=4), Column("Reward", digits=4), Column("KL is a bound", "text"),
+        Column("Chosen", "text"), Column("On the frontier", "text"),
+    )  # fmt: skip
+    rows = tuple(
+        (c.arm, c.arm.family, c.point.step, len(c.point.seeds), c.kl, c.reward, yes(c.arm.kl_is_bound), yes(c.chosen),
+         yes(id(c.point) in on))
+        for c in found
+    )  # fmt: skip
+    return Sheet("frontier", columns, rows, "Every checkpoint of every arm, on validation prompts.")
+
+
+def yes(flag: bool) -> str:
+    """A flag in a table."""
+    return "yes" if flag else "no"
+
+
+def drawn_envelope(study: Study, group: Family) -> list[Point]:
+    """The frontier as drawn: picked on all prompts, from the points over all seeds that each has."""
+    reference = study.reference.validation[:1] if study.reference else ()
+    return envelope_of([*reference, *(point for arm in group.arms for point in trained_points(arm))])
+
+
+def picture(study: Study, groups: Sequence[Family], found: Sequence[Checkpoint]) -> Picture:
+    """Reward against KL: a line an arm, from the reference at KL 0; a broad pale one for each family's frontier."""
+    figure, axes = sheet(7.2, 4.4)
+    axes.set_xlabel("KL to the reference, nats per response")
+    axes.set_ylabel(named(study.reward_name))
+    origin = next((c for c in found if c.arm.name == study.reference_name), None)
+    by_arm = {arm.name: [c for c in found if c.arm.name == arm.name] for arm in study.trained}
+    drawn = [arm for arm in study.trained if by_arm[arm.name]]
+    crowded = len(drawn) > MANY
+    ends = []
+    for group in groups:
+        shadow(axes, drawn_envelope(study, group), colour_of(study, middle(group)))
+    varied = {arm.name for group in groups if len(group.arms) > 1 for arm in group.arms}
+    for arm in drawn:
+        path = sorted(by_arm[arm.name], key=lambda c: c.kl.mean)
+        start = [origin] if origin and arm.name not in varied else []  # a bundle of rays hides the curves
+        line(study, axes, arm, [c.kl for c in start + path], [c.reward for c in start + path])
+        if crowded:
+            axes.plot([c.kl.mean for c in path], [c.reward.mean for c in path], ".", color=colour_of(study, arm))
+        else:
+            dots(study, axes, arm, [c.kl for c in path], [c.reward for c in path], [c.chosen for c in path])
+        ends.append((arm, path[-1].kl.mean, path[-1].reward.mean))
+    frame_means(axes, [c.kl for c in found], [c.reward for c in found])
+    if origin:
+        mark_reference(study, axes, origin.arm, origin.kl, origin.reward)
+    label_ends(study, axes, above(axes, ends))
+    marks = (
+        "A dot is a checkpoint, its intervals are in the data"
+        if crowded
+        else "A dot is a checkpoint with its 95 % intervals, which may go on past the frame, a ring the one chosen"
+    )
+    return Picture(
+        "frontier",
+        f"{study.reward_name} against KL",
+        "Higher is better, further left stays closer to the reference: of two curves the upper one buys more "
+        f"reward for the same KL. {marks}, on validation prompts; the broad pale band is a family's convex frontier"
+        + ("; a dashed curve is an oracle, which trained on the gold reward itself" if oracles(drawn) else "")
+        + ("; a dotted one (≤ KL) has no measured KL but an upper bound." if bounds(drawn) else "."),
+        to_svg(figure, "frontier", f"{study.reward_name} against KL, one curve per arm"),
+    )
+
+
+def oracles(arms: Sequence[Arm]) -> bool:
+    """Whether one of them sees the gold reward."""
+    return any(arm.oracle for arm in arms)
+
+
+def bounds(arms: Sequence[Arm]) -> bool:
+    """Whether the KL of one of them is a bound."""
+    return any(arm.kl_is_bound for arm in arms)
+
+
+def middle(group: Family) -> Arm:
+    """The arm whose colour stands for the family: the middle one of its shades."""
+    return group.arms[len(group.arms) // 2]
+
+
+def shadow(axes: Axes, points: Sequence[Point], colour: str) -> None:
+    """A family's frontier, below its arms' lines."""
+    kl, reward = ([float(m.mean()) for m in ms] for ms in zip(*((p.kl_nats, p.reward) for p in points), strict=True))
+    axes.plot(kl, reward, color=colour, linewidth=7, alpha=0.2, solid_capstyle="round", zorder=1)

@@ -1,0 +1,184 @@
+"""The convex frontier is the upper envelope, its numbers aren't lucky, and the chapter says what was simulated."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from preflab.report.chapter import Chapter, Drawing, Finding, Findings, Sheet
+from preflab.report.chapters.frontier import frontier
+from preflab.report.checkpoints import families
+from preflab.report.figures import colour_of
+from preflab.report.frontiers import envelope_of, frontier_at, overlap, upper_envelope
+from preflab.report.statistics import Matrix, estimate
+from preflab.report.study import Point, read_study
+from preflab.report.svg import COLOURS
+from study_folder import REFERENCE, SimulatedArm, root, usual_arms, write_study
+
+
+def height_by_pairs(at: float, kl: Matrix, reward: Matrix) -> float:
+    """The best reward of one checkpoint, or of a mix of two, with KL at most `at`: what the frontier is, slowly."""
+    best = [r for k, r in zip(kl, reward, strict=True) if k <= at]
+    for i, j in combinations(range(len(kl)), 2):
+        (k1, r1), (k2, r2) = sorted([(kl[i], reward[i]), (kl[j], reward[j])])
+        if k1 <= at < k2:
+            best.append(r1 + (at - k1) / (k2 - k1) * (r2 - r1))
+    return max(best)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_envelope_is_what_mixes_of_two_checkpoints_reach(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    kl = np.concatenate([[0.0], np.round(rng.uniform(0, 5, 12), 1)])  # some at the same KL
+    reward = rng.normal(size=13)
+    chain = upper_envelope(kl, reward)
+    for at in np.linspace(0, 6, 50):
+        assert np.interp(at, kl[chain], reward[chain]) == pytest.approx(height_by_pairs(at, kl, reward))
+
+
+def test_where_nothing_beats_the_reference_it_is_the_frontier() -> None:
+    assert upper_envelope([0.0, 1.0, 2.0], [0.5, 0.1, 0.5]) == [0]
+
+
+def point(kl: float, reward: Matrix, step: int = 1) -> Point:
+    """A checkpoint with these rewards."""
+    seeds, prompts = reward.shape
+    nothing = np.zeros((seeds, 0))
+    return Point(
+        step, "validation", tuple(range(seeds)), tuple(map(str, range(prompts))), reward=reward, proxy_reward=None,
+        kl_nats=np.full(reward.shape, kl), response_tokens=reward, ended=reward, win=reward, nll_nats=nothing,
+        nll_tokens=nothing, samples=((),) * seeds,
+    )  # fmt: skip
+
+
+def test_without_noise_the_frontier_is_exact_also_past_its_peak() -> None:
+    points = [point(kl, np.full((2, 10), r)) for kl, r in ((0, 0.0), (1, 2.0), (2, 2.5), (3, 4.0), (4, 1.0))]
+    for at, reward in ((0.5, 1.0), (1.0, 2.0), (2.0, 3.0), (3.0, 4.0), (4.0, 4.0)):
+        assert frontier_at([at], points) == pytest.approx(np.full((2, 10), reward))
+    assert frontier_at([0.5, 2.0], points).mean() == pytest.approx(2.0)
+
+
+def test_many_tries_bring_no_luck() -> None:
+    """Twenty checkpoints that are all worth 1 are worth no more than four: the plain envelope says otherwise."""
+    rng = np.random.default_rng(0)
+    plain, fitted, covered = [], [], []
+    for _ in range(150):
+        many = [point(2.0, 1 + rng.normal(size=(3, 40))) for _ in range(20)]
+        plain.append(max(p.reward.mean() for p in many) - 1)
+        found = estimate(frontier_at([2.0], many), "reward")
+        fitted.append(found.mean - 1)
+        covered.append(found.low <= 1 <= found.high)
+    assert np.mean(plain) > 0.13
+    assert abs(np.mean(fitted)) < 0.02
+    assert np.mean(covered) >= 0.91
+
+
+def chapter_of(folder: Path) -> Chapter:
+    chapter = frontier(read_study(folder))
+    assert chapter
+    return chapter
+
+
+def findings(chapter: Chapter) -> dict[str, Finding]:
+    return {item.about: item for part in chapter.parts if isinstance(part, Findings) for item in part.items}
+
+
+def sheet_named(chapter: Chapter, name: str) -> Sheet:
+    return next(part for part in chapter.parts if isinstance(part, Sheet) and part.name == name)
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_a_simulated_difference_is_found_and_its_size_is_right(tmp_path: Path, seeds: int) -> None:
+    arms = [
+        REFERENCE,
+        SimulatedArm("dpo", "dpo", root(1.0), label="DPO"),
+        SimulatedArm("ppo", "ppo", root(2.0), label="PPO"),
+    ]
+    folder = write_study(tmp_path, arms, seeds=seeds, noise=0.2)
+    assert findings(chapter_of(folder))["DPO or PPO"].answer.startswith("PPO gets ")
+    study = read_study(folder)
+    dpo, ppo = families(study)
+    shared = overlap(study, ppo, dpo)
+    assert shared
+    grid = np.linspace(shared.low_nats, shared.high_nats, 400)
+    assert shared.difference.low <= np.interp(grid, [0, 1, 2, 4, 8], np.sqrt([0, 1, 2, 4, 8])).mean() + 0.1
+    assert shared.difference.mean == pytest.approx(np.sqrt(grid).mean(), abs=0.15)
+    assert shared.area.mean == pytest.approx(shared.difference.mean * (shared.high_nats - shared.low_nats))
+
+
+def test_the_same_curve_at_more_kl_is_no_difference(tmp_path: Path) -> None:
+    arms = [
+        REFERENCE,
+        SimulatedArm("dpo", "dpo", lambda kl: 0.5 * kl, label="DPO", kl=(1, 2, 3, 4)),
+        SimulatedArm("ppo", "ppo", lambda kl: 0.5 * kl, label="PPO", kl=(2, 4, 6, 9)),
+    ]
+    found = findings(chapter_of(write_study(tmp_path, arms, seeds=3)))["DPO or PPO"]
+    assert found.answer.startswith("No difference found")
+    assert not found.found
+
+
+def test_no_common_kl_is_undecided_and_nothing_is_extrapolated(tmp_path: Path) -> None:
+    arms = [
+        REFERENCE,
+        SimulatedArm("dpo", "dpo", root(1.0), label="DPO", kl=(0.1, 0.2, 0.3, 0.4)),
+        SimulatedArm("ppo", "ppo", root(3.0), label="PPO", kl=(2, 4, 6, 9)),
+    ]
+    chapter = chapter_of(write_study(tmp_path, arms, seeds=2))
+    assert findings(chapter)["DPO or PPO"].answer.startswith("Undecided: no KL was reached by both")
+    table = sheet_named(chapter, "reward-at-matched-kl")
+    titles = [column.title for column in table.columns]
+    assert not any(title.startswith("area") for title in titles)
+    dpo, ppo = table.rows
+    assert dpo[titles.index("at 5 nats")] is None
+    assert ppo[titles.index("at 5 nats")] is not None
+
+
+def variants() -> list[SimulatedArm]:
+    return [
+        SimulatedArm(f"dpo@loss.beta={beta}", "dpo", root(1.0), label=f"DPO, β {beta}", family="dpo",
+                     overrides={"loss.beta": beta}, kl=(top / 4, top / 2, top / 1.5, top))
+        for beta, top in ((0.1, 4.0), (0.5, 2.0), (1.0, 1.0))
+    ]  # fmt: skip
+
+
+def test_variants_of_a_method_are_one_family_of_one_hue(tmp_path: Path) -> None:
+    ppo = SimulatedArm("ppo", "ppo", root(1.5), label="PPO")
+    bound = SimulatedArm("best-of-n", "best-of-n", root(1.5), label="Best of n", kl_is_bound=True)
+    folder = write_study(tmp_path, [REFERENCE, *variants(), ppo, bound])
+    study = read_study(folder)
+    assert [(family.title, len(family.arms)) for family in families(study)] == [("DPO", 3), ("PPO", 1)]
+    assert colour_of(study, study.arms[1]) == COLOURS[0].lower()
+    assert colour_of(study, study.arms[4]) == COLOURS[1]
+    assert len({colour_of(study, arm) for arm in study.arms}) == len(study.arms)
+    chapter = chapter_of(folder)
+    assert list(findings(chapter)) == ["DPO or PPO"]  # a bound on KL is compared with nothing
+    drawing = next(part for part in chapter.parts if isinstance(part, Drawing))
+    assert len(drawing.data.rows) == 1 + 5 * 4
+    assert all(len(row) == len(drawing.data.columns) for row in drawing.data.rows)
+    assert "dotted" in drawing.picture.reading
+    assert "oracle" not in drawing.picture.reading
+
+
+def test_the_drawn_frontier_holds_the_checkpoints_that_the_data_name(tmp_path: Path) -> None:
+    study = read_study(write_study(tmp_path, seeds=2))
+    chapter = frontier(study)
+    assert chapter
+    drawing = next(part for part in chapter.parts if isinstance(part, Drawing))
+    titles = [column.title for column in drawing.data.columns]
+    marked = {
+        row[titles.index("Step")]
+        for row in drawing.data.rows
+        if row[titles.index("Family")] == "ppo" and row[titles.index("On the frontier")] == "yes"
+    }
+    ppo = next(arm for arm in study.arms if arm.name == "ppo")
+    assert study.reference
+    assert marked == {p.step for p in envelope_of([*study.reference.validation, *ppo.validation])} - {0}
+
+
+def test_a_study_that_has_only_begun_has_no_frontier(tmp_path: Path) -> None:
+    arms = [REFERENCE, replace(usual_arms()[2], evaluated=False)]
+    assert frontier(read_study(write_study(tmp_path, arms, complete=False))) is None
