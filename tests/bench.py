@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from preflab.studies.arms import Bench, run_arm
 from preflab.studies.reviews import generated_reviews
 from preflab.studies.shared import Preferences, encoder_of
 from preflab.studies.stages import Stages
+from preflab.studies.task import Task
 from preflab.training.cost import Cost
 from tiny import save_tiny, tiny_pairs
 
@@ -53,6 +55,11 @@ def fill_shelf(folder: Path) -> Path:
     return folder
 
 
+@cache
+def reviews() -> Task:
+    return generated_reviews(TINY)
+
+
 def bench_of(shelf: Path, folder: Path, *names: str, **settings: Any) -> Bench:
     """What compare makes before the first arm, from models on the shelf."""
     config = dataclasses.replace(TINY, arms=names, out=folder, **settings)
@@ -66,7 +73,7 @@ def bench_of(shelf: Path, folder: Path, *names: str, **settings: Any) -> Bench:
     encoder = encoder_of(config, reference)
     pairs = encoder.pairs(PreferencePair(**row, origin=f"p:{i}") for i, row in enumerate(tiny_pairs(16)))
     preferences = Preferences(pairs, shelf / "reward", REWARD_COST, None, [], [], [])
-    bench = Bench.of(config, generated_reviews(config), made, reference, preferences, 0)
+    bench = Bench.of(config, reviews(), made, reference, preferences, 0)
     run_arm(bench, "reference")
     return bench
 

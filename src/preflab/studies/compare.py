@@ -57,6 +57,8 @@ def compare(config: Compare) -> Path:
         for arm in config.arms:
             run_arm(bench, arm)
             study.write()
+    for warning in study.shortfalls():
+        warn(warning)
     say(f"study finished: {config.out}")
     return config.out
 
@@ -95,13 +97,13 @@ class _Study:
             "facts": self.facts,
             "reward_models": self.reward_models,
             "counts": self.counts,
-            "warnings": [*task.warnings, *self._shortfalls()],
+            "warnings": [*task.warnings, *self.shortfalls()],
             "stages": [{"name": name, "seconds": seconds} for name, seconds in self.stages.seconds.items()],
             "complete": all(arm["done"] for arm in arms),
         }
         write_json(self.config.out / "study.json", value)
 
-    def _shortfalls(self) -> list[str]:
+    def shortfalls(self) -> list[str]:
         """What arms made of the budget, where not all of it; the same of all seeds once."""
         found: list[str] = []
         for arm in self.config.arms:
