@@ -34,8 +34,8 @@ from preflab.config import (
     tables,
     training,
 )
-from preflab.config.arms import LABELS
-from preflab.config.commands import Base, Compare, Generate, Methods, TrainDPO, TrainSFT
+from preflab.config.arms import ALONE, LABELS
+from preflab.config.commands import Base, Compare, Generate, Methods, StudyOfValues, TrainDPO, TrainSFT
 from preflab.config.load import build, check, flatten, from_files, read_yaml, to_values, to_yaml
 from preflab.config.online import PPO, RolloutBatch
 from preflab.config.online_preference import IterativeDPO, OnlineDPO, PairBatch, Ranking
@@ -49,7 +49,8 @@ REQUIRED = ["--model", "m", "--data", "d.jsonl", "--out", "o"]
 GIVEN = {
     "model": "m", "data": Path("d"), "out": Path("o"), "reward": "r", "reference": "m", "method": "dpo",
     "arms": ("a", "b"),
-    "folder": Path("s"), "run": Path("r"), "rows": 9, "train": Path("t.csv"), "synthetic": Path("s.csv"),
+    "folder": Path("s"), "run": Path("r"), "rows": 9, "over": ("loss.beta=1",), "train": Path("t.csv"),
+    "synthetic": Path("s.csv"),
 }  # fmt: skip
 
 
@@ -273,10 +274,14 @@ def test_every_field_is_read() -> None:
     pattern that code matches on."""
     source = Path(preflab.__file__).parent
     code = "\n".join(path.read_text() for path in source.rglob("*.py") if path.parent.name != "config")
-    holders = r"(?:config|settings|ranking|warp|loss|self\.\w+|config(?:\.\w+)+|settings(?:\.\w+)+|optimizer|fit)"
+    holders = (
+        r"(?:config|settings|ranking|warp|loss|self\.\w+|config(?:\.\w+)+|settings(?:\.\w+)+|optimizer|fit|budget"
+        r"|given)"
+    )
     patterns = "\n".join(re.findall(r"^ *case ([^:]+):", code, re.MULTILINE))
     by_name = {
-        Methods: {method.replace("-", "_") for method in LABELS},
+        Methods: {part.replace("-", "_") for part in (*LABELS, *ALONE)},
+        StudyOfValues: {"method", "over", "also"},  # what `Sweep.compare` makes a study of
         SumLoss: {"terms", *(part.name for part in dataclasses.fields(SumLoss))},
     }
     unread = [

@@ -14,7 +14,7 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import metadata
@@ -196,8 +196,20 @@ class RunFolder:
         append_lines(self.metrics, [line])
 
 
-def claim(folder: Path, name: str, config: str, *, data: Path | None = None) -> None:
-    """Make `folder` ours: empty or new, or holding the same configuration under `name`, made from the same data."""
+def claim(
+    folder: Path,
+    name: str,
+    config: str,
+    *,
+    data: Path | None = None,
+    refuse: Callable[[], None] | None = None,
+) -> None:
+    """Make `folder` ours: empty or new, or holding the same configuration under `name`, made from the same data.
+
+    Args:
+        refuse: called where the folder holds another configuration; raises where that can't become this one. None: it
+            never can.
+    """
     recorded = folder / name
     try:
         if folder.exists() and not folder.is_dir():
@@ -205,7 +217,9 @@ def claim(folder: Path, name: str, config: str, *, data: Path | None = None) -> 
         folder.mkdir(parents=True, exist_ok=True)
         if recorded.exists():
             before = recorded.read_text(encoding="utf-8", errors="replace")
-            if before != config:
+            if before != config and refuse is not None:
+                refuse()
+            elif before != config:
                 raise StorageError(
                     f"{folder} holds a run with other settings ({first_difference(before, config)}); "
                     "choose another --out, or delete that folder"

@@ -18,7 +18,7 @@ from preflab.errors import ConfigError, nearest
 TASKS = ("reviews", "dialogue")
 OF_DISCRIMINATORS = ("levels", "groups", "relations")
 LISTS = (
-    *("--arms", "--prompt", "--stop", "--ranking.temperatures", "--first", "--columns", "--codes"),
+    *("--arms", "--also", "--prompt", "--stop", "--ranking.temperatures", "--first", "--columns", "--codes"),
     *(f"{prefix}discriminators.{name}" for prefix in ("--", "--align.") for name in OF_DISCRIMINATORS),
 )
 
@@ -40,19 +40,30 @@ def parse(name: str, class_name: str, arguments: list[str]) -> Any:
             '--reward is given twice; give one weighted sum: --reward "runs/reward/model + 0.1*length.py:f"'
         )
     _refuse_unknown(flags, cls)
-    default = None
+    default: Any = None
     if cls in (commands.Compare, commands.CompareTable, commands.VoteSheet):
         flags = _one_flag_each(flags, "--arms")
     if cls is commands.Compare:
-        default, flags = _compare_preset(files, flags)
+        if flags and not flags[0].startswith("-"):
+            flags = ["--task", *flags]
+        default = _preset(files, flags)
+    elif cls is commands.Sweep:
+        flags = _gathered(_one_flag_each(flags, "--also"), "--over")
+        default = _sweep_of(_preset(files, flags))
     elif cls is commands.CompareTable and _given("quick", files, flags):
         default = quick_study()
     base = from_files(cls, files, default=default, missing=tyro.MISSING)
     about = f"{cls.__doc__}\n\nAny flag can stand in a YAML file: --config FILE.yaml (repeatable; flags go above it)."
     if cls is commands.Compare and {"-h", "--help"} & set(flags):  # thirty methods' settings would bury the rest
-        cls, base = commands.Study, _upcast(base, commands.Study)
+        cls, base = commands.StudyOfArms, _upcast(base, commands.StudyOfArms)
         about += (
             "\n\nSettings of an arm are flags of its method's name: --dpo.loss.beta 0.05 --ppo.updates 48. "
+            "`preflab explain METHOD` lists them."
+        )
+    if cls is commands.Sweep and {"-h", "--help"} & set(flags):
+        cls, base = commands.StudyOfValues, _upcast(base, commands.StudyOfValues)
+        about += (
+            "\n\nSettings that all values share are flags of the method's name: --dpo.epochs 2. "
             "`preflab explain METHOD` lists them."
         )
     if cls is commands.CompareTable and {"-h", "--help"} & set(flags):
@@ -122,13 +133,36 @@ def _one_flag_each(flags: list[str], name: str) -> list[str]:
     return parts
 
 
-def _compare_preset(files: list[Path], flags: list[str]) -> tuple[Any, list[str]]:
-    """What `compare` starts from depends on the task and on whether data and a model are given."""
+def _gathered(flags: list[str], name: str) -> list[str]:
+    """`--over a=1,2 --over b=3` → `--over a=1,2 b=3`: one list, at the end."""
+    values: list[str] = []
+    rest: list[str] = []
+    inside = False
+    for flag in flags:
+        if flag == name:
+            inside = True
+        elif flag.startswith(f"{name}="):
+            values.append(flag.removeprefix(f"{name}="))
+            inside = False
+        elif inside and not flag.startswith("-"):
+            values.append(flag)
+        else:
+            rest.append(flag)
+            inside = False
+    return [*rest, name, *values] if values else rest
+
+
+def _sweep_of(start: commands.Compare) -> commands.Sweep:
+    """What `sweep` starts from: what `compare` does."""
+    shared = {one.name: getattr(start, one.name) for one in fields(commands.Compare) if one.name != "arms"}
+    return commands.Sweep(method=tyro.MISSING, over=tyro.MISSING, **shared)
+
+
+def _preset(files: list[Path], flags: list[str]) -> commands.Compare:
+    """What a study starts from depends on the task and on whether data and a model are given."""
     values: dict[str, Any] = {}
     for file in files:
         values |= read_yaml(file)[0]
-    if flags and not flags[0].startswith("-"):
-        flags = ["--task", *flags]
     task = str(values.get("task", "reviews"))
     for flag, following in zip(flags, [*flags[1:], ""], strict=False):
         if flag == "--task" or flag.startswith("--task="):
@@ -141,7 +175,7 @@ def _compare_preset(files: list[Path], flags: list[str]) -> tuple[Any, list[str]
     def given(flag: str) -> bool:
         return _given(flag, files, flags)
 
-    return preset(task, data=given("data"), model=given("model"), quick=given("quick")), flags
+    return preset(task, data=given("data"), model=given("model"), quick=given("quick"))
 
 
 def _given(flag: str, files: list[Path], flags: list[str]) -> bool:

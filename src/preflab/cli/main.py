@@ -28,6 +28,7 @@ class Command:
 
 COMMANDS = {
     "compare": Command("Compare", "compare:run", "compare methods on one task, and write a report"),
+    "sweep": Command("Sweep", "sweep:run", "one method at several values of its settings, side by side"),
     "compare table": Command(
         "CompareTable", "compare_table:run", "ways to align a model of a table's rows, judged on rows held out"
     ),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le
 from tyro.conf import Positional, arg
 
-from preflab.config.arms import stages
+from preflab.config.arms import canonical, parts, stages
 from preflab.config.online import DAPO, GRPO, PPO, RLOO, DrGRPO, Reinforce
 from preflab.config.online_preference import IterativeDPO, OnlineDPO, Ranking
 from preflab.config.preference import (
@@ -44,6 +45,7 @@ from preflab.config.tables import TableAlign as TableAlign
 from preflab.config.tables import TableFit as TableFit
 from preflab.config.tables import TableSample as TableSample
 from preflab.config.training import SFT, Batch, Count, Optimizer, Positive, Precision, Reward, Seed
+from preflab.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -459,9 +461,33 @@ class BestOfN:
     """The most responses a prompt; 2, 4, 8, … up to it are points of the arm."""
 
 
+Measure = Literal["none", "steps", "examples", "labels", "reward-calls", "tokens", "flops", "seconds"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """What every arm may cost: it ends after the step with which its own cost reaches the amount."""
+
+    measure: Measure = "none"
+    """steps: optimiser steps of the policy; examples: pairs or responses trained on, each time; labels: preference
+    labels, each once; reward-calls: responses given to a reward, gold included; tokens: generated and trained; flops;
+    seconds of training. What came before counts: earlier stages of a chain, and of arms that are paid by the reward
+    model its training, in labels, tokens, flops and seconds. none: arms end by their settings."""
+    amount: Annotated[float, Gt(0)] | None = None
+    """How much, in units of the measure, > 0."""
+
+    def misfit(self) -> str | None:
+        """What does not fit together, or None."""
+        if self.measure == "none" and self.amount is not None:
+            return f"amount = {self.amount:g} has no effect without measure; set that, say to steps"
+        if self.measure != "none" and self.amount is None:
+            return f"measure = {self.measure} needs an amount; set that"
+        return None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """What a study is told beside the settings of its arms."""
+    """What a study is told beside its arms and their settings."""
 
     task: Literal["reviews", "dialogue"] = "reviews"
     """reviews: film reviews with an exactly known reward; dialogue: preference pairs, judged by a held-out model."""
@@ -471,9 +497,6 @@ class Study:
     """Real data: labelled reviews (text, label) for reviews, preference pairs for dialogue."""
     model: str | None = None
     """Any causal model (folder or Hub name) instead of the small base trained here."""
-    arms: tuple[str, ...] = ("reference", "sft", "dpo", "ppo", "ppo-gold")
-    """What is compared: methods by their names, chains of them (dpo+ppo), best-of-n. The reference always takes part. A
-    method that samples may end in -gold (ppo-gold): paid by the gold reward itself, an oracle, reviews only."""
     seeds: Positive = 1
     """How often pairs, reward model and arms are made anew; base and reference model are shared."""
     seed: Seed = 0
@@ -500,6 +523,8 @@ class Study:
     the first response is the better one. It reads test responses of every two arms, in both orders."""
     generations: Generations = field(default_factory=Generations)
     """What every arm answers at its end, for reading side by side."""
+    budget: Budget = field(default_factory=Budget)
+    """What every arm may cost; none: arms end by their settings."""
     chain_reference: Literal["study", "previous"] = "study"
     """What a stage of a chain (dpo+ppo) is held to: the study's reference, or the previous stage."""
     choose_by: Literal["reward", "proxy", "last"] = "reward"
@@ -585,16 +610,80 @@ class Methods:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Compare(Methods, Study):
+class StudyOfArms(Study):
+    """What a comparison is told beside the settings of its arms."""
+
+    arms: tuple[str, ...] = ("reference", "sft", "dpo", "ppo", "ppo-gold")
+    """What is compared: methods by their names, variants of them (dpo@loss.beta=0.05), chains (dpo+ppo), best-of-n. The
+    reference always takes part. A method that samples may end in -gold (ppo-gold): paid by the gold reward itself, an
+    oracle, reviews only."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compare(Methods, StudyOfArms):
     """Compare methods on one task: same start, same prompts, same sampler, same judge; writes a report."""
 
     def idle_fields(self) -> tuple[str, ...]:
         """Settings of methods that are no arm, nor a stage of one."""
-        named = {stage.key for arm in self.arms for stage in stages(arm)} | {arm.replace("-", "_") for arm in self.arms}
+        named = {part.key for arm in self.arms for part in parts(arm)}
         return tuple(one.name for one in fields(Methods) if one.name not in named)
 
     def misfit(self) -> str | None:
         """What does not fit together, or None."""
-        if self.chain_reference != "study" and not any("+" in arm for arm in self.arms):
+        try:
+            for arm in self.arms:
+                canonical(self, arm)
+        except ConfigError as error:
+            return str(error)
+        if self.chain_reference != "study" and not any(len(stages(arm)) > 1 for arm in self.arms):
             return f"chain_reference = {self.chain_reference} has no effect: no arm is a chain such as dpo+ppo"
         return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyOfValues(Study):
+    """What a sweep is told beside the settings of its methods."""
+
+    method: Positional[str]
+    """What is swept: a method, or a chain, whose last stage is then varied."""
+    over: tuple[str, ...]
+    """A setting of the method and its values, loss.beta=0.05,0.1,0.5,1,5; given again, a grid of both."""
+    also: tuple[str, ...] = ()
+    """Arms to show beside: dpo, ppo, best-of-n. The reference always takes part."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep(Methods, StudyOfValues):
+    """One method at several values of its settings, side by side: a study with one arm a value; writes a report."""
+
+    def compare(self) -> Compare:
+        """The study.
+
+        Raises:
+            ConfigError: `over` or an arm can't be read.
+        """
+        given = [_values(text) for text in self.over]
+        keys = [key for key, _ in given]
+        if not given:
+            raise ConfigError("over names no setting; give it as --over loss.beta=0.05,0.1,0.5")
+        if twice := next((key for key in keys if keys.count(key) > 1), None):
+            raise ConfigError(f"over = {twice}=…: {twice} is given twice; give it once, with all its values")
+        grid = product(*([f"@{key}={value}" for value in values] for key, values in given))
+        arms = ("reference", *(self.method + "".join(point) for point in grid), *self.also)
+        shared = {one.name: getattr(self, one.name) for one in fields(Compare) if one.name != "arms"}
+        return Compare(arms=arms, **shared)
+
+    def misfit(self) -> str | None:
+        """What does not fit together, or None."""
+        try:
+            return self.compare().misfit()
+        except ConfigError as error:
+            return str(error)
+
+
+def _values(text: str) -> tuple[str, list[str]]:
+    """ "loss.beta=0.05,0.1" → ("loss.beta", ["0.05", "0.1"])."""
+    key, equals, values = text.partition("=")
+    if not equals or not all(found := values.split(",")):
+        raise ConfigError(f"over = {text}: write a setting and its values, as in loss.beta=0.05,0.1,0.5")
+    return key.replace("-", "_"), found

@@ -91,6 +91,18 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], Origins]:
     return values, origins
 
 
+def read_scalar(text: str) -> Any:
+    """One value, read as the YAML files are; text that is no YAML stays text.
+
+    >>> read_scalar("1e-6"), read_scalar("no"), read_scalar("null")
+    (1e-06, 'no', None)
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError:
+        return text
+
+
 def _find_origins(node: yaml.MappingNode, prefix: str, path: Path, origins: Origins) -> None:
     for key_node, value_node in node.value:
         key = f"{prefix}{key_node.value}"

@@ -3,12 +3,12 @@ prompts once."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, assert_never
 
-from preflab.config.arms import SAMPLING, Stage, label, stages
-from preflab.config.commands import Compare
+from preflab.config.arms import SAMPLING, Stage, before, family, label, overrides, parts, settings, spelled, stages
+from preflab.config.commands import BestOfN, Compare
 from preflab.config.load import flatten, to_values, to_yaml
 from preflab.config.online import PPO, PolicyGradient
 from preflab.config.online_preference import IterativeDPO, OnlineDPO
@@ -23,6 +23,7 @@ from preflab.rewards.protocol import Reward
 from preflab.runs import JSON, RunFolder, read_json
 from preflab.seeds import derive
 from preflab.studies.best_of_n import best_of_n
+from preflab.studies.budget import charged, labels_of, share_of
 from preflab.studies.generations import write_generations
 from preflab.studies.shared import Preferences, device, encoder_of, learned_reward, pairs_chosen
 from preflab.studies.stages import Stages
@@ -34,7 +35,7 @@ from preflab.training.policy_gradient import train_policy_gradient
 from preflab.training.ppo import train_ppo
 from preflab.training.preference import knows_reference, train_preference
 from preflab.training.rollout import PromptIds, prompt_ids
-from preflab.training.session import Evaluate
+from preflab.training.session import Evaluate, Spent
 from preflab.training.sft import train_sft
 from preflab.training.unpaired import judged_pairs, train_unpaired
 
@@ -117,10 +118,12 @@ def describe(config: Compare, arm: str, seed: int, *, done: bool) -> dict[str, J
     given = settings_of(config, arm)
     return {
         "name": arm,
-        "method": arm.split("+")[-1].removesuffix("-gold"),
+        "method": parts(arm)[-1].method,
+        "family": family(arm),
+        "overrides": overrides(config, arm),
         "label": label(arm),
         "oracle": any(stage.gold for stage in stages(arm)),
-        "kl_is_bound": arm == "best-of-n",
+        "kl_is_bound": family(arm) == "best-of-n",
         "description": _description(config, arm),
         "settings": flatten(to_values(given)) if given is not None else {},
         "seed": seed,
@@ -141,7 +144,7 @@ def run_arm(bench: Bench, arm: str) -> None:
     if not finished(run):
         _train_and_test(bench, arm, run)
     if bench.task.asked and bench.shows(arm):
-        best_of_n = arm == "best-of-n"
+        best_of_n = family(arm) == "best-of-n"
         write_generations(
             run,
             bench.judge,
@@ -153,16 +156,16 @@ def run_arm(bench: Bench, arm: str) -> None:
 
 
 def _train_and_test(bench: Bench, arm: str, run: RunFolder) -> None:
-    before = _before(arm)
-    if before is not None:
-        run_arm(bench, before)
+    first = before(arm)
+    if first is not None:
+        run_arm(bench, first)
     run.path.mkdir(parents=True, exist_ok=True)
     given = settings_of(bench.config, arm)
     RunFolder.open(run.path, "" if given is None else to_yaml(given), ours=True)
-    if arm == "best-of-n":
-        _run_best_of_n(bench, run)
+    if family(arm) == "best-of-n":
+        _run_best_of_n(bench, run, given)
         return
-    start = bench.stages.folder / "reference" / "model" if before is None else bench.folder(before).model
+    start = bench.stages.folder / "reference" / "model" if first is None else bench.folder(first).model
     policy = bench.load(start)
     validation, test = bench.prompts("validation"), bench.prompts("test")
 
@@ -180,15 +183,20 @@ def _train_and_test(bench: Bench, arm: str, run: RunFolder) -> None:
         evaluate(0)
         cost = Cost()
     else:
-        if before is not None and not run.model.exists():  # where the chain's last stage starts is a point of it
+        if first is not None and not run.model.exists():  # where the chain's last stage starts is a point of it
             evaluate(0)
-        cost = _train(bench, arm, policy, run, evaluate)
-        paid = False
-        if before is not None:
-            cost = cost.plus(Cost(**read_json(bench.folder(before).evaluation)["cost"]))
-            paid = needs_reward_model(bench.config, before)
-        if needs_reward_model(bench.config, arm) and not paid:
-            cost = cost.plus(bench.preferences.reward_cost)
+        earlier, pairs = _cost_before(bench, arm), len(bench.preferences.train)
+
+        def whole(cost: Cost) -> Cost:
+            return charged(replace(cost, labels=labels_of(given, cost.examples, pairs)), earlier, pairs)
+
+        def spent(cost: Cost) -> float:
+            return share_of(bench.config.budget, whole(cost)) or 0.0
+
+        bounded = bench.config.budget.amount is not None
+        cost = whole(_train(bench, arm, policy, run, evaluate, spent if bounded else None))
+        if not read_points(run):  # what came before had spent the budget: no step was taken
+            evaluate(0)
     chosen = best_step(run, by=bench.config.choose_by)
     policy = bench.load(run.model)
     measure(chosen, "test", test)
@@ -197,55 +205,68 @@ def _train_and_test(bench: Bench, arm: str, run: RunFolder) -> None:
 
 def settings_of(config: Compare, arm: str) -> Any:
     """What an arm's last stage is told, a part of `config`; None for the reference, which trains nothing."""
-    if arm == "reference":
-        return None
-    return config.best_of_n if arm == "best-of-n" else getattr(config, stages(arm)[-1].key)
+    return None if arm == "reference" else settings(config, parts(arm)[-1])
 
 
 def needs_reward_model(config: Compare, arm: str) -> bool:
     """True where a stage is paid by the reward model, or its value model starts as it: part of what the arm costs."""
     return any(
-        not stage.gold or (isinstance(method := getattr(config, stage.key), PPO) and method.value_trunk == "separate")
+        not stage.gold or (isinstance(method := settings(config, stage), PPO) and method.value_trunk == "separate")
         for stage in stages(arm)
         if stage.method in SAMPLING
     )
 
 
-def _before(arm: str) -> str | None:
-    """The arm that a chain's last stage starts from."""
-    first, plus, _ = arm.rpartition("+")
-    return first if plus else None
+def _cost_before(bench: Bench, arm: str) -> Cost:
+    """What an arm owes before its last stage begins: the stages before, and the training of the reward model, once."""
+    cost, paid, pairs = Cost(), False, len(bench.preferences.train)
+    first = before(arm)
+    if first is not None:
+        cost = Cost(**read_json(bench.folder(first).evaluation)["cost"])
+        paid = needs_reward_model(bench.config, first)
+    if needs_reward_model(bench.config, arm) and not paid:
+        cost = charged(cost, reward_model_cost(bench), pairs)
+    return cost
+
+
+def reward_model_cost(bench: Bench) -> Cost:
+    """What training the reward model costs the arms that need it; its steps and examples are no policy's."""
+    cost, pairs = bench.preferences.reward_cost, len(bench.preferences.train)
+    return replace(cost, steps=0, examples=0, labels=min(cost.examples, pairs))
 
 
 def _description(config: Compare, arm: str) -> str:
     if arm == "reference":
         return "The SFT model that every arm starts from; KL is measured from it."
-    if arm == "best-of-n":
+    if family(arm) == "best-of-n":
         return (
             "n responses of the reference, of which the reward model picks one; nothing is trained. Its KL is the "
             "upper bound log n − (n − 1)/n."
         )
-    parts = stages(arm)
-    settings = settings_of(config, arm)
-    lines = [_about(settings)]
-    if len(parts) > 1:
+    chain = stages(arm)
+    given = settings_of(config, arm)
+    lines = [_about(given)]
+    if chain[-1].overrides:
+        laid = ", ".join(f"{key} = {spelled(value)}" for key, value in chain[-1].overrides)
+        lines.append(f"With {laid}; else as {chain[-1].name} is set in this study.")
+    if len(chain) > 1:
         held = "the study's reference" if config.chain_reference == "study" else "the stage before"
         lines.append(
-            f"Starts from the chosen checkpoint of {label(_before(arm) or '')}"
-            + (f", held to {held}." if _is_held(settings) else ".")
+            f"Starts from the chosen checkpoint of {label(before(arm) or '')}"
+            + (f", held to {held}." if _is_held(given) else ".")
         )
-    if isinstance(settings, ORPO) and len(parts) == 1:
+    if isinstance(given, ORPO) and len(chain) == 1:
         lines.append("Starts from the reference, after SFT, where its paper starts from the base.")
-    if parts[-1].gold:
+    if chain[-1].gold:
         lines.append("An oracle: paid by the gold reward itself, which no real task has.")
-    elif parts[-1].method in SAMPLING:
+    elif chain[-1].method in SAMPLING:
         lines.append("Paid by the reward model trained on the same pairs, whose training is part of its cost.")
     return " ".join(lines)
 
 
-def _is_held(settings: Settings) -> bool:
+def _is_held(given: Settings) -> bool:
     """True where a reference plays a part in the training."""
-    match settings:
+    match given:
         case SFT():
             return False
         case Preference(loss=loss):
@@ -254,34 +275,36 @@ def _is_held(settings: Settings) -> bool:
             return True
 
 
-def _about(settings: object) -> str:
+def _about(given: object) -> str:
     """The first sentence of a method's docstring."""
-    text = " ".join((type(settings).__doc__ or "").split("\n\n")[0].split())
+    text = " ".join((type(given).__doc__ or "").split("\n\n")[0].split())
     return text if text.endswith(".") else f"{text}."
 
 
-def _train(bench: Bench, arm: str, policy: Policy, run: RunFolder, evaluate: Evaluate) -> Cost:
+def _train(bench: Bench, arm: str, policy: Policy, run: RunFolder, evaluate: Evaluate, spent: Spent | None) -> Cost:
     """Train the arm's last stage."""
     config, pairs = bench.config, bench.preferences.train
     stage = stages(arm)[-1]
-    settings: Settings = settings_of(config, arm)
-    chained = _before(arm) is not None
+    given: Settings = settings_of(config, arm)
+    chained = before(arm) is not None
     to_start = chained and config.chain_reference == "previous"
-    reference = bench.load(bench.folder(_before(arm) or "").model) if to_start else bench.reference
+    reference = bench.load(bench.folder(before(arm) or "").model) if to_start else bench.reference
     reference.model.requires_grad_(False)
     shared: dict[str, Any] = {
-        "seed": derive(bench.seed, "arm", arm),
+        # Variants of one family see the same data in the same order, and begin with the same responses.
+        "seed": derive(bench.seed, "arm", family(arm)),
         "evaluate": evaluate,
+        "spent": spent,
         "title": f"{arm}, seed {bench.seed}",
     }
-    match settings:
+    match given:
         case SFT():
-            return train_sft(policy, pairs_chosen(pairs), settings, run, log_every=config.log_every, **shared)
+            return train_sft(policy, pairs_chosen(pairs), given, run, log_every=config.log_every, **shared)
         case Preference():
             return train_preference(
                 policy,
                 pairs,
-                settings,
+                given,
                 run,
                 reference=reference.model if chained else None,
                 cache=bench.cache,
@@ -292,7 +315,7 @@ def _train(bench: Bench, arm: str, policy: Policy, run: RunFolder, evaluate: Eva
             return train_unpaired(
                 policy,
                 judged_pairs(pairs),
-                settings,
+                given,
                 run,
                 reference=reference.model if chained else None,
                 cache=bench.cache,
@@ -301,7 +324,7 @@ def _train(bench: Bench, arm: str, policy: Policy, run: RunFolder, evaluate: Eva
             )
         case PPO() | PolicyGradient() | OnlineDPO() | IterativeDPO():
             return _train_online(
-                bench, stage, settings, policy, reference, run, shared, at_reference=not chained or to_start
+                bench, stage, given, policy, reference, run, shared, at_reference=not chained or to_start
             )
         case never:
             assert_never(never)
@@ -310,7 +333,7 @@ def _train(bench: Bench, arm: str, policy: Policy, run: RunFolder, evaluate: Eva
 def _train_online(
     bench: Bench,
     stage: Stage,
-    settings: PPO | PolicyGradient | OnlineDPO | IterativeDPO,
+    given: PPO | PolicyGradient | OnlineDPO | IterativeDPO,
     policy: Policy,
     reference: Policy,
     run: RunFolder,
@@ -324,10 +347,10 @@ def _train_online(
     assert reward is not None
     prompts = bench.prompts("train")
     shared = shared | {"max_new_tokens": config.lengths.response_tokens, "gold": stage.gold}
-    match settings:
+    match given:
         case PPO():
             value = None
-            if settings.value_trunk == "separate":
+            if given.value_trunk == "separate":
                 value = load_reward_model(
                     bench.preferences.reward_model,
                     device=policy.device,
@@ -340,35 +363,35 @@ def _train_online(
                 reference.model,
                 reward,
                 prompts,
-                settings,
+                given,
                 run,
                 starts_at_reference=at_reference,
                 **shared,
             )
         case PolicyGradient():
             return train_policy_gradient(
-                policy, reference.model, reward, prompts, settings, run, starts_at_reference=at_reference, **shared
+                policy, reference.model, reward, prompts, given, run, starts_at_reference=at_reference, **shared
             )
         case OnlineDPO():
             return train_online_dpo(
-                policy, reference.model, reward, prompts, settings, run, starts_at_reference=at_reference, **shared
+                policy, reference.model, reward, prompts, given, run, starts_at_reference=at_reference, **shared
             )
         case IterativeDPO():
             return train_iterative_dpo(
-                policy, reference.model, reward, prompts, settings, run, log_every=config.log_every, **shared
+                policy, reference.model, reward, prompts, given, run, log_every=config.log_every, **shared
             )
         case never:
             assert_never(never)
 
 
-def _run_best_of_n(bench: Bench, run: RunFolder) -> None:
+def _run_best_of_n(bench: Bench, run: RunFolder, given: BestOfN) -> None:
     """Measure the arm that trains nothing: a point for each n on validation prompts, the chosen one on test prompts."""
     cost = Cost()
     for point, samples in best_of_n(
         bench.judge,
         bench.reference,
         bench.prompts("validation"),
-        bench.config.best_of_n.n,
+        given.n,
         "validation",
         baseline=bench.baseline("validation"),
         cost=Cost(),
@@ -380,4 +403,4 @@ def _run_best_of_n(bench: Bench, run: RunFolder) -> None:
     ):
         if point["step"] == chosen:
             add_point(run, point, samples)
-    finish(run, chosen_step=chosen, cost=cost.plus(bench.preferences.reward_cost).values())
+    finish(run, chosen_step=chosen, cost=cost.plus(reward_model_cost(bench)).values())

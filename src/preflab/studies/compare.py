@@ -5,22 +5,26 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from preflab.config.arms import stages
+from preflab.config.arms import canonical, stages, swept
 from preflab.config.commands import Compare
 from preflab.config.load import check, to_values, to_yaml
 from preflab.config.presets import preset
 from preflab.errors import ConfigError
+from preflab.evaluation.rows import read_points
 from preflab.progress import say, warn
 from preflab.rewards.pair_judge import load_pair_judge
-from preflab.runs import JSON, RunFolder, claim, write_json
-from preflab.studies.arms import Bench, describe, finished, run_arm
+from preflab.runs import JSON, RunFolder, claim, read_json, write_json
+from preflab.studies.arms import Bench, describe, finished, run_arm, settings_of
+from preflab.studies.budget import share_of, shortfall
 from preflab.studies.dialogue import dialogue
+from preflab.studies.extension import bring_forward, refuse_conflicts
 from preflab.studies.generations import cut, questions, read_texts
 from preflab.studies.judgements import judge_arms
 from preflab.studies.reviews import generated_reviews, real_reviews
 from preflab.studies.shared import check_model, encoder_of, make_base, make_preferences, make_reference
 from preflab.studies.stages import Stages
 from preflab.studies.task import Task, as_json
+from preflab.training.cost import Cost
 
 
 def compare(config: Compare) -> Path:
@@ -30,8 +34,8 @@ def compare(config: Compare) -> Path:
         ConfigError, DataError, StorageError: before any training, where the study can't be run as asked.
     """
     config = check(config)
+    config = replace(config, arms=_arms(config))
     _refuse_settings_without_effect(config)
-    arms = _arms(config)
     asked = config.generations.prompts and read_texts(config.generations.prompts)
     pair_judge = None if config.pair_judge is None else load_pair_judge(config.pair_judge)
     task = _task(config)
@@ -39,10 +43,11 @@ def compare(config: Compare) -> Path:
         task = replace(task, asked=questions(asked, task.turn))
     if config.model is not None and not (config.out / "study.yaml").exists():
         check_model(config, config.model)
-    claim(config.out, "study.yaml", to_yaml(config), data=config.data)
+    claim(config.out, "study.yaml", to_yaml(config), data=config.data, refuse=lambda: refuse_conflicts(config))
+    bring_forward(config)
     for warning in task.warnings:
         warn(warning)
-    study = _Study(config, task, arms)
+    study = _Study(config, task)
     study.write()
 
     base, counts = make_base(config, task, study.stages)
@@ -56,11 +61,13 @@ def compare(config: Compare) -> Path:
         study.reward_models += preferences.reward_models
         study.write()
         bench = Bench.of(config, task, study.stages, reference, preferences, seed)
-        for arm in arms:
+        for arm in config.arms:
             run_arm(bench, arm)
             study.write()
     if pair_judge is not None:
-        judge_arms(config.out, pair_judge, arms, study.seeds)
+        judge_arms(config.out, pair_judge, config.arms, study.seeds)
+    for warning in study.shortfalls():
+        warn(warning)
     say(f"study finished: {config.out}")
     return config.out
 
@@ -68,8 +75,8 @@ def compare(config: Compare) -> Path:
 class _Study:
     """What study.json says."""
 
-    def __init__(self, config: Compare, task: Task, arms: tuple[str, ...]) -> None:
-        self.config, self.task, self.arms = config, task, arms
+    def __init__(self, config: Compare, task: Task) -> None:
+        self.config, self.task = config, task
         self.seeds = range(config.seed, config.seed + config.seeds)
         self.stages = Stages(config.out / "stages")
         self.facts: list[JSON] = as_json(task.facts)
@@ -80,10 +87,10 @@ class _Study:
         """Write study.json as things stand: a report can be drawn at any time."""
         arms = [
             describe(self.config, arm, seed, done=finished(self._run(arm, seed)))
-            for arm in self.arms
+            for arm in self.config.arms
             for seed in self.seeds
         ]
-        task = self.task
+        task, sweep = self.task, swept(self.config, self.config.arms)
         value = {
             "study": to_values(self.config),
             "task": task.name,
@@ -93,27 +100,43 @@ class _Study:
             "proxy": vars(task.proxy),
             "reference": "reference",
             "arms": arms,
+            "sweep": None if sweep is None else vars(sweep),
+            "budget": None if self.config.budget.amount is None else vars(self.config.budget),
             "prompts": {split: len(prompts) for split, prompts in task.prompts.items()},
             "facts": self.facts,
             "reward_models": self.reward_models,
             "counts": self.counts,
-            "warnings": list(task.warnings),
+            "warnings": [*task.warnings, *self.shortfalls()],
             "stages": [{"name": name, "seconds": seconds} for name, seconds in self.stages.seconds.items()],
             "complete": all(arm["done"] for arm in arms),
         }
         write_json(self.config.out / "study.json", value)
+
+    def shortfalls(self) -> list[str]:
+        """What arms made of the budget, where not all of it; the same of all seeds once."""
+        found: list[str] = []
+        for arm in self.config.arms:
+            runs = [run for seed in self.seeds if finished(run := self._run(arm, seed))]
+            costs = [Cost(**read_json(run.evaluation)["cost"]) for run in runs]
+            if costs:
+                least = min(range(len(runs)), key=lambda place: share_of(self.config.budget, costs[place]) or 0.0)
+                idle = max(point["step"] for point in read_points(runs[least])) == 0
+                given = settings_of(self.config, arm)
+                said = shortfall(self.config, arm, given, costs[least], idle=idle)
+                found += [] if said is None else [said]
+        return found
 
     def _run(self, arm: str, seed: int) -> RunFolder:
         return RunFolder(self.config.out / "arms" / arm / f"seed-{seed}")
 
 
 def _arms(config: Compare) -> tuple[str, ...]:
-    """The arms in their order, each once, the reference first: the others are measured from it.
+    """The arms in their order and one spelling, each once, the reference first: the others are measured from it.
 
     Raises:
         ConfigError: there is no such arm, or it needs a gold reward that the task has not.
     """
-    arms = ("reference", *dict.fromkeys(arm for arm in config.arms if arm != "reference"))
+    arms = tuple(dict.fromkeys(("reference", *(canonical(config, arm) for arm in config.arms))))
     for arm in arms:
         if config.task == "dialogue" and any(stage.gold for stage in stages(arm)):
             raise ConfigError(f"arms = {arm}: dialogue has no gold reward; leave that arm out")

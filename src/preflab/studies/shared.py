@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from preflab.config.arms import stages
+from preflab.config.arms import settings, stages
 from preflab.config.commands import Compare
 from preflab.config.load import to_values, to_yaml
 from preflab.config.training import SFT
@@ -51,7 +51,7 @@ def check_model(config: Compare, name: str) -> None:
     encoder_of(config, policy)
     longest = config.lengths.prompt_tokens + config.lengths.response_tokens
     check_length(policy.model, longest, "lower lengths.prompt_tokens or lengths.response_tokens")
-    methods = [getattr(config, stage.key) for arm in config.arms for stage in stages(arm)]
+    methods = [settings(config, stage) for arm in config.arms for stage in stages(arm)]
     for method in (config.reference, config.reward, *methods):
         check_blocks(policy.model, method.freeze_blocks)
 

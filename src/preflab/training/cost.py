@@ -40,11 +40,22 @@ class Cost:
     all."""
     gold_calls: int = 0
     """Labels or scores taken from the gold reward."""
+    steps: int = 0
+    """Optimiser steps."""
+    examples: int = 0
+    """Pairs or responses trained on, each time that they were."""
+    labels: int = 0
+    """Preference labels used, each once; a study knows, training does not."""
     peak_memory_bytes: int = 0
     """Of the process while it ran, what was resident before included; on a GPU, of its memory."""
     flops: float = 0.0
     """Of matrix products: `models/flops.py: flops`. Sampling counts as one pass over each prompt and response, without
     padding."""
+
+    def add_step(self, examples: int) -> None:
+        """Count an optimiser step."""
+        self.steps += 1
+        self.examples += examples
 
     def add_trained(self, model: Any, read: Reading) -> None:
         """Count a pass with gradients."""

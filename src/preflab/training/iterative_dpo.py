@@ -26,10 +26,10 @@ from preflab.seeds import derive
 from preflab.training.checks import check_reference
 from preflab.training.cost import Cost
 from preflab.training.order import batch_at
-from preflab.training.preference import train_preference
+from preflab.training.preference import train_preference, with_cost
 from preflab.training.ranking import rank_responses
 from preflab.training.rollout import PromptIds
-from preflab.training.session import Evaluate
+from preflab.training.session import Evaluate, Spent
 
 
 def train_iterative_dpo(
@@ -45,6 +45,7 @@ def train_iterative_dpo(
     gold: bool = False,
     log_every: int = 10,
     evaluate: Evaluate | None = None,
+    spent: Spent | None = None,
     title: str = "iterative DPO",
 ) -> Cost:
     """Train `policy` in place.
@@ -52,6 +53,7 @@ def train_iterative_dpo(
     Args:
         reference: a frozen model, for `settings.reference` = start.
         evaluate: called with steps counted over all rounds.
+        spent: of a budget that may end the run within a round.
 
     Raises:
         ConfigError: settings don't fit together, there are fewer prompts than rounds, or the reference shares weights
@@ -80,6 +82,8 @@ def train_iterative_dpo(
     )
     cost, steps, lines = Cost(), 0, list[JSON]()
     for number in range(settings.rounds):
+        if spent is not None and spent(cost) >= 1:
+            break
         part = RunFolder(run.path / "rounds" / str(number))
         done = part.path / "round.json"
         if done.exists():
@@ -116,11 +120,14 @@ def train_iterative_dpo(
                 reference=reference if settings.reference == "start" else copy_of(policy.model),
                 log_every=log_every,
                 evaluate=None if evaluate is None else lambda step, before=before: evaluate(before + step),  # type: ignore[misc]
+                spent=with_cost(spent, cost.plus(sampled)),
                 title=f"{title}, round {number + 1} of {settings.rounds}",
             )
             save_model(policy, part.model)
             found = {"pairs": len(ranked), "prompts": size, "cost": trained.plus(sampled).values()}
-            write_json(done, found | {"steps": read_lines(part.metrics)[-1]["step"]})
+            # No line: sampling took what the budget had left.
+            last = max((line["step"] for line in read_lines(part.metrics)), default=0)
+            write_json(done, found | {"steps": last})
         record = read_json(done)
         say(f"{title}: round {number + 1} made {record['pairs']} pairs of {record['prompts']} prompts")
         lines += [line | {"step": steps + line["step"], "round": number + 1} for line in read_lines(part.metrics)]

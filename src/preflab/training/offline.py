@@ -26,7 +26,7 @@ from preflab.training.cost import Cost
 from preflab.training.micro_batches import MicroBatches
 from preflab.training.optimizer import Stepper
 from preflab.training.order import batch_at, evaluation_steps
-from preflab.training.session import Evaluate, Session
+from preflab.training.session import Evaluate, Session, Spent
 
 Loss = Callable[[Sequence[int]], tuple[Float[Tensor, ""], dict[str, Tensor]]]
 """A micro-batch, as positions in its optimiser step → (its share of the step's mean loss, shares of other means)."""
@@ -74,6 +74,7 @@ def fit(
     title: str,
     log_every: int,
     evaluate: Evaluate | None = None,
+    spent: Spent | None = None,
     derived: Callable[[dict[str, float]], dict[str, float]] = lambda means: {},
 ) -> Cost:
     """Train in place, and return what it cost.
@@ -81,6 +82,7 @@ def fit(
     Args:
         step: the method.
         evaluate: called at `settings.evaluations` evenly spread steps.
+        spent: of a budget that may end the run before its settings do; the schedule of the rate stays that of these.
         derived: further figures for the log, from a step's means.
 
     Raises:
@@ -92,7 +94,7 @@ def fit(
     total = total_steps(len(trees), settings)
     stepper = Stepper(policy.model, settings.optimizer, total)
     marks = evaluation_steps(total, settings.evaluations)
-    session = Session(run, {"policy": policy.model}, {"policy": stepper}, marks=marks, evaluate=evaluate)
+    session = Session(run, {"policy": policy.model}, {"policy": stepper}, marks=marks, evaluate=evaluate, spent=spent)
     micro_batches = micro_batches_of(policy, settings)
     micro_batches.warn_alone(trees, "examples")
     examples_of = indices_of(trees, settings, seed=seed)
@@ -105,7 +107,7 @@ def fit(
         session.stoppable(),
         live(title, total, session.start, earlier=read_lines(run.metrics)) as show,
     ):
-        for number in range(session.start, total):
+        for number in session.steps():
             indices = examples_of(number)
             with session.step(number, lambda rows=indices: [trees[i].origin for i in rows]):  # type: ignore[misc]
                 loss = step(indices, session)
@@ -123,8 +125,9 @@ def fit(
                         f"optimizer.learning_rate, or look at the rows named in {run.path / 'crash.json'}"
                     )
                 figures = stepper.step(number, f"step {number + 1}")
+                session.cost.add_step(len(indices))
             done = number + 1
-            if done % log_every == 0 or done == total:
+            if done % log_every == 0 or session.over:
                 values = {name: float(value) for name, value in means.items()}
                 values |= derived(values) | figures
                 run.log({"step": done, **values})

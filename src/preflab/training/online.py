@@ -41,7 +41,7 @@ from preflab.training.micro_batches import MicroBatches
 from preflab.training.optimizer import Stepper
 from preflab.training.order import batch_at, evaluation_steps
 from preflab.training.rollout import OfStates, PromptIds, Rollout, answers, dense_rewards, pay, roll_out
-from preflab.training.session import Evaluate, Session
+from preflab.training.session import Evaluate, Session, Spent
 
 LARGEST_START_GAP_NATS = 1e-3
 """How far policy and reference may be apart on a token before the first step, where they should be the same model."""
@@ -119,6 +119,7 @@ def run_online(
     of_states: OfStates | None = None,
     log_every: int = 1,
     evaluate: Evaluate | None = None,
+    spent: Spent | None = None,
 ) -> Cost:
     """Run a method's updates, and return what they cost.
 
@@ -142,6 +143,7 @@ def run_online(
         asserted: update from 0 → whether the method holds the rollout's log-probabilities against its own first forward
             pass, so that the sampler's may stand for a pass.
         of_states: what the method asks of the policy's last hidden states in each rollout.
+        spent: of a budget that may end the run after an update; the schedule of the rate stays that of the settings.
 
     Raises:
         ConfigError: the reference shares weights with the policy.
@@ -153,7 +155,7 @@ def run_online(
     check_reference(policy.model, reference)
     frozen = frozen_digest(policy.model) if settings.freeze_blocks else None
     marks = evaluation_steps(settings.updates, settings.evaluations)
-    session = Session(run, models, steppers, marks=marks, evaluate=evaluate)
+    session = Session(run, models, steppers, marks=marks, evaluate=evaluate, spent=spent)
     encoder = Encoder(policy.tokenizer, prompt_tokens=2**20, response_tokens=max_new_tokens)
     at = temperatures or [settings.temperature] * settings.responses
     scored_at = settings.temperature if scoring_temperature is None else scoring_temperature
@@ -196,7 +198,7 @@ def run_online(
         session.stoppable(),
         live(title, settings.updates, session.start, phases=phases, earlier=earlier) as show,
     ):
-        for update in range(session.start, settings.updates):
+        for update in session.steps():
             done = update + 1
             logged = done % log_every == 0 or done == settings.updates
             checked = update == 0 and starts_at_reference

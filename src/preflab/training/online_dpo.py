@@ -34,7 +34,7 @@ from preflab.training.optimizer import Stepper
 from preflab.training.preference import knows_reference, pair_step
 from preflab.training.ranking import rank
 from preflab.training.rollout import FirstPass, PromptIds, Rollout, longest_trees
-from preflab.training.session import Evaluate
+from preflab.training.session import Evaluate, Spent
 
 HOPELESS_PROMPTS = 128
 """Where so many from the first on gave no pair, none is to be expected; of fewer it may be chance, as in an update of
@@ -56,6 +56,7 @@ def train_online_dpo(
     mask: TokenMask[Any] | None = None,
     log_every: int = 1,
     evaluate: Evaluate | None = None,
+    spent: Spent | None = None,
     title: str = "online DPO",
 ) -> Cost:
     """Train `policy` in place; the arguments are those of `train_ppo`.
@@ -126,6 +127,7 @@ def train_online_dpo(
                 figures = added(figures, {"loss": share.detach(), **others})
             first.check()
             steps.append({**figures, **stepper.step(number, f"update {update + 1}")})
+            cost.add_step(len(pairs))
         return Taken(
             first.figures
             | means(steps)
@@ -158,6 +160,7 @@ def train_online_dpo(
             asserted=lambda update: True,
             log_every=log_every,
             evaluate=evaluate,
+            spent=spent,
         )
 
 

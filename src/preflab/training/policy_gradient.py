@@ -36,7 +36,7 @@ from preflab.training.micro_batches import MicroBatches
 from preflab.training.online import Figures, Taken, added, means, micro_rows, mini_batches, run_online
 from preflab.training.optimizer import Stepper
 from preflab.training.rollout import FirstPass, PromptIds, Rollout, longest_trees
-from preflab.training.session import Evaluate
+from preflab.training.session import Evaluate, Spent
 from preflab.training.surrogate import Objective
 
 
@@ -55,6 +55,7 @@ def train_policy_gradient(
     mask: TokenMask[Any] | None = None,
     log_every: int = 1,
     evaluate: Evaluate | None = None,
+    spent: Spent | None = None,
     title: str = "policy gradient",
 ) -> Cost:
     """Train `policy` in place.
@@ -137,6 +138,7 @@ def train_policy_gradient(
                     cost.add_scored(reference, reading(reference, micro_batch))
             first.check()
             steps.append({**figures, **stepper.step(number, f"update {update + 1}")})
+            cost.add_step(len(rows))
         return Taken(
             {
                 "objective": float((rollout.scores - kl_costs).mean()),
@@ -175,6 +177,7 @@ def train_policy_gradient(
             asserted=lambda update: True,
             log_every=log_every,
             evaluate=evaluate,
+            spent=spent,
         )
 
 

@@ -48,7 +48,7 @@ from preflab.training.micro_batches import MicroBatches, back_in_order
 from preflab.training.online import Figures, Taken, added, means, micro_rows, mini_batches, run_online
 from preflab.training.optimizer import Stepper
 from preflab.training.rollout import FirstPass, PromptIds, Rollout, longest_trees
-from preflab.training.session import Evaluate
+from preflab.training.session import Evaluate, Spent
 from preflab.training.surrogate import Objective
 
 
@@ -68,6 +68,7 @@ def train_ppo(
     mask: TokenMask[Any] | None = None,
     log_every: int = 1,
     evaluate: Evaluate | None = None,
+    spent: Spent | None = None,
     title: str = "PPO",
 ) -> Cost:
     """Train `policy` and `value` in place.
@@ -153,6 +154,7 @@ def train_ppo(
                 loss.backward()
                 figures = added(figures, {"value_loss": loss.detach()})
             of_value.step(number, f"{place} (value model)")
+            cost.add_step(len(rows))
             return figures
 
         def learn(number: int, rows: Tensor) -> Figures | None:
@@ -177,6 +179,7 @@ def train_ppo(
             # Both gradients are looked at before either model moves.
             norm, _ = of_policy.clip(place), of_value.clip(f"{place} (value model)")
             rate, _ = of_policy.update(number - warm_up), of_value.update(number)
+            cost.add_step(len(rows))
             return {**figures, "gradient_norm": norm, "learning_rate": rate}
 
         warming = update < settings.value_warmup_updates
@@ -230,6 +233,7 @@ def train_ppo(
             of_states=critic.of_states if shared else None,
             log_every=log_every,
             evaluate=evaluate,
+            spent=spent,
         )
 
 

@@ -59,7 +59,7 @@ from preflab.training.checks import check_start
 from preflab.training.cost import Cost, Stopwatch
 from preflab.training.offline import Loss, fit
 from preflab.training.reward import PairFigures, wins
-from preflab.training.session import Evaluate, Session
+from preflab.training.session import Evaluate, Session, Spent
 
 
 @dataclass(frozen=True)
@@ -249,6 +249,7 @@ def train_preference(
     mask: TokenMask[Any] | None = None,
     log_every: int = 10,
     evaluate: Evaluate | None = None,
+    spent: Spent | None = None,
     title: str = "preferences",
 ) -> Cost:
     """Train `policy` in place on pairs, chosen first.
@@ -294,8 +295,14 @@ def train_preference(
             title=title,
             log_every=log_every,
             evaluate=evaluate,
+            spent=with_cost(spent, before),
         )
     return cost.plus(before)
+
+
+def with_cost(spent: Spent | None, before: Cost) -> Spent | None:
+    """The share of a budget that is spent where a run's own cost comes on top of what `before` took."""
+    return None if spent is None else lambda cost: spent(before.plus(cost))
 
 
 def charged_reference(

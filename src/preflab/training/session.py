@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import time
 import traceback
@@ -21,8 +22,11 @@ from preflab.training.cost import Cost, Stopwatch
 
 Evaluate = Callable[[int], None]
 """Called with the number of finished steps; reads the policy, changes nothing."""
+Spent = Callable[[Cost], float]
+"""The cost of a run so far → the share of its budget that is spent; the run ends after the step that makes it 1."""
 
 SECONDS_BETWEEN_SAVES = 120.0
+ROUNDING = 1e-9
 
 
 class Learner(Protocol):
@@ -45,8 +49,10 @@ class Session:
         *,
         marks: Sequence[int],
         evaluate: Evaluate | None,
+        spent: Spent | None = None,
     ) -> None:
-        self.run, self.marks, self.evaluate = run, set(marks), evaluate
+        self.run, self.marks, self.evaluate, self.spent = run, set(marks), evaluate, spent
+        self.total, self.evaluations = max(marks), len(self.marks)
         masters = {f"{name}.masters": stepper.masters for name, stepper in steppers.items() if len(stepper.masters)}
         self.models: dict[str, nn.Module] = {**models, **masters}
         self.optimizers = {name: stepper.optimizer for name, stepper in steppers.items()}
@@ -59,10 +65,25 @@ class Session:
             self.start, self.cost = found.step, Cost(**found.state["cost"])
             self.memory = dict(found.state.get("memory", {}))
             say(f"going on at step {found.step} of {run.path}")
+        self.begun = 0.0 if spent is None else spent(Cost())  # what was spent before this run, say on a reward model
+        self.progress = self._progress(self.start)
+        self.crossed = False  # whether the last step passed a point at which a run with a budget is evaluated
         run.rewind(self.start)
         (run.path / "crash.json").unlink(missing_ok=True)  # of an earlier start; it would seem to be of this one
         self.saved_at = time.monotonic()
         self.stop_signal: int | None = None
+
+    @property
+    def over(self) -> bool:
+        """All is done, or the budget is spent."""
+        return self.progress >= 1
+
+    def steps(self) -> Iterator[int]:
+        """The steps to take, 0, 1, …, as long as the budget lasts."""
+        for number in range(self.start, self.total):
+            if self.over:
+                return
+            yield number
 
     @contextmanager
     def step(self, step: int, origins: Callable[[], Sequence[str]]) -> Iterator[None]:
@@ -70,6 +91,8 @@ class Session:
         try:
             with Stopwatch(self.cost):
                 yield
+            before, self.progress = self.progress, self._progress(step + 1)
+            self.crossed = self._passed(before) < self._passed(self.progress)
         except NumericError as error:
             crash = {"step": step + 1, "error": str(error), "rows": list(origins())}
             if error.__cause__ is not None:  # what a user's reward raised
@@ -83,10 +106,11 @@ class Session:
         Raises:
             Interrupted: SIGTERM or Ctrl-C came; the state is saved.
         """
-        if done in self.marks and self.evaluate is not None:
+        due = done in self.marks if self.spent is None else self.crossed
+        if due and self.evaluate is not None:
             self.evaluate(done)
-        due = time.monotonic() - self.saved_at > SECONDS_BETWEEN_SAVES
-        if done in self.marks or due or self.stop_signal is not None:
+        late = time.monotonic() - self.saved_at > SECONDS_BETWEEN_SAVES
+        if due or late or self.stop_signal is not None:
             state = {"cost": self.cost.values(), "memory": self.memory}
             checkpoint.save(self.run.checkpoints, done, self.models, self.optimizers, state)
             self.saved_at = time.monotonic()
@@ -94,6 +118,21 @@ class Session:
             raise Interrupted(
                 f"stopped after step {done}, saved in {self.run.path}; the same command goes on", self.stop_signal
             )
+
+    def _progress(self, done: int) -> float:
+        """How far the run is, by steps or by its budget, whichever is nearer the end; from 1 on it is over."""
+        by_steps = done / self.total
+        if self.spent is None:
+            return by_steps
+        if self.begun >= 1:
+            return 1.0
+        spent = self.spent(self.cost)
+        by_budget = 1.0 if spent >= 1 else (spent - self.begun) / (1 - self.begun)
+        return max(by_steps, by_budget)
+
+    def _passed(self, progress: float) -> int:
+        """How many evaluations are due by then: evenly spread over what will have been done, whatever ends the run."""
+        return math.floor(progress * self.evaluations + ROUNDING)
 
     @contextmanager
     def stoppable(self) -> Iterator[None]:

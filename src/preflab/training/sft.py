@@ -17,7 +17,7 @@ from preflab.models.scoring import response_logprobs
 from preflab.runs import RunFolder
 from preflab.training.cost import Cost
 from preflab.training.offline import Loss, fit
-from preflab.training.session import Evaluate, Session
+from preflab.training.session import Evaluate, Session, Spent
 
 
 def train_sft(
@@ -29,6 +29,7 @@ def train_sft(
     seed: int,
     log_every: int = 10,
     evaluate: Evaluate | None = None,
+    spent: Spent | None = None,
     title: str = "SFT",
 ) -> Cost:
     """Fine-tune `policy` in place on the responses of `demonstrations` (each tree holds one)."""
@@ -55,4 +56,5 @@ def train_sft(
         title=title,
         log_every=log_every,
         evaluate=evaluate,
+        spent=spent,
     )

@@ -41,8 +41,8 @@ from preflab.seeds import derive
 from preflab.training.checks import check_start
 from preflab.training.cost import Cost
 from preflab.training.offline import Loss, fit
-from preflab.training.preference import charged_reference
-from preflab.training.session import Evaluate, Session
+from preflab.training.preference import charged_reference, with_cost
+from preflab.training.session import Evaluate, Session, Spent
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,7 @@ def train_unpaired(
     cache: ReferenceCache | None = None,
     log_every: int = 10,
     evaluate: Evaluate | None = None,
+    spent: Spent | None = None,
     title: str = "KTO",
 ) -> Cost:
     """Train `policy` in place.
@@ -159,7 +160,16 @@ def train_unpaired(
             return loss
 
         cost = fit(
-            policy, trees, settings, run, step=step, seed=seed, title=title, log_every=log_every, evaluate=evaluate
+            policy,
+            trees,
+            settings,
+            run,
+            step=step,
+            seed=seed,
+            title=title,
+            log_every=log_every,
+            evaluate=evaluate,
+            spent=with_cost(spent, before),
         )
     return cost.plus(before)
 
