@@ -18,8 +18,8 @@ from preflab.config.load import build, flatten, read_yaml, to_values
 from preflab.errors import ConfigError, StorageError
 from preflab.runs import JSON, RunFolder
 
-FREE = ("out", "arms", "seeds", "jobs")
-"""What may change: where the study lies, how much of it is run, and how much at once."""
+FREE = ("out", "arms", "seeds", "jobs", "generations", "pair_judge")
+"""What may change: where the study lies, how much of it is run, how much at once, and what is asked of finished arms."""
 
 
 def refuse_conflicts(config: Compare) -> None:
