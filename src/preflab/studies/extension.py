@@ -19,7 +19,7 @@ from preflab.errors import ConfigError, StorageError
 from preflab.runs import JSON, RunFolder
 
 FREE = ("out", "arms", "seeds", "jobs", "generations", "pair_judge")
-"""What may change: where the study lies, how much of it is run, how much at once, and what is asked of finished arms."""
+"""What may change: where the study lies, how much of it is run, how much at once, what finished arms are asked."""
 
 
 def refuse_conflicts(config: Compare) -> None:
