@@ -6,13 +6,15 @@ escaped. Only the pictures, which this package draws, are inserted as they are.
 
 from __future__ import annotations
 
+import hashlib
 import re
+from base64 import b64encode
 from importlib.resources import files
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from preflab.report import wording
+from preflab.report import cells, wording
 from preflab.report.statistics import Estimate
 
 MARKDOWN = re.compile(r"[\\`*_<>|#~&]|\[(?![\d−])|\](?=[(:\[])|!(?=\[)")
@@ -39,8 +41,17 @@ def environment(for_markdown: bool) -> Environment:
     templates.filters["percent"] = percent
     templates.filters["fence"] = fence
     templates.filters["made"] = Markup  # what a macro made, whose parts have passed the gate
-    templates.globals["css"] = Markup(files("preflab.report").joinpath("page.css").read_text("utf-8"))
+    templates.filters["lines"] = cells.lines
+    templates.filters["kind"] = lambda part: type(part).__name__
+    templates.globals["css"] = Markup(source("page.css"))
+    templates.globals["script"] = Markup(script := source("page.js"))
+    templates.globals["script_hash"] = f"sha256-{b64encode(hashlib.sha256(script.encode()).digest()).decode()}"
     return templates
+
+
+def source(name: str) -> str:
+    """A file of this package."""
+    return files("preflab.report").joinpath(name).read_text("utf-8")
 
 
 def tidy(markdown: str) -> str:
