@@ -16,6 +16,7 @@ from preflab.errors import StorageError
 from preflab.report.comparison import comparison
 from preflab.report.content import Content, compose
 from preflab.report.files import write_files
+from preflab.report.notebook import view
 from preflab.report.page import files, html, markdown
 from preflab.report.study import read_study
 from preflab.report.table import TableReport, write_table_report
@@ -75,6 +76,18 @@ class Report:
             )
             table.add_row(*(Text(cell) for cell in cells))
         return table
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows of it."""
+        main = self.content.main
+        return view(
+            self.content.study.title,
+            self.summary,
+            self.table(),
+            main.picture if main else None,
+            self.path,
+            self.complete,
+        )
 
 
 def write_report(folder: Path) -> Report:

@@ -81,6 +81,10 @@ class Picture:
         first = re.search(rf'<g id="({re.escape(self.name)}-[^"]+)"', self.svg)
         return Markup(f'{head}><use href="#{first[1]}"/></svg>') if first else Markup("")
 
+    def apart(self, mark: str) -> Markup:
+        """The picture for a page that may hold others of this name: its ids begin with `mark`."""
+        return Markup(re.sub(rf'(id="|#){re.escape(self.name)}-', rf"\g<1>{mark}-{self.name}-", self.svg))
+
     @property
     def wide(self) -> bool:
         """Whether it was drawn for the whole width of a page: panels side by side."""
