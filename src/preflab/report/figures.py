@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import matplotlib as mpl
 from matplotlib.axes import Axes
 
+from preflab.report.fields import is_finite
 from preflab.report.measures import Curve
 from preflab.report.statistics import Estimate
 from preflab.report.study import Arm, Study
@@ -30,6 +31,17 @@ def marker_of(study: Study, arm: Arm) -> str:
     position = study.trained.index(arm)
     # Where the colours begin again, the marks move on by one: no two of 64 arms look alike.
     return MARKERS[(position + position // len(COLOURS)) % len(MARKERS)]
+
+
+def logged(arm: Arm, key: str) -> list[tuple[list[float], list[float]]]:
+    """Steps and finite values of a metric, per seed; [] where nothing was logged."""
+    found = []
+    for run in arm.runs:
+        pairs = [(entry.get("step"), entry.get(key)) for entry in run.metrics]
+        finite = [(s, v) for s, v in pairs if is_finite(s) and is_finite(v)]
+        if finite:
+            found.append(([s for s, _ in finite], [v for _, v in finite]))
+    return found
 
 
 def reference_curve(study: Study, curves: Sequence[Curve]) -> Curve | None:

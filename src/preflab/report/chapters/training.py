@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from preflab.report.chapter import Chapter, Column, Drawing, Part, Prose, Sheet
-from preflab.report.fields import is_finite
-from preflab.report.figures import colour_of, dash, label_ends, reference_curve, trained_curves
+from preflab.report.figures import colour_of, dash, label_ends, logged, reference_curve, trained_curves
 from preflab.report.measures import Curve, curves
 from preflab.report.study import Arm, Study
 from preflab.report.svg import INK, STYLE, Picture, named, sheet, to_svg
@@ -66,9 +66,10 @@ def logged_data(name: str, arm: Arm, keys: Sequence[str]) -> Sheet:
     """The numbers of a run's panels."""
     columns = (Column("Metric", "text"), Column("Seed", "count"), Column("Step", "count"), Column("Value"))
     rows = tuple(
-        (key, float(seed), float(step), float(value))
+        (key, float(run.seed), float(step), float(value))
         for key in keys
-        for seed, (steps, values) in logged(arm, key)
+        for run in arm.runs
+        for steps, values in logged(replace(arm, runs=(run,)), key)
         for step, value in zip(steps, values, strict=True)
     )
     return Sheet(name, columns, rows, "A row for each logged value.")
@@ -119,21 +120,10 @@ def training_curves(study: Study, arm: Arm, position: int) -> Drawing | None:
             axes.xaxis.set_major_locator(MaxNLocator(3, integer=True))
             axes.yaxis.set_major_locator(MaxNLocator(4))
             axes.grid(axis="y", color=INK, alpha=0.12, linewidth=0.6)
-            for _, (steps, values) in series[key]:
+            for steps, values in series[key]:
                 axes.plot(steps, values, color=colour_of(study, arm), linewidth=1.2, alpha=0.9)
         for axes in panels[len(shown) :]:
             axes.set_axis_off()
     name = f"training-{position}"
     drawn = Picture(name, arm.title, READING, to_svg(figure, name, f"Training curves of {arm.title}"))
     return Drawing(drawn, logged_data(name, arm, shown))
-
-
-def logged(arm: Arm, key: str) -> list[tuple[int, tuple[list[float], list[float]]]]:
-    """The seed, and steps and finite values of a metric, per run; [] where nothing was logged."""
-    found = []
-    for run in arm.runs:
-        pairs = [(entry.get("step"), entry.get(key)) for entry in run.metrics]
-        finite = [(s, v) for s, v in pairs if is_finite(s) and is_finite(v)]
-        if finite:
-            found.append((run.seed, ([s for s, _ in finite], [v for _, v in finite])))
-    return found
