@@ -15,7 +15,6 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from preflab.report import cells, wording
-from preflab.report.statistics import Estimate
 
 MARKDOWN = re.compile(r"[\\`*_<>|#~&]|\[(?![\d−])|\](?=[(:\[])|!(?=\[)")
 
@@ -36,9 +35,8 @@ def environment(for_markdown: bool) -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for name in ("number", "figure", "interval", "share", "count", "duration", "steps"):
+    for name in ("number", "share", "count"):
         templates.filters[name] = getattr(wording, name)
-    templates.filters["percent"] = percent
     templates.filters["fence"] = fence
     templates.filters["made"] = Markup  # what a macro made, whose parts have passed the gate
     templates.filters["lines"] = cells.lines
@@ -57,17 +55,6 @@ def source(name: str) -> str:
 def tidy(markdown: str) -> str:
     """Markdown without runs of empty lines."""
     return re.sub(r"\n{3,}", "\n\n", markdown).strip() + "\n"
-
-
-def percent(value: Estimate | None) -> str:
-    """A fraction with its interval, in percent.
-
-    >>> percent(Estimate(0.5, 0.25, 0.754))
-    '50 % [25, 75]'
-    """
-    return (
-        "–" if value is None else f"{value.mean:.0%} [{100 * value.low:.0f}, {100 * value.high:.0f}]".replace("%", " %")
-    )
 
 
 def markdown_text(text: str) -> str:
