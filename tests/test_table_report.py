@@ -104,7 +104,7 @@ def test_the_page_has_every_section_in_order_and_asks_nothing_of_the_network(dra
     html = drawn.path.read_text()
     page = Page(html)
     assert [heading for heading in page.headings if heading != "How the model was fitted"] == list(SECTIONS)
-    assert not [t for t, _ in page.elements if t in {"script", "link", "img", "iframe", "object", "form", "base"}]
+    assert not [t for t, _ in page.elements if t in {"link", "img", "iframe", "object", "form", "base"}]
     targets = [a[k] or "" for _, a in page.elements for k in ("href", "src", "xlink:href") if k in a]
     assert all(t.startswith(("#", "figures/", "report.md", "score.json")) for t in targets)
     ids = [a["id"] for _, a in page.elements if "id" in a]
@@ -520,11 +520,11 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> TableReport:
 def test_hostile_text_is_text(hostile: TableReport) -> None:
     html = hostile.path.read_text()
     page = Page(html)
-    assert not {tag for tag, _ in page.elements} & {"script", "img", "iframe"}
+    assert not {tag for tag, _ in page.elements} & {"img", "iframe"}
     for _, attributes in page.elements:
         assert not [name for name in attributes if name.startswith("on")]
         assert not str(attributes.get("href", "")).startswith("javascript")
-    assert "<script" not in html
+    assert html.count("<script") == 1
     assert "<img" not in html
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in html
     assert "{{ 7 * 7 }}" in page.text

@@ -1,5 +1,5 @@
-"""From a study folder to `report.html`, `report.md`, `comparison.json` and `figures/*.svg`; for the score of a table's
-rows, see `table.py`, for a table study `table_study.py`.
+"""From a study folder to `report.html`, `report.md`, `comparison.json`, `figures/` and `tables/`; for the score of a
+table's rows, see `table.py`, for a table study `table_study.py`.
 
 Reads folders alone, so a report can be drawn at any time, during a study too.
 """
@@ -15,7 +15,9 @@ from rich.text import Text
 from preflab.errors import StorageError
 from preflab.report.comparison import comparison
 from preflab.report.content import Content, compose
-from preflab.report.page import html, markdown
+from preflab.report.files import write_files
+from preflab.report.notebook import view
+from preflab.report.page import files, html, markdown
 from preflab.report.study import read_study
 from preflab.report.table import TableReport, write_table_report
 from preflab.report.table_study import TableStudyReport, write_table_study
@@ -75,6 +77,18 @@ class Report:
             table.add_row(*(Text(cell) for cell in cells))
         return table
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows of it."""
+        main = self.content.main
+        return view(
+            self.content.study.title,
+            self.summary,
+            self.table(),
+            main.picture if main else None,
+            self.path,
+            self.complete,
+        )
+
 
 def write_report(folder: Path) -> Report:
     """Draw the report of the study in `folder`, which may still be running, and write it there.
@@ -83,9 +97,9 @@ def write_report(folder: Path) -> Report:
     finite.
     """
     content = compose(read_study(folder))
-    for picture in content.pictures:
-        write_text(folder / "figures" / f"{picture.name}.svg", picture.file)
-    write_json(folder / "comparison.json", comparison(content.study, content.rows, content.verdicts))
+    write_files(folder, files(content))
+    numbers = comparison(content.study, content.rows, content.verdicts, content.chapters)
+    write_json(folder / "comparison.json", numbers)
     write_text(folder / "report.md", markdown(content))
     path = folder / "report.html"
     write_text(path, html(content))

@@ -14,8 +14,9 @@ from preflab.report.statistics import Estimate
 from preflab.report.study import Arm, Generation, Sample
 from preflab.report.svg import Picture
 
-Form = Literal["text", "arm", "number", "count", "percent", "seconds", "bytes"]
-"""How a column's values are written. percent takes fractions; seconds and bytes are written in fitting units."""
+Form = Literal["text", "arm", "number", "figure", "count", "percent", "seconds", "bytes"]
+"""How a column's values are written. figure: a number of any size; percent takes fractions; seconds and bytes are
+written in fitting units."""
 
 Value = str | float | Estimate | Arm | None
 """What a cell holds: figures as they are, in the unit of the column; None where there is none. An interval is written
@@ -30,6 +31,8 @@ class Column:
     form: Form = "number"
     digits: int = 2
     """After the point, of numbers."""
+    drawn: bool = False
+    """Whether the page also draws the intervals, on an axis that all rows share."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,15 @@ class Gallery:
     items: tuple[Answers, ...]
 
 
-Part = Prose | Findings | Sheet | Drawing | Gallery
+@dataclass(frozen=True)
+class Listing:
+    """A text to copy, such as a configuration: the page folds it."""
+
+    title: str
+    text: str
+
+
+Part = Prose | Findings | Sheet | Drawing | Gallery | Listing
 
 
 @dataclass(frozen=True)

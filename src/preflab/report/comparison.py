@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
+from preflab.report.cells import as_json
+from preflab.report.chapter import Chapter, Findings, Sheet
 from preflab.report.measures import Row, measure
 from preflab.report.study import Arm, Point, Run, Study
 from preflab.report.verdicts import Verdict
 
 
-def comparison(study: Study, rows: Sequence[Row], found: Sequence[Verdict]) -> dict[str, Any]:
+def comparison(
+    study: Study, rows: Sequence[Row], found: Sequence[Verdict], chapters: Sequence[Chapter] = ()
+) -> dict[str, Any]:
     """The content of comparison.json; what was not measured is null.
 
     `points` of an arm are its validation points, `test` is its chosen checkpoint on test prompts (null until scored).
@@ -22,7 +27,17 @@ def comparison(study: Study, rows: Sequence[Row], found: Sequence[Verdict]) -> d
         "arms": [arm_json(arm, run) for arm in study.arms for run in arm.runs],
         "summary": [summary_json(row) for row in rows],
         "verdicts": [verdict.json() for verdict in found],
+        "chapters": {chapter.name: chapter_json(chapter) for chapter in chapters},
         "complete": study.complete,
+    }
+
+
+def chapter_json(chapter: Chapter) -> dict[str, Any]:
+    """A chapter's tables and answers."""
+    answers = [item for part in chapter.parts if isinstance(part, Findings) for item in part.items]
+    return {
+        "tables": {part.name: as_json(part) for part in chapter.parts if isinstance(part, Sheet)},
+        "findings": [asdict(item) for item in answers],
     }
 
 

@@ -1,45 +1,33 @@
-"""What a report says, in the order it says it; the page and the Markdown write the same content."""
+"""What a report says, in the order it says it; the page, the Markdown and the files are written from it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from preflab import __version__
-from preflab.report.figures import colour_of, pictures
-from preflab.report.measures import Row, curves, summary
-from preflab.report.statistics import Estimate
-from preflab.report.study import COSTS, Arm, Sample, Study
-from preflab.report.svg import INK, Picture
-from preflab.report.verdicts import Subject, Verdict, headline, mean_cost, verdicts
-from preflab.report.wording import count, duration, memory
+from preflab.report.chapter import Chapter, Drawing, Part, Sheet
+from preflab.report.chapters import CHAPTERS
+from preflab.report.figures import colour_of, marker_of
+from preflab.report.measures import Row, summary
+from preflab.report.study import Arm, Study
+from preflab.report.svg import INK, on_page
+from preflab.report.verdicts import Verdict, headline, verdicts
 
-SHOWN_PROMPTS = 6
-HEADINGS: dict[Subject, str] = {
-    "equal KL": "More reward at equal KL?",
-    "reference": "Better than the reference?",
-    "proxy": "Did the proxy mislead?",
-    "cost": "What did it cost?",
+MAIN = "frontier"
+"""The picture of the summary, where a study has it; else the first."""
+MARKS = {
+    "o": "M-4 0a4 4 0 1 0 8 0a4 4 0 1 0-8 0",
+    "s": "M-3.6-3.6h7.2v7.2h-7.2z",
+    "^": "M0-4.4 4.4 3.6h-8.8z",
+    "D": "M0-4.8 4.8 0 0 4.8-4.8 0z",
+    "v": "M0 4.4 4.4-3.6h-8.8z",
+    "P": "M-1.5-4.5h3v3h3v3h-3v3h-3v-3h-3v-3h3z",
+    "X": "M-4.2-2.2-2.2-4.2 0-2 2.2-4.2 4.2-2.2 2 0 4.2 2.2 2.2 4.2 0 2-2.2 4.2-4.2 2.2-2 0z",
+    "h": "M0-4.6 4-2.3v4.6l-4 2.3-4-2.3v-4.6z",
 }
-
-
-@dataclass(frozen=True)
-class Whisker:
-    """Where a row's reward stands on the axis that all rows share, in percent."""
-
-    mean: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
-class SideBySide:
-    """One prompt and what every arm answered; None where an arm has no response to it."""
-
-    prompt: str
-    responses: tuple[tuple[Arm, Sample | None], ...]
+"""matplotlib's markers as paths in a square from −5 to 5."""
 
 
 @dataclass(frozen=True)
@@ -49,96 +37,64 @@ class Content:
     study: Study
     version: str
     headline: tuple[str, ...]
-    rows: tuple[Row, ...]
-    whiskers: tuple[Whisker, ...]
-    verdicts: tuple[Verdict, ...]
-    questions: tuple[tuple[str, tuple[Verdict, ...]], ...]
-    frontier: Picture | None
-    by_step: Picture | None
-    proxy: Picture | None
-    reward_models: Picture | None
-    training: tuple[Picture, ...]
-    costs: tuple[tuple[Arm, tuple[str, ...]], ...]
-    stages_seconds: float
-    samples: tuple[SideBySide, ...]
-    samples_split: str
     cautions: tuple[str, ...]
+    rows: tuple[Row, ...]
+    verdicts: tuple[Verdict, ...]
+    chapters: tuple[Chapter, ...]
 
     @property
-    def pictures(self) -> tuple[Picture, ...]:
-        """All pictures, for the figures folder."""
-        return tuple(p for p in (self.frontier, self.by_step, self.proxy, self.reward_models) if p) + self.training
+    def parts(self) -> tuple[Part, ...]:
+        """The parts of all chapters."""
+        return tuple(part for chapter in self.chapters for part in chapter.parts)
+
+    @property
+    def drawings(self) -> tuple[Drawing, ...]:
+        """All figures."""
+        return tuple(part for part in self.parts if isinstance(part, Drawing))
+
+    @property
+    def sheets(self) -> tuple[Sheet, ...]:
+        """All tables."""
+        return tuple(part for part in self.parts if isinstance(part, Sheet))
+
+    @property
+    def main(self) -> Drawing | None:
+        """The one picture of the summary."""
+        drawings = self.drawings
+        return next((drawn for drawn in drawings if drawn.picture.name == MAIN), drawings[0] if drawings else None)
 
     def colour(self, arm: Arm) -> str:
         """The arm's colour in CSS."""
-        return "currentColor" if (colour := colour_of(self.study, arm)) == INK else colour
+        return "currentColor" if (colour := colour_of(self.study, arm)) == INK else on_page(colour)
+
+    def mark(self, arm: Arm) -> str:
+        """The arm's mark as the path of a vector graphic."""
+        return MARKS[marker_of(self.study, arm)]
 
 
 def compose(study: Study) -> Content:
     """Compute and draw everything that the study's files allow."""
-    rows, found = summary(study), verdicts(study)
-    drawn = pictures(study, curves(study))
-    named = {picture.name: picture for picture in drawn}
-    split, samples = side_by_side(study)
-    return Content(
+    found = verdicts(study)
+    content = Content(
         study=study,
         version=__version__,
         headline=headline(study, found),
-        rows=rows,
-        whiskers=whiskers([row.measures.reward for row in rows]),
-        verdicts=found,
-        questions=tuple(
-            (heading, group)
-            for subject, heading in HEADINGS.items()
-            if (group := tuple(verdict for verdict in found if verdict.subject == subject))
-        ),
-        frontier=named.get("frontier"),
-        by_step=named.get("reward-by-step"),
-        proxy=named.get("proxy"),
-        reward_models=named.get("reward-models"),
-        training=tuple(picture for picture in drawn if picture.name.startswith("training-")),
-        costs=tuple((arm, cost_cells(arm)) for arm in study.arms),
-        stages_seconds=sum(seconds for _, seconds in study.stages),
-        samples=samples,
-        samples_split=split,
         cautions=cautions(study, found),
+        rows=summary(study),
+        verdicts=found,
+        chapters=tuple(chapter for make in CHAPTERS if (chapter := make(study))),
     )
+    refuse_twice("chapters", (chapter.name for chapter in content.chapters))
+    refuse_twice("figures", (drawn.picture.name for drawn in content.drawings))
+    refuse_twice("tables", (sheet.name for sheet in content.sheets))
+    return content
 
 
-def cost_cells(arm: Arm) -> tuple[str, ...]:
-    """An arm's costs in the order of `COSTS`, in words."""
-    write = {"wall_seconds": duration, "peak_memory_bytes": memory}
-    return tuple(write.get(name, count)(mean_cost(arm, name)) for name in COSTS)
-
-
-def whiskers(rewards: Sequence[Estimate]) -> tuple[Whisker, ...]:
-    """The rewards of the summary on one axis."""
-    if not rewards:
-        return ()
-    low, high = min(r.low for r in rewards), max(r.high for r in rewards)
-    width = (high - low) or 1.0
-    return tuple(Whisker(*(4 + 92 * (x - low) / width for x in (r.mean, r.low, r.high))) for r in rewards)
-
-
-def side_by_side(study: Study) -> tuple[str, tuple[SideBySide, ...]]:
-    """The split, and prompts spread evenly over it with every arm's response from its chosen checkpoint, first seed.
-
-    Taken by position, never by score: nobody picked the good ones.
-    """
-    points = [(arm, arm.final) for arm in study.arms if arm.final and arm.final.samples[0]]
-    if not points:
-        return "", ()
-    split = "test" if any(point.split == "test" for _, point in points) else "validation"
-    points = [(arm, point) for arm, point in points if point.split == split]
-    by_arm = [(arm, {sample.prompt_id: sample for sample in reversed(point.samples[0])}) for arm, point in points]
-    known = [prompt for prompt in points[0][1].prompts if any(prompt in samples for _, samples in by_arm)]
-    picked = [known[i] for i in np.unique(np.linspace(0, len(known) - 1, min(SHOWN_PROMPTS, len(known))).astype(int))]
-    shown = []
-    for prompt_id in picked:
-        responses = tuple((arm, samples.get(prompt_id)) for arm, samples in by_arm)
-        text = next(sample.prompt for _, sample in responses if sample)
-        shown.append(SideBySide(text, responses))
-    return split, tuple(shown)
+def refuse_twice(what: str, names: Iterable[str]) -> None:
+    """Raise ValueError where two have one name: they would overwrite each other."""
+    twice = [name for name, times in Counter(names).items() if times > 1]
+    if twice:
+        raise ValueError(f"two {what} are called {twice[0]}; rename one")
 
 
 def cautions(study: Study, found: Sequence[Verdict]) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from functools import lru_cache
 
 import numpy as np
 
@@ -98,6 +99,7 @@ class Row:
     measures: Measures
 
 
+@lru_cache(maxsize=2)  # every chapter asks
 def curves(study: Study) -> tuple[Curve, ...]:
     """The curve of every arm that has a point."""
     return tuple(
@@ -107,6 +109,7 @@ def curves(study: Study) -> tuple[Curve, ...]:
     )
 
 
+@lru_cache(maxsize=2)
 def summary(study: Study) -> tuple[Row, ...]:
     """One row for every arm that has a point."""
     return tuple(

@@ -197,7 +197,7 @@ class Fact:
     note: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # compared, and hashed for what is computed of it once, as the object that it is
 class Study:
     """A whole study, as far as it has come."""
 

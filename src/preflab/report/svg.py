@@ -21,7 +21,11 @@ from matplotlib.figure import Figure
 from preflab.report.wording import visible
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6BB1", "#8A8A2B")
+NUMBER = {colour.upper(): number for number, colour in enumerate(COLOURS)}
+COLOUR = re.compile(rf"(?<![^:=\"' ])({'|'.join(COLOURS)})(?=[;\"']|$)", re.IGNORECASE)
 INK = "#010203"  # stands for currentColor until the picture is written
+DPI = 160
+WIDE_POINTS = 600
 FONT = "ui-sans-serif, system-ui, 'Segoe UI', 'Helvetica Neue', Arial, sans-serif"
 STYLE: Any = {
     "svg.fonttype": "none",
@@ -44,18 +48,61 @@ STYLE: Any = {
 
 
 @dataclass(frozen=True)
+class Drawn:
+    """An <svg> element, and the figure that it was made of; None where it was written by hand."""
+
+    svg: str
+    figure: Figure | None = None
+
+
+@dataclass(frozen=True)
 class Picture:
-    """A figure: its file name without ending, what it shows in one line, how to read it, and the SVG element."""
+    """A figure: its file name without ending, what it shows in one line, how to read it, and what was drawn."""
 
     name: str
     title: str
     reading: str
-    svg: str
+    drawn: Drawn
+
+    @property
+    def svg(self) -> str:
+        """The <svg> element."""
+        return self.drawn.svg
 
     @property
     def inline(self) -> Markup:
         """The picture as a page holds it."""
-        return Markup(self.svg)
+        return Markup(on_page(self.svg))
+
+    @property
+    def again(self) -> Markup:
+        """The same picture once more in a page that holds it already: a reference to it, since ids must be unique."""
+        head = self.svg.split(">", 1)[0]
+        first = re.search(rf'<g id="({re.escape(self.name)}-[^"]+)"', self.svg)
+        return Markup(f'{head}><use href="#{first[1]}"/></svg>') if first else Markup("")
+
+    def apart(self, mark: str) -> Markup:
+        """The picture for a page that may hold others of this name: its ids begin with `mark`."""
+        return Markup(re.sub(rf'(id="|#){re.escape(self.name)}-', rf"\g<1>{mark}-{self.name}-", self.svg))
+
+    @property
+    def wide(self) -> bool:
+        """Whether it was drawn for the whole width of a page: panels side by side."""
+        width = re.search(r'viewBox="0 0 ([\d.]+)', self.svg)
+        return bool(width and float(width[1]) > WIDE_POINTS)
+
+    @property
+    def png(self) -> bytes | None:
+        """The picture as pixels on white paper; the same numbers give the same bytes."""
+        if self.drawn.figure is None:
+            return None
+        buffer = io.BytesIO()
+        with mpl.rc_context(STYLE), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Glyph")
+            # Tight: names at the ends of curves are placed for a page's font, and pixels have another.
+            paper: dict[str, Any] = {"facecolor": "white", "bbox_inches": "tight", "pad_inches": 0.1}
+            self.drawn.figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None}, **paper)
+        return buffer.getvalue()
 
     @property
     def file(self) -> str:
@@ -63,6 +110,11 @@ class Picture:
         paper = "svg{color:#24262b}@media(prefers-color-scheme:dark){svg{color:#d9dce1}}"
         head, body = self.svg.split(">", 1)
         return f'<?xml version="1.0" encoding="utf-8"?>\n{head}><style>{paper}</style>{body}\n'
+
+
+def on_page(text: str) -> str:
+    """Colours as a page may change them on dark paper: `--colour-0` stands for the first of `COLOURS`."""
+    return COLOUR.sub(lambda found: f"var(--colour-{NUMBER[found[0].upper()]}, {found[0]})", text)
 
 
 def sheet(width: float, height: float) -> tuple[Figure, Axes]:
@@ -83,8 +135,8 @@ def named(text: str) -> str:
     return line if len(line) <= 40 else line[:39] + "…"
 
 
-def to_svg(figure: Figure, name: str, description: str) -> str:
-    """The figure as one <svg> element: deterministic, its ids its own, its ink the colour of the text around it."""
+def to_svg(figure: Figure, name: str, description: str) -> Drawn:
+    """The figure with its <svg> element: deterministic, its ids its own, its ink the colour of the text around it."""
     buffer = io.StringIO()
     with mpl.rc_context(STYLE | {"svg.hashsalt": name}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph")
@@ -98,7 +150,7 @@ def to_svg(figure: Figure, name: str, description: str) -> str:
     text = re.sub(r"((?:font: |font-family: )[^;\"]*?)'DejaVu Sans'[^;\"]*", lambda m: m[1] + FONT, text)
     text = re.sub(r'\bid="', f'id="{name}-', text)
     text = re.sub(r'(url\(#|href="#)', rf"\g<1>{name}-", text)
-    return described(text, description)
+    return Drawn(described(text, description), figure)
 
 
 def described(svg: str, description: str) -> str:

@@ -12,6 +12,8 @@ from rich.text import Text
 
 from preflab import __version__
 from preflab.report import table_figures as draw
+from preflab.report.files import picture_files, write_files
+from preflab.report.notebook import view
 from preflab.report.score import Marginal, Rule, Score, Subject, read_score
 from preflab.report.svg import Picture
 from preflab.report.table_verdict import NOT_AVAILABLE, Line, lines, summary
@@ -123,6 +125,11 @@ class TableReport:
             table.add_row(*(Text(text) for text in (line.title, *values, line.good.partition(",")[0])))
         return table
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows of it."""
+        picture = next(iter(self.chapter.pictures), None)
+        return view("How real are these rows?", self.summary, self.table(), picture, self.path)
+
 
 def write_table_report(folder: Path) -> TableReport:
     """Draw the report of the score in `folder`, and write it there.
@@ -132,8 +139,7 @@ def write_table_report(folder: Path) -> TableReport:
         NumericError: a number of a picture is not finite.
     """
     found = chapter(folder)
-    for picture in found.pictures:
-        write_text(folder / "figures" / f"{picture.name}.svg", picture.file)
+    write_files(folder, picture_files(found.pictures))
     markdown = environment(for_markdown=True).get_template("table.md.j2").render(chapter=found)
     write_text(folder / "report.md", tidy(markdown))
     path = folder / "report.html"

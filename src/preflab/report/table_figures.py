@@ -21,7 +21,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from preflab.report.score import Associations, Distances, Figures, Fit, Marginal, Roc, Score
 from preflab.report.statistics import Matrix
-from preflab.report.svg import COLOURS, FONT, INK, STYLE, Picture, described, sheet, to_svg
+from preflab.report.svg import COLOURS, FONT, INK, STYLE, Drawn, Picture, described, sheet, to_svg
 from preflab.report.wording import count, number, visible
 
 SYNTHETIC, INDEPENDENT = COLOURS[0], COLOURS[1]
@@ -289,7 +289,11 @@ def associations(found: Associations, columns: int) -> Picture:
         + ("; blue: they rise together, orange: one rises as the other falls. " if signed else ". ")
         + "The maps of real and synthetic rows should look alike and their difference be blank: "
         f"its colours are full at ±{full:g}, the largest is {number(most, 3)}." + (some and f"{some}."),
-        described(svg, "Heat maps of the association of each pair of columns: real, synthetic, and their difference"),
+        Drawn(
+            described(
+                svg, "Heat maps of the association of each pair of columns: real, synthetic, and their difference"
+            )
+        ),
     )
 
 

@@ -15,6 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from preflab import __version__
+from preflab.report.files import picture_files, write_files
+from preflab.report.notebook import view
 from preflab.report.svg import INK, Picture
 from preflab.report.table_study_figures import colour_of, pictures
 from preflab.report.table_study_folder import REFERENCE, Arm, TableStudy, read_table_study
@@ -153,6 +155,11 @@ class TableStudyReport:
             table.add_row(*(Text(cell) for cell in cells))
         return table
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows of it."""
+        picture = next(iter(self.content.pictures.values()), None)
+        return view(self.content.study.title, self.summary, self.table(), picture, self.path, self.complete)
+
 
 def write_table_study(folder: Path) -> TableStudyReport:
     """Draw the report of the table study in `folder`, which may still be running, and write it there.
@@ -162,8 +169,7 @@ def write_table_study(folder: Path) -> TableStudyReport:
         NumericError: a figure is not finite.
     """
     content = compose(read_table_study(folder))
-    for picture in content.pictures.values():
-        write_text(folder / "figures" / f"{picture.name}.svg", picture.file)
+    write_files(folder, picture_files(content.pictures.values()))
     write_json(folder / "comparison.json", comparison(content))
     markdown = environment(for_markdown=True).get_template("table_study.md.j2").render(content=content)
     write_text(folder / "report.md", tidy(markdown))

@@ -6,14 +6,15 @@ escaped. Only the pictures, which this package draws, are inserted as they are.
 
 from __future__ import annotations
 
+import hashlib
 import re
+from base64 import b64encode
 from importlib.resources import files
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from preflab.report import wording
-from preflab.report.statistics import Estimate
+from preflab.report import cells, wording
 
 MARKDOWN = re.compile(r"[\\`*_<>|#~&]|\[(?![\d−])|\](?=[(:\[])|!(?=\[)")
 
@@ -34,29 +35,26 @@ def environment(for_markdown: bool) -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for name in ("number", "figure", "interval", "share", "count", "duration", "steps"):
+    for name in ("number", "share", "count"):
         templates.filters[name] = getattr(wording, name)
-    templates.filters["percent"] = percent
     templates.filters["fence"] = fence
     templates.filters["made"] = Markup  # what a macro made, whose parts have passed the gate
-    templates.globals["css"] = Markup(files("preflab.report").joinpath("page.css").read_text("utf-8"))
+    templates.filters["lines"] = cells.lines
+    templates.filters["kind"] = lambda part: type(part).__name__
+    templates.globals["css"] = Markup(source("page.css"))
+    templates.globals["script"] = Markup(script := source("page.js"))
+    templates.globals["script_hash"] = f"sha256-{b64encode(hashlib.sha256(script.encode()).digest()).decode()}"
     return templates
+
+
+def source(name: str) -> str:
+    """A file of this package."""
+    return files("preflab.report").joinpath(name).read_text("utf-8")
 
 
 def tidy(markdown: str) -> str:
     """Markdown without runs of empty lines."""
     return re.sub(r"\n{3,}", "\n\n", markdown).strip() + "\n"
-
-
-def percent(value: Estimate | None) -> str:
-    """A fraction with its interval, in percent.
-
-    >>> percent(Estimate(0.5, 0.25, 0.754))
-    '50 % [25, 75]'
-    """
-    return (
-        "–" if value is None else f"{value.mean:.0%} [{100 * value.low:.0f}, {100 * value.high:.0f}]".replace("%", " %")
-    )
 
 
 def markdown_text(text: str) -> str:

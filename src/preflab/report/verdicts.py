@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import combinations
 from typing import Literal
 
@@ -45,6 +46,7 @@ class Verdict:
         return {"question": self.question, "answer": self.answer, "difference": difference}
 
 
+@lru_cache(maxsize=2)  # more than one chapter asks
 def verdicts(study: Study) -> tuple[Verdict, ...]:
     """Every verdict that the study's points allow, oracles last within a question.
 

@@ -1,0 +1,28 @@
+"""How it was measured."""
+
+from __future__ import annotations
+
+from preflab.report.chapter import Chapter, Prose
+from preflab.report.study import Study
+
+METHOD = (
+    "KL: the sum over the tokens of a response of KL(policy ‖ reference) over the whole vocabulary, at temperature 1, "
+    "on responses sampled from the policy, in nats; the mean over prompts.",
+    "Reward is never the implicit reward, and never the proxy alone. The reference is scored by the same code as every "
+    "arm; all arms and seeds answer the same prompts.",
+    "Checkpoints and settings are chosen on validation prompts; the chosen checkpoint is scored once on test prompts, "
+    "which share none with training and validation. Curves are of validation prompts.",
+    "Intervals are 95 %. One seed: bias-corrected accelerated bootstrap over prompts. Several seeds: a seed × prompt "
+    "random-effects variance with Satterthwaite's degrees of freedom. Ratios (perplexity) by the delta method, "
+    "distinct-2 by a jackknife over prompts, since resampling would repeat what the responses didn't.",
+    "Arms are compared prompt by prompt, on the seeds that both have. At equal KL: curves are interpolated linearly "
+    "between checkpoints ordered by KL, from the reference at KL 0, and their difference is averaged over the overlap "
+    "of the KL ranges of trained checkpoints; outside it nothing is said.",
+    "A proxy misled where, from the arm's best checkpoint to its last, it rose while the gold reward fell, both with "
+    "intervals widened for having picked the best (Bonferroni).",
+)
+
+
+def method(study: Study) -> Chapter | None:
+    """The definitions and the statistics behind every figure."""
+    return Chapter("method", "How it was measured", tuple(Prose(line, quiet=True) for line in METHOD))
