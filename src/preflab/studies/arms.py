@@ -83,10 +83,8 @@ class Bench:
         return prompt_ids(self.judge.encoder, self.task.prompts[split])
 
     def folder(self, arm: str) -> RunFolder:
-        """The arm's run folder; that of a chain's beginning which is no arm itself lies with the stages."""
-        study = self.stages.folder.parent
-        shown = arm in self.config.arms or arm == "reference"
-        return RunFolder((study / "arms" if shown else self.stages.folder / "arms") / arm / f"seed-{self.seed}")
+        """The arm's run folder."""
+        return folder_of(self.config, arm, self.seed)
 
     def load(self, model: Path) -> Policy:
         """A policy from disk."""
@@ -119,6 +117,12 @@ def describe(config: Compare, arm: str, seed: int, *, done: bool) -> dict[str, J
         "folder": f"arms/{arm}/seed-{seed}",
         "done": done,
     }
+
+
+def folder_of(config: Compare, arm: str, seed: int) -> RunFolder:
+    """An arm's run folder; that of a chain's beginning which is no arm itself lies with the stages."""
+    shown = arm in config.arms or arm == "reference"
+    return RunFolder(config.out / ("arms" if shown else "stages/arms") / arm / f"seed-{seed}")
 
 
 def finished(run: RunFolder) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,10 +13,11 @@ from preflab.config.presets import preset
 from preflab.errors import ConfigError
 from preflab.progress import say, warn
 from preflab.runs import JSON, RunFolder, claim, write_json
-from preflab.studies.arms import Bench, describe, finished, run_arm
+from preflab.studies.arms import Bench, describe, finished
 from preflab.studies.dialogue import dialogue
+from preflab.studies.jobs import Ended, Server, Shared, error_of, jobs_of, left, run_apart, run_here, undisturbed
 from preflab.studies.reviews import generated_reviews, real_reviews
-from preflab.studies.shared import check_model, make_base, make_preferences, make_reference
+from preflab.studies.shared import Preferences, check_model, make_base, make_preferences, make_reference
 from preflab.studies.stages import Stages
 from preflab.studies.task import Task, as_json
 
@@ -35,25 +37,36 @@ def compare(config: Compare) -> Path:
     claim(config.out, "study.yaml", to_yaml(config), data=config.data)
     for warning in task.warnings:
         warn(warning)
+    with undisturbed(config.out) as lock:
+        _run(config, task, arms, lock)
+    say(f"study finished: {config.out}")
+    return config.out
+
+
+def _run(config: Compare, task: Task, arms: tuple[str, ...], lock: int) -> None:
+    """Make what arms share, and run the arms; `lock` is held by every process that does."""
     study = _Study(config, task, arms)
     study.write()
-
     base, counts = make_base(config, task, study.stages)
     study.counts += counts
     reference, counts = make_reference(config, task, base, study.stages)
     study.counts += counts
-    for seed in study.seeds:
-        preferences = make_preferences(config, task, reference, study.stages, seed)
-        study.facts += preferences.facts
-        study.counts += preferences.counts
-        study.reward_models += preferences.reward_models
-        study.write()
-        bench = Bench.of(config, task, study.stages, reference, preferences, seed)
-        for arm in arms:
-            run_arm(bench, arm)
+    apart = left(config, jobs_of(config, arms, study.seeds)) if config.jobs > 1 else []
+    made: dict[int, Preferences] = {}
+    failed: list[Ended] = []
+    with Server.started(config.jobs, lock) if apart else nullcontext() as server:
+        for seed in study.seeds:
+            made[seed] = preferences = make_preferences(config, task, reference, study.stages, seed)
+            study.facts += preferences.facts
+            study.counts += preferences.counts
+            study.reward_models += preferences.reward_models
             study.write()
-    say(f"study finished: {config.out}")
-    return config.out
+            bench = Bench.of(config, task, study.stages, reference, preferences, seed)
+            failed += run_here(bench, ("reference",) if apart else arms, study.write)
+        if server is not None:
+            failed += run_apart(Shared(config, task, made), apart, server, study.write)
+    if failed:
+        raise error_of(config, failed)
 
 
 class _Study:
@@ -90,6 +103,7 @@ class _Study:
             "counts": self.counts,
             "warnings": list(task.warnings),
             "stages": [{"name": name, "seconds": seconds} for name, seconds in self.stages.seconds.items()],
+            "jobs": self.config.jobs,
             "complete": all(arm["done"] for arm in arms),
         }
         write_json(self.config.out / "study.json", value)
