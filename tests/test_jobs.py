@@ -1,7 +1,8 @@
-"""Arms side by side: the numbers of one after another, one reference pass, a clean stop, and failures that stay apart."""
+"""Arms side by side: the numbers of one after another, one reference pass, a clean stop, failures that stay apart."""
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -91,7 +92,7 @@ def numbers(run: Path) -> dict[str, Any]:
         evaluation["cost"].pop(name)
     metrics = (run / "metrics.jsonl").read_text() if (run / "metrics.jsonl").exists() else ""
     lines = [json.loads(line) for line in metrics.splitlines()]
-    kept = [{key: value for key, value in line.items() if "second" not in key} for line in lines]
+    kept = [{key: value for key, value in line.items() if not re.search("second|memory", key)} for line in lines]
     return {"evaluation": evaluation, "metrics": kept, "samples": (run / "samples.jsonl").read_text()}
 
 
@@ -175,17 +176,22 @@ def test_asked_to_stop_the_arms_save_and_the_same_command_goes_on(begun: Path) -
     config = replace(changed(begun, ("reference", "dpo", "ipo"), epochs=40), jobs=2)
     logs = [begun / f"arms/{arm}/seed-0/metrics.jsonl" for arm in ("dpo", "ipo")]
 
+    over = threading.Event()
+
     def stop() -> None:
-        deadline = time.monotonic() + 60
-        while not all(log.exists() for log in logs) and time.monotonic() < deadline:
-            time.sleep(0.01)
-        os.kill(os.getpid(), signal.SIGTERM)
+        while not all(log.exists() for log in logs) and not over.wait(0.01):
+            pass
+        if not over.is_set():
+            os.kill(os.getpid(), signal.SIGTERM)
 
     thread = threading.Thread(target=stop)
     thread.start()
-    with pytest.raises(Interrupted, match="the same command goes on") as error:
-        compare(config)
-    thread.join()
+    try:
+        with pytest.raises(Interrupted, match="the same command goes on") as error:
+            compare(config)
+    finally:
+        over.set()
+        thread.join()
     assert error.value.exit_code == 128 + signal.SIGTERM
     for log in logs:
         said = (log.parent / "log.txt").read_text()
@@ -208,3 +214,53 @@ def changed(folder: Path, arms: tuple[str, ...], *, epochs: float = 1) -> Compar
     config = study(folder, arms, epochs=epochs)
     (folder / "study.yaml").write_text(to_yaml(config))
     return config
+
+
+def test_jobs_come_in_order_and_a_chains_beginning_once() -> None:
+    jobs = jobs_of(study(Path("runs")), ("reference", "sft+dpo+ppo", "sft", "dpo"), [3, 4])
+    of_seed = ["sft", "sft+dpo", "sft+dpo+ppo", "dpo"]
+    assert jobs == [Job(arm, seed) for seed in (3, 4) for arm in of_seed]
+
+
+def test_progress_is_read_from_a_run_folder_whole_or_not(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    assert progress_of(run) == Progress()
+    append_lines(run.metrics, [{"step": 5, "loss": 1.0}, {"step": 10, "loss": 0.5}])
+    with open(run.metrics, "a") as file:
+        file.write('{"step": 15, "lo')  # another process is writing
+    assert progress_of(run) == Progress(step=10)
+    points = [
+        {"step": step, "split": split, "rows": {"reward": [reward, reward + 1], "kl_nats": [0.5, 1.5]}}
+        for step, split, reward in ((5, "validation", 1.0), (10, "validation", 2.0), (5, "test", 7.0))
+    ]
+    write_json(run.evaluation, {"points": points, "chosen_step": 5, "cost": None})
+    assert progress_of(run) == Progress(step=10, reward=2.5, kl_nats=1.0)
+    (tmp_path / "rounds/0").mkdir(parents=True)  # of iterative DPO, whose rounds have logs of their own
+    (tmp_path / "rounds/1").mkdir()
+    for number, steps in enumerate((4, 3)):
+        append_lines(tmp_path / f"rounds/{number}/metrics.jsonl", [{"step": steps}])
+    assert progress_of(run).step == 7
+
+
+def test_the_table_shows_all_arms_and_on_a_low_terminal_those_that_matter(tmp_path: Path) -> None:
+    rows = [
+        Row(f"dpo@loss.beta={beta}", seed, RunFolder(tmp_path), 10, state="done", seconds=12)
+        for beta in (0.05, 0.1, 0.5)
+        for seed in (0, 1)
+    ]
+    rows[3] = replace(rows[3], state="running", progress=Progress(20, 1.254, 0.5))
+    rows[5] = replace(rows[5], state="waiting", seconds=0)
+
+    def drawn(height: int) -> list[str]:
+        console = Console(width=90, height=height, file=io.StringIO(), force_terminal=False)
+        console.print(ArmsTable(tuple(rows), (42,) * len(rows)))
+        assert isinstance(console.file, io.StringIO)
+        return [" ".join(line.split()) for line in console.file.getvalue().splitlines()]
+
+    lines = drawn(40)
+    assert lines[0] == "arm seed state step reward KL, nats seconds"
+    assert len(lines) == 2 + len(rows)
+    assert lines[5] == "dpo@loss.beta=0.1 1 running 20 of 42 1.25 0.50 12"
+    assert lines[7] == "dpo@loss.beta=0.5 1 waiting 42"
+    low = drawn(6)
+    assert low[2:] == [lines[5], lines[7], "and 4 done"]

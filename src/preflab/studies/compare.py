@@ -12,10 +12,11 @@ from preflab.config.load import check, to_values, to_yaml
 from preflab.config.presets import preset
 from preflab.errors import ConfigError
 from preflab.progress import say, warn
-from preflab.runs import JSON, RunFolder, claim, write_json
+from preflab.runs import JSON, RunFolder, claim, refuse_other, write_json
 from preflab.studies.arms import Bench, describe, finished
 from preflab.studies.dialogue import dialogue
 from preflab.studies.jobs import Ended, Server, Shared, error_of, jobs_of, left, run_apart, run_here, undisturbed
+from preflab.studies.plan_study import StudyPlan, plan_study
 from preflab.studies.reviews import generated_reviews, real_reviews
 from preflab.studies.shared import Preferences, check_model, make_base, make_preferences, make_reference
 from preflab.studies.stages import Stages
@@ -28,12 +29,7 @@ def compare(config: Compare) -> Path:
     Raises:
         ConfigError, DataError, StorageError: before any training, where the study can't be run as asked.
     """
-    config = check(config)
-    _refuse_settings_without_effect(config)
-    arms = _arms(config)
-    task = _task(config)
-    if config.model is not None and not (config.out / "study.yaml").exists():
-        check_model(config, config.model)
+    config, task, arms = _asked_for(config)
     claim(config.out, "study.yaml", to_yaml(config), data=config.data)
     for warning in task.warnings:
         warn(warning)
@@ -41,6 +37,28 @@ def compare(config: Compare) -> Path:
         _run(config, task, arms, lock)
     say(f"study finished: {config.out}")
     return config.out
+
+
+def plan(config: Compare) -> StudyPlan:
+    """What the study will do, take and need; touches no folder.
+
+    Raises:
+        ConfigError, DataError, StorageError: as `compare`.
+    """
+    config, task, arms = _asked_for(config)
+    refuse_other(config.out, "study.yaml", to_yaml(config))
+    return plan_study(config, task, arms)
+
+
+def _asked_for(config: Compare) -> tuple[Compare, Task, tuple[str, ...]]:
+    """The checked settings, the task and the arms, before anything is written."""
+    config = check(config)
+    _refuse_settings_without_effect(config)
+    arms = _arms(config)
+    task = _task(config)
+    if config.model is not None and not (config.out / "study.yaml").exists():
+        check_model(config, config.model)
+    return config, task, arms
 
 
 def _run(config: Compare, task: Task, arms: tuple[str, ...], lock: int) -> None:

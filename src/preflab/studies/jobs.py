@@ -214,27 +214,28 @@ def _ready(shared: Shared, job: Job, jobs: Sequence[Job], running: Mapping[Job, 
     start = Job(before(job.arm) or "", job.seed)
     if start in running or start in waiting:
         return False
-    asked = _asked(shared, job)
-    earlier = jobs[: jobs.index(job)] if asked is not None else ()
+    config, task = shared.config, shared.task
+    needed = asked(config, task, job)
+    earlier = jobs[: jobs.index(job)] if needed is not None else ()
     return not any(
-        _asked(shared, other) == asked and not (_run(shared.config, other).path / "start.json").exists()
+        asked(config, task, other) == needed and not (_run(config, other).path / "start.json").exists()
         for other in earlier
         if other in running or other in waiting
     )
 
 
-def _asked(shared: Shared, job: Job) -> tuple[str, str | None, int | None] | None:
+def asked(config: Compare, task: Task, job: Job) -> tuple[str, str | None, int | None] | None:
     """What the job asks the cache for: log-probabilities of pairs or of single responses, under which model, of which
     seed's pairs. None where it asks for none. `start.json` says that a job has got them."""
-    match settings_of(shared.config, job.arm):
+    match settings_of(config, job.arm):
         case Preference(loss=loss) if knows_reference(loss):
             what = "pairs"
         case Unpaired():
             what = "responses"
         case _:
             return None
-    of = before(job.arm) if shared.config.chain_reference == "previous" else None
-    return what, of, job.seed if shared.task.pairs is None else None
+    of = before(job.arm) if config.chain_reference == "previous" else None
+    return what, of, job.seed if task.pairs is None else None
 
 
 @contextmanager
