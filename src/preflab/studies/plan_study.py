@@ -65,6 +65,7 @@ from preflab.training.offline import total_steps
 from preflab.training.plan import Memory, plan_offline, plan_online
 from preflab.training.reward import train_reward
 from preflab.training.rollout import prompt_ids
+from preflab.training.session import SECONDS_BETWEEN_SAVES
 from preflab.training.sft import train_sft
 from preflab.training.unpaired import judged_pairs
 
@@ -221,7 +222,7 @@ def _arm(probe: _Probe, job: Job, *, asks: bool) -> Part:
             each = probe.evaluation(validation) + kind.save_seconds
             seconds = left * (kind.seconds_a_step * steps + points * each) + probe.evaluation(test)
             seconds += kind.asked * probe.count_pairs * probe.reference_seconds if asks else 0.0
-            memory, disk = kind.memory.total, kind.disk_bytes
+            memory, disk = kind.memory.total, kind.disk_bytes * (rounds + 1 if rounds > 1 else 1)
     disk += (validation * points + test) * BYTES_OF_A_RESPONSE
     return Part(name, state, steps, 0.0 if done else seconds, 0 if done else memory, disk)
 
@@ -420,7 +421,7 @@ class _Probe:
         scores = name in ("reward model", "judge")
         key = "reward model" if scores else name
         if key not in self.kinds:
-            self.kinds[key] = self._stage_kind(settings, trees, scores=scores)
+            self.kinds[key] = self._stage_kind(settings, trees, steps, scores=scores)
         kind = self.kinds[key]
         seconds = kind.seconds_a_step * steps + kind.save_seconds
         return Part(
@@ -432,7 +433,7 @@ class _Probe:
             kind.disk_bytes,
         )
 
-    def _stage_kind(self, settings: Fit, trees: Sequence[Tree], *, scores: bool) -> _Kind:
+    def _stage_kind(self, settings: Fit, trees: Sequence[Tree], total: int, *, scores: bool) -> _Kind:
         model = self._scorer() if scores else self._load(self._start)
         some = list(trees[: PROBED_STEPS * settings.batch.size])
         memory = plan_offline(model, list(trees), settings, held=[model.model], folder=self.folder, seed=0).memory
@@ -445,7 +446,10 @@ class _Probe:
 
         seconds = _seconds_a_step(run)
         disk = self._trained_bytes([(model, settings)])
-        return _Kind(seconds, self._written_in(disk + self.model_bytes), memory, 2 * disk + self.model_bytes, 0)
+        written = self._written_in(disk + self.model_bytes)
+        # One at its only evaluation; more where saves come by the clock too.
+        kept = checkpoint.KEPT if seconds * total > SECONDS_BETWEEN_SAVES else 1
+        return _Kind(seconds, written, memory, kept * disk + self.model_bytes, 0)
 
     def kind(self, arm: str) -> _Kind:
         """What is known of an arm's last stage, measured once for all that differ in fractions alone."""
@@ -503,7 +507,7 @@ class _Probe:
             seconds,
             self._written_in(disk + self.model_bytes),
             self._memory(settings, policy, value, gold=stage.gold),
-            2 * disk + self.model_bytes,
+            min(settings.evaluations, checkpoint.KEPT) * disk + self.model_bytes,
             4 if of_kto else 2,
         )
 
