@@ -9,7 +9,6 @@ import re
 import shutil
 import signal
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -156,7 +155,7 @@ def test_a_failed_arm_is_named_and_the_others_are_finished(begun: Path, capfd: p
     config = changed(begun, arms)
     with pytest.raises(NumericError) as error:
         compare(replace(config, jobs=2))
-    assert re.match("sft\\+dpo, seed 0: .* log-probabilities are not finite", str(error.value))
+    assert re.match(r"sft\+dpo, seed 0: .* log-probabilities are not finite", str(error.value))
     assert str(begun / "arms/sft+dpo/seed-0/log.txt") in str(error.value)
     done = {arm["name"]: arm["done"] for arm in read_json(begun / "study.json")["arms"]}
     assert done == {"reference": True, "sft+dpo": False, "ipo": True}
