@@ -34,7 +34,7 @@ def study(out: Path) -> Compare:
         out=out,
         arms=ARMS,
         prompts=Prompts(train=48, validation=8, test=12),
-        lengths=Lengths(prompt_tokens=16, response_tokens=24),
+        lengths=Lengths(prompt_tokens=16, response_tokens=32),
         base=Base(texts=300, vocabulary=400, layers=1, width=32, heads=2),
         reference=SFT(batch=Batch(size=16), evaluations=1),
         pairs=Pairs(responses=3, per_prompt=2),

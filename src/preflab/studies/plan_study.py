@@ -34,6 +34,7 @@ from preflab.config.pair_losses import KTOLoss
 from preflab.config.preference import Unpaired
 from preflab.config.training import SFT, Fit
 from preflab.data.encode import Encoder, Tree
+from preflab.errors import Interrupted
 from preflab.models.base import new_model, new_tokenizer
 from preflab.models.load import Policy, load_policy, load_reward_model, new_reward_model, save_model
 from preflab.models.precision import work_in
@@ -128,7 +129,7 @@ class StudyPlan:
 
 def plan_study(config: Compare, task: Task, arms: Sequence[str]) -> StudyPlan:
     """The plan of a study; writes nothing but a temporary folder."""
-    with TemporaryDirectory(prefix="preflab-plan-") as folder, hushed():
+    with TemporaryDirectory(prefix="preflab-plan-") as folder, hushed(), _leaving_nothing():
         probe = _Probe(config, task, Path(folder))
         seeds = range(config.seed, config.seed + config.seeds)
         jobs = jobs_of(config, arms, seeds)
@@ -587,6 +588,15 @@ def _seconds_a_step(run: Callable[[int], Cost]) -> float:
     """From a run of one step, which pays for all that comes once, and one of several."""
     once, whole = run(1).wall_seconds, run(1 + PROBED_STEPS).wall_seconds
     return max(0.0, whole - once) / PROBED_STEPS
+
+
+@contextmanager
+def _leaving_nothing() -> Iterator[None]:
+    """A probe that is stopped says that it has saved its state, but not for long."""
+    try:
+        yield
+    except Interrupted as error:
+        raise Interrupted("stopped; a plan leaves nothing behind", error.exit_code - 128) from None
 
 
 def _seconds(run: Callable[[], object]) -> float:
