@@ -115,7 +115,7 @@ def test_the_plan_is_printed_with_its_sums() -> None:
     lines = [" ".join(line.split()) for line in console.file.getvalue().splitlines()]
     assert "base to make 813 0:01:05 512 MiB 4 MiB" in lines
     assert "dpo, seed 0 made 43 8 MiB" in lines
-    assert "time about 0:01:40: what is shared 0:01:05, arms 0:00:35" in lines
+    assert "time about 0:01:40: shared 0:01:05, arms 0:00:35" in lines
     assert "memory about 1,024 MiB at the peak, of all processes" in lines
     assert "disk about 12 MiB in the study folder" in lines
 
