@@ -52,7 +52,7 @@ def hushed() -> Iterator[None]:
 def drawable() -> bool:
     """Whether someone watches a terminal that can move its cursor. FORCE_COLOR, which a CI may set for its log, makes
     none of a file."""
-    return console.is_interactive and console.file.isatty()
+    return console.is_interactive and console.file.isatty() and not _hushed.get()
 
 
 @contextmanager
@@ -62,7 +62,7 @@ def stage(title: str, total: int, start: int = 0) -> Iterator[Advance]:
     `start` steps were done before (a resumed run), so the estimate of what is left does not count them.
     """
     with quiet_lines(title, total, start) as tell:
-        if _hushed.get() or not drawable():
+        if not drawable():
             yield tell
             return
         columns = (

@@ -207,6 +207,22 @@ def claim(
     """Make `folder` ours: empty or new, or holding the same configuration under `name`, made from the same data.
 
     Args:
+        refuse: as `refuse_other` takes it.
+    """
+    refuse_other(folder, name, config, refuse=refuse)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"can't use {folder}: {error.strerror or error}; choose another --out") from None
+    _lock(folder)
+    write_text(folder / name, config)
+    _record_environment(folder, data)
+
+
+def refuse_other(folder: Path, name: str, config: str, *, refuse: Callable[[], None] | None = None) -> None:
+    """Refuse a folder that is not empty and holds something else than a run of this configuration; touches nothing.
+
+    Args:
         refuse: called where the folder holds another configuration; raises where that can't become this one. None: it
             never can.
     """
@@ -214,7 +230,6 @@ def claim(
     try:
         if folder.exists() and not folder.is_dir():
             raise StorageError(f"{folder} is a file; name a folder with --out")
-        folder.mkdir(parents=True, exist_ok=True)
         if recorded.exists():
             before = recorded.read_text(encoding="utf-8", errors="replace")
             if before != config and refuse is not None:
@@ -225,13 +240,10 @@ def claim(
                     "choose another --out, or delete that folder"
                 )
         # `.config.yaml.4711.tmp` and the lock are ours: what a start left that was killed right here.
-        elif any(not path.name.startswith((f".{name}.", LOCK)) for path in folder.iterdir()):
+        elif folder.exists() and any(not path.name.startswith((f".{name}.", LOCK)) for path in folder.iterdir()):
             raise StorageError(f"{folder} is not empty and holds no preflab run; choose another --out")
     except OSError as error:
         raise StorageError(f"can't use {folder}: {error.strerror or error}; choose another --out") from None
-    _lock(folder)
-    write_text(recorded, config)
-    _record_environment(folder, data)
 
 
 def _lock(folder: Path) -> None:

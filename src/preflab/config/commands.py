@@ -532,6 +532,11 @@ class Study:
     proxy that training saw, or the last."""
     log_every: Positive = 5
     """Steps between two lines of metrics.jsonl; PPO writes one every update."""
+    jobs: Positive = 1
+    """Arms that run at the same time, one process an arm, each with its share of the cores; a study may go on with
+    another number."""
+    dry_run: bool = False
+    """Print the plan of the study with its time, memory and disk space, and stop; leaves no folder."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model; off unless you trust its author."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -539,6 +544,10 @@ class Study:
     precision: Precision = "fp32"
     """bf16-autocast: matrix products in bf16; bf16: weights too, and the optimiser trains float32 masters of them. All
     models of the study work in it, judges included. bf16 needs a processor with bf16 instructions."""
+
+    def idle_fields(self) -> tuple[str, ...]:
+        """What makes no other study."""
+        return ("jobs", "dry_run")
 
 
 @dataclass(frozen=True, kw_only=True)

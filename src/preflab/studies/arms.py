@@ -89,13 +89,12 @@ class Bench:
         return prompt_ids(self.judge.encoder, self.task.prompts[split])
 
     def folder(self, arm: str) -> RunFolder:
-        """The arm's run folder; that of a chain's beginning which is no arm itself lies with the stages."""
-        study = self.stages.folder.parent
-        return RunFolder((study if self.shows(arm) else self.stages.folder) / "arms" / arm / f"seed-{self.seed}")
+        """The arm's run folder."""
+        return folder_of(self.config, arm, self.seed)
 
     def shows(self, arm: str) -> bool:
         """Whether it is an arm of the study, and not the beginning of a chain alone."""
-        return arm in self.config.arms or arm == "reference"
+        return shows(self.config, arm)
 
     def load(self, model: Path) -> Policy:
         """A policy from disk."""
@@ -130,6 +129,16 @@ def describe(config: Compare, arm: str, seed: int, *, done: bool) -> dict[str, J
         "folder": f"arms/{arm}/seed-{seed}",
         "done": done,
     }
+
+
+def shows(config: Compare, arm: str) -> bool:
+    """Whether it is an arm of the study, and not the beginning of a chain alone."""
+    return arm in config.arms or arm == "reference"
+
+
+def folder_of(config: Compare, arm: str, seed: int) -> RunFolder:
+    """An arm's run folder; that of a chain's beginning which is no arm itself lies with the stages."""
+    return RunFolder(config.out / ("arms" if shows(config, arm) else "stages/arms") / arm / f"seed-{seed}")
 
 
 def finished(run: RunFolder) -> bool:

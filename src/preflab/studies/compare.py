@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,15 +14,17 @@ from preflab.errors import ConfigError
 from preflab.evaluation.rows import read_points
 from preflab.progress import say, warn
 from preflab.rewards.pair_judge import load_pair_judge
-from preflab.runs import JSON, RunFolder, claim, read_json, write_json
-from preflab.studies.arms import Bench, describe, finished, run_arm, settings_of
+from preflab.runs import JSON, RunFolder, claim, read_json, refuse_other, write_json
+from preflab.studies.arms import Bench, describe, finished, settings_of
 from preflab.studies.budget import share_of, shortfall
 from preflab.studies.dialogue import dialogue
 from preflab.studies.extension import bring_forward, refuse_conflicts
 from preflab.studies.generations import cut, questions, read_texts
+from preflab.studies.jobs import Ended, Job, Server, Shared, error_of, jobs_of, left, run_apart, run_here, undisturbed
 from preflab.studies.judgements import judge_arms
+from preflab.studies.plan_study import StudyPlan, plan_study
 from preflab.studies.reviews import generated_reviews, real_reviews
-from preflab.studies.shared import check_model, encoder_of, make_base, make_preferences, make_reference
+from preflab.studies.shared import Preferences, check_model, encoder_of, make_base, make_preferences, make_reference
 from preflab.studies.stages import Stages
 from preflab.studies.task import Task, as_json
 from preflab.training.cost import Cost
@@ -33,43 +36,73 @@ def compare(config: Compare) -> Path:
     Raises:
         ConfigError, DataError, StorageError: before any training, where the study can't be run as asked.
     """
+    config, task = _asked_for(config)
+    pair_judge = None if config.pair_judge is None else load_pair_judge(config.pair_judge)
+    claim(config.out, "study.yaml", to_yaml(config), data=config.data, refuse=lambda: refuse_conflicts(config))
+    for warning in task.warnings:
+        warn(warning)
+    with undisturbed(config.out) as lock:
+        bring_forward(config)
+        study = _run(config, task, lock)
+        if pair_judge is not None:
+            judge_arms(config.out, pair_judge, config.arms, study.seeds)
+    for warning in study.shortfalls():
+        warn(warning)
+    say(f"study finished: {config.out}")
+    return config.out
+
+
+def plan(config: Compare) -> StudyPlan:
+    """What the study will do, take and need; touches no folder.
+
+    Raises:
+        ConfigError, DataError, StorageError: as `compare`.
+    """
+    config, task = _asked_for(config)
+    refuse_other(config.out, "study.yaml", to_yaml(config), refuse=lambda: refuse_conflicts(config))
+    return plan_study(config, task)
+
+
+def _asked_for(config: Compare) -> tuple[Compare, Task]:
+    """The checked settings and the task, before anything is written."""
     config = check(config)
     config = replace(config, arms=_arms(config))
     _refuse_settings_without_effect(config)
     asked = config.generations.prompts and read_texts(config.generations.prompts)
-    pair_judge = None if config.pair_judge is None else load_pair_judge(config.pair_judge)
     task = _task(config)
     if asked:
         task = replace(task, asked=questions(asked, task.turn))
     if config.model is not None and not (config.out / "study.yaml").exists():
         check_model(config, config.model)
-    claim(config.out, "study.yaml", to_yaml(config), data=config.data, refuse=lambda: refuse_conflicts(config))
-    bring_forward(config)
-    for warning in task.warnings:
-        warn(warning)
+    return config, task
+
+
+def _run(config: Compare, task: Task, lock: int) -> _Study:
+    """Make what arms share, and run the arms; `lock` is held by every process that does."""
     study = _Study(config, task)
     study.write()
-
     base, counts = make_base(config, task, study.stages)
     study.counts += counts
     reference, counts = make_reference(config, task, base, study.stages)
     study.counts += counts + cut(task.asked, encoder_of(config, reference))
-    for seed in study.seeds:
-        preferences = make_preferences(config, task, reference, study.stages, seed)
-        study.facts += preferences.facts
-        study.counts += preferences.counts
-        study.reward_models += preferences.reward_models
-        study.write()
-        bench = Bench.of(config, task, study.stages, reference, preferences, seed)
-        for arm in config.arms:
-            run_arm(bench, arm)
+    apart = left(config, jobs_of(config.arms, study.seeds)) if config.jobs > 1 else []
+    made: dict[int, Preferences] = {}
+    failed: list[Ended] = []
+    with Server.started(config.jobs, lock) if apart else nullcontext() as server:
+        for seed in study.seeds:
+            made[seed] = preferences = make_preferences(config, task, reference, study.stages, seed)
+            study.facts += preferences.facts
+            study.counts += preferences.counts
+            study.reward_models += preferences.reward_models
             study.write()
-    if pair_judge is not None:
-        judge_arms(config.out, pair_judge, config.arms, study.seeds)
-    for warning in study.shortfalls():
-        warn(warning)
-    say(f"study finished: {config.out}")
-    return config.out
+            # With jobs the arms that are finished are looked at here: they may be asked what they were not.
+            here = [arm for arm in config.arms if arm == "reference" or Job(arm, seed) not in apart]
+            failed += run_here(Bench.of(config, task, study.stages, reference, preferences, seed), here, study.write)
+        if server is not None:
+            failed += run_apart(Shared(config, task, made), apart, server, study.write)
+    if failed:
+        raise error_of(config, failed)
+    return study
 
 
 class _Study:
@@ -108,6 +141,7 @@ class _Study:
             "counts": self.counts,
             "warnings": [*task.warnings, *self.shortfalls()],
             "stages": [{"name": name, "seconds": seconds} for name, seconds in self.stages.seconds.items()],
+            "jobs": self.config.jobs,
             "complete": all(arm["done"] for arm in arms),
         }
         write_json(self.config.out / "study.json", value)

@@ -83,7 +83,7 @@ def make_base(config: Compare, task: Task, stages: Stages) -> tuple[str, list[JS
         save_model(policy, run.model)
         return dict(encoder.counts)
 
-    folder, counts = stages.make("base", _inputs(config, "seed", "data", "base", "lengths", "prompts"), work)
+    folder, counts = stages.make("base", base_inputs(config), work)
     named: list[JSON] = [{"name": f"texts of the base: {what}", "count": count} for what, count in counts.items()]
     return str(folder / "model"), named
 
@@ -114,14 +114,21 @@ def make_reference(config: Compare, task: Task, base: str, stages: Stages) -> tu
         save_model(policy, run.model)
         return dict(encoder.counts)
 
-    folder, counts = stages.make(
-        "reference", _inputs(config, "seed", "data", "model", "base", "lengths", "prompts", "reference"), work
-    )
+    _, counts = stages.make("reference", reference_inputs(config), work)
+    named: list[JSON] = [{"name": f"demonstrations: {name}", "count": count} for name, count in counts.items()]
+    return load_reference(config, stages), named
+
+
+def load_reference(config: Compare, stages: Stages) -> Policy:
+    """The reference that `make_reference` made."""
     policy = load_policy(
-        folder / "model", device=device(config), precision=config.precision, trust_remote_code=config.trust_remote_code
+        stages.folder / "reference" / "model",
+        device=device(config),
+        precision=config.precision,
+        trust_remote_code=config.trust_remote_code,
     )
     policy.model.requires_grad_(False)
-    return policy, [{"name": f"demonstrations: {name}", "count": count} for name, count in counts.items()]
+    return policy
 
 
 @dataclass(frozen=True)
@@ -145,9 +152,7 @@ def make_preferences(config: Compare, task: Task, reference: Policy, stages: Sta
     """Pairs and reward models of one seed."""
     encoder = encoder_of(config, reference)
     name = f"seed-{seed}"
-    asked = _inputs(config, "seed", "data", "model", "base", "lengths", "prompts", "reference", "pairs", "reward") | {
-        "this_seed": seed
-    }
+    asked = seed_inputs(config, seed)
 
     def pairs_work(folder: Path, prompts: Sequence[Prompt] = task.prompts["train"], who: str = "") -> JSON:
         assert task.gold is not None
@@ -256,6 +261,22 @@ def encoder_of(config: Compare, policy: Policy) -> Encoder:
 def device(config: Compare) -> Any:
     """The device that the study runs on."""
     return pick_device(config.device)
+
+
+def base_inputs(config: Compare) -> dict[str, JSON]:
+    """What the base depends on."""
+    return _inputs(config, "seed", "data", "base", "lengths", "prompts")
+
+
+def reference_inputs(config: Compare) -> dict[str, JSON]:
+    """What the reference depends on."""
+    return _inputs(config, "seed", "data", "model", "base", "lengths", "prompts", "reference")
+
+
+def seed_inputs(config: Compare, seed: int) -> dict[str, JSON]:
+    """What pairs and reward models of a seed depend on."""
+    names = ("seed", "data", "model", "base", "lengths", "prompts", "reference", "pairs", "reward")
+    return _inputs(config, *names) | {"this_seed": seed}
 
 
 def _inputs(config: Compare, *names: str) -> dict[str, JSON]:

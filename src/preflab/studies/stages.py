@@ -20,6 +20,11 @@ class Stages:
     folder: Path
     seconds: dict[str, float] = field(default_factory=dict)
 
+    def has(self, name: str, inputs: JSON) -> bool:
+        """Whether the stage is there, made from these inputs."""
+        record = self.folder / name.replace(" ", "-") / DONE
+        return record.exists() and bool(read_json(record)["inputs"] == digest(inputs))
+
     def make(self, name: str, inputs: JSON, work: Callable[[Path], JSON]) -> tuple[Path, JSON]:
         """The stage's folder and its result: made now, or found whole from an earlier start of the same study.
 

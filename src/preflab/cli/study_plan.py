@@ -1,0 +1,60 @@
+"""`preflab compare … --dry-run`: what the study would do, how long it would take, and what it would need."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from preflab.studies.plan_study import Part, StudyPlan
+
+MIB = 2**20
+
+
+def show_study_plan(plan: StudyPlan, console: Console) -> None:
+    """Print stages, arms, and the sums."""
+    console.print(_table("shared", (*plan.stages, *plan.references)))
+    console.print(_table("arm", plan.arms))
+    at_once = "one after another" if plan.jobs == 1 else f"{plan.jobs} at a time"
+    rows = [
+        (
+            "time",
+            f"about {_clock(plan.seconds)}: shared {_clock(plan.shared_seconds)}, arms {_clock(plan.arms_seconds)}",
+        ),
+        ("", f"{at_once}; from a few real steps of each kind, on this machine as busy as it is"),
+        ("memory", f"about {_mib(plan.memory_bytes)} at the peak, of all processes"),
+        ("disk", f"about {_mib(plan.disk_bytes)} in the study folder"),
+    ]
+    for title, said in rows:
+        console.print(f"{title:<9}{said}", highlight=False)
+
+
+def _table(title: str, parts: Sequence[Part]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table.add_column(title, no_wrap=True)
+    table.add_column("state")
+    for name in ("steps", "time left", "memory", "disk"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for part in parts:
+        table.add_row(
+            escape(part.name),
+            part.state,
+            "" if part.steps is None else f"{part.steps:,}",
+            "" if part.state == "made" else _clock(part.seconds),
+            _mib(part.memory_bytes) if part.memory_bytes else "",
+            _mib(part.disk_bytes),
+        )
+    return table
+
+
+def _clock(seconds: float) -> str:
+    """h:mm:ss."""
+    return str(timedelta(seconds=round(seconds)))
+
+
+def _mib(size: int) -> str:
+    return f"{size / MIB:,.0f} MiB"

@@ -1,0 +1,125 @@
+"""The plan of a study: what is there and what is left, from real steps, and no folder behind."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from preflab.cli.study_plan import show_study_plan
+from preflab.config.commands import Base, BestOfN, Compare, Lengths, Pairs, Prompts
+from preflab.config.online import PPO, RolloutBatch
+from preflab.config.pair_losses import DPOLoss
+from preflab.config.preference import DPO, KTO
+from preflab.config.presets import preset
+from preflab.config.training import SFT, Batch, Reward
+from preflab.errors import StorageError
+from preflab.runs import read_json
+from preflab.studies.compare import compare, plan
+from preflab.studies.jobs import Job
+from preflab.studies.plan_study import Part, StudyPlan, makespan
+
+SMALL: dict[str, Any] = {"epochs": 1, "batch": Batch(size=8), "evaluations": 2}
+ARMS = ("reference", "dpo", "dpo+ppo", "kto", "best-of-n")
+
+
+def study(out: Path) -> Compare:
+    """As small as it gets."""
+    return replace(
+        preset("reviews"),
+        out=out,
+        arms=ARMS,
+        prompts=Prompts(train=48, validation=8, test=12),
+        lengths=Lengths(prompt_tokens=16, response_tokens=32),
+        base=Base(texts=300, vocabulary=400, layers=1, width=32, heads=2),
+        reference=SFT(batch=Batch(size=16), evaluations=1),
+        pairs=Pairs(responses=3, per_prompt=2),
+        reward=Reward(batch=Batch(size=16), evaluations=1),
+        dpo=DPO(**SMALL, loss=DPOLoss(beta=0.3)),
+        kto=KTO(**SMALL),
+        ppo=PPO(updates=2, batch=RolloutBatch(size=8, mini=4), epochs=1, evaluations=2),
+        best_of_n=BestOfN(n=4),
+        log_every=1,
+    )
+
+
+@pytest.fixture(scope="module")
+def before_and_after(tmp_path_factory: pytest.TempPathFactory) -> tuple[StudyPlan, StudyPlan, Path]:
+    config = study(tmp_path_factory.mktemp("plan") / "study")
+    before = plan(replace(config, dry_run=True))
+    assert not config.out.exists()
+    compare(config)
+    return before, plan(config), config.out
+
+
+def named(plan: StudyPlan) -> dict[str, Part]:
+    return {part.name: part for part in (*plan.stages, *plan.references, *plan.arms)}
+
+
+def test_a_plan_names_every_stage_and_arm_with_steps_time_memory_and_space(
+    before_and_after: tuple[StudyPlan, StudyPlan, Path],
+) -> None:
+    before, _, _ = before_and_after
+    parts = named(before)
+    assert list(parts) == [
+        *("base", "reference", "pairs, seed 0", "reward model, seed 0"),
+        *("reference, seed 0", *(f"{arm}, seed 0" for arm in ARMS[1:])),
+    ]
+    assert {part.state for part in parts.values()} == {"to make"}
+    assert all(part.seconds > 0 for part in parts.values())
+    assert all(part.memory_bytes > 0 for part in parts.values() if part.steps)
+    # 48 prompts × 2 pairs, 0.9 of them to learn from: 86 by 8; of KTO twice as many responses; 300 texts by 16.
+    steps = {name.partition(",")[0]: part.steps for name, part in parts.items() if part.steps}
+    assert steps["dpo"] == 11
+    assert steps["kto"] == 22
+    assert steps["base"] == 19
+    assert steps["dpo+ppo"] == 2
+
+
+def test_space_is_about_what_the_study_takes(before_and_after: tuple[StudyPlan, StudyPlan, Path]) -> None:
+    before, _, folder = before_and_after
+    taken = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    assert taken / 1.5 < before.disk_bytes < taken * 1.5
+
+
+def test_steps_are_about_those_of_the_study(before_and_after: tuple[StudyPlan, StudyPlan, Path]) -> None:
+    before, _, folder = before_and_after
+    lines = (folder / "arms/dpo/seed-0/metrics.jsonl").read_text().splitlines()
+    planned = named(before)["dpo, seed 0"].steps
+    assert planned is not None
+    assert abs(len(lines) - planned) <= 2  # pairs of equal texts are passed over
+
+
+def test_what_is_made_takes_no_time(before_and_after: tuple[StudyPlan, StudyPlan, Path]) -> None:
+    _, after, folder = before_and_after
+    assert {part.state for part in named(after).values()} == {"made"}
+    assert after.seconds == 0
+    assert read_json(folder / "study.json")["complete"]
+
+
+def test_a_folder_with_other_settings_is_refused(before_and_after: tuple[StudyPlan, StudyPlan, Path]) -> None:
+    with pytest.raises(StorageError, match="other settings"):
+        plan(replace(study(before_and_after[2]), choose_by="last"))
+
+
+def test_the_plan_is_printed_with_its_sums() -> None:
+    part = Part("base", "to make", 813, 65.0, 2**29, 2**22)
+    arm = Part("dpo, seed 0", "made", 43, 0.0, 0, 2**23)
+    console = Console(file=io.StringIO(), width=100)
+    show_study_plan(StudyPlan((part,), (), (arm,), jobs=2, arms_seconds=35.0, memory_bytes=2**30), console)
+    assert isinstance(console.file, io.StringIO)
+    lines = [" ".join(line.split()) for line in console.file.getvalue().splitlines()]
+    assert "base to make 813 0:01:05 512 MiB 4 MiB" in lines
+    assert "dpo, seed 0 made 43 8 MiB" in lines
+    assert "time about 0:01:40: shared 0:01:05, arms 0:00:35" in lines
+    assert "memory about 1,024 MiB at the peak, of all processes" in lines
+    assert "disk about 12 MiB in the study folder" in lines
+
+
+def test_a_chain_waits_for_the_arm_that_it_begins_with() -> None:
+    jobs = [Job("dpo", 0), Job("sft", 0), Job("dpo+ppo", 0), Job("kto", 0)]
+    assert makespan(jobs, [5.0, 1.0, 2.0, 1.0], 2) == 7.0
