@@ -128,6 +128,8 @@ class Arm:
     description: str
     settings: Mapping[str, JSON]
     runs: tuple[Run, ...]
+    family: str  # the chain of its methods, without settings: variants of one method are one family
+    overrides: Mapping[str, JSON]  # the settings that make it a variant, by dotted keys
 
     @property
     def title(self) -> str:
@@ -165,6 +167,15 @@ class Fact:
 
 
 @dataclass(frozen=True)
+class Budget:
+    """What every arm was given the same amount of."""
+
+    measure: str
+    """One of COSTS, or of what arms are held to alone, such as "steps"."""
+    amount: float
+
+
+@dataclass(frozen=True)
 class Study:
     """A whole study, as far as it has come."""
 
@@ -186,6 +197,7 @@ class Study:
     counts: tuple[tuple[str, int], ...]  # what was dropped, and how often
     warnings: tuple[str, ...]
     stages: tuple[tuple[str, float], ...]  # what arms share, in seconds
+    budget: Budget | None
     environment: Mapping[str, JSON]
     complete: bool
 
@@ -252,6 +264,8 @@ def read_study(folder: Path) -> Study:
             description=entry.text("description"),
             settings=before.settings if before else entry.mapping("settings"),
             runs=(*before.runs, run) if before else (run,),
+            family=entry.text("family") if "family" in entry.value else entry.text("name"),
+            overrides=entry.mapping("overrides") if "overrides" in entry.value else {},
         )
         recorded = run_folder / "environment.json"
         if not environment and recorded.is_file():
@@ -277,11 +291,20 @@ def read_study(folder: Path) -> Study:
         counts=tuple((item.text("name"), item.whole("count")) for item in content.items("counts")),
         warnings=tuple(str(line) for line in content.listing("warnings")),
         stages=tuple((item.text("name"), item.number("seconds")) for item in content.items("stages")),
+        budget=read_budget(content),
         environment=environment,
         complete=content.flag("complete"),
     )
     refuse_other_prompts(study)
     return study
+
+
+def read_budget(content: Fields) -> Budget | None:
+    """What arms were held to; None where to nothing."""
+    if content.value.get("budget") is None:
+        return None
+    budget = content.inner("budget")
+    return Budget(budget.text("measure"), budget.number("amount"))
 
 
 def read_fact(content: Fields) -> Fact:
