@@ -128,8 +128,8 @@ class Arm:
     description: str
     settings: Mapping[str, JSON]
     runs: tuple[Run, ...]
-    family: str  # the chain of its methods, without settings: variants of one method are one family
-    overrides: Mapping[str, JSON]  # the settings that make it a variant, by dotted keys
+    family: str  # its chain of methods without settings: what variants share
+    overrides: Mapping[str, JSON]  # dotted keys; what makes it a variant
 
     @property
     def title(self) -> str:
@@ -175,7 +175,7 @@ class Budget:
     amount: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # compared, and hashed for what is computed of it once, as the object that it is
 class Study:
     """A whole study, as far as it has come."""
 
@@ -264,7 +264,7 @@ def read_study(folder: Path) -> Study:
             description=entry.text("description"),
             settings=before.settings if before else entry.mapping("settings"),
             runs=(*before.runs, run) if before else (run,),
-            family=entry.text("family") if "family" in entry.value else entry.text("name"),
+            family=str(entry.value.get("family") or entry.text("name")),
             overrides=entry.mapping("overrides") if "overrides" in entry.value else {},
         )
         recorded = run_folder / "environment.json"

@@ -1,0 +1,92 @@
+"""How many seeds, or prompts, would settle a question that a study left open."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from scipy import special
+
+from preflab.report.statistics import Matrix, MeanSquares, mean_squares
+
+MOST_SEEDS = 50
+MOST_PROMPTS = 20_000
+POWER = 0.8
+"""How often the study that is asked for would settle the gap."""
+
+Need = Literal["seeds", "prompts", "more than seeds"]
+
+
+@dataclass(frozen=True)
+class Effort:
+    """What would settle a gap: `amount` more seeds, or prompts in all; "more than seeds" where neither does within
+    MOST_SEEDS and MOST_PROMPTS."""
+
+    gap: float
+    need: Need
+    amount: int | None
+
+
+def effort(values: Matrix, gap: float, confidence: float) -> Effort | None:
+    """What would settle a difference of `gap`, by the variances that `values` (seed × prompt) show.
+
+    More of that which leaves the mean more uncertain, seeds or prompts; of the other one where that does not do. None
+    with one seed, whose variance between runs is unknown.
+
+    >>> effort(np.array([[0.0, 1.0, 2.0, 0.5], [0.4, 1.5, 2.1, 0.9]]), 2.0, 0.95)
+    Effort(gap=2.0, need='prompts', amount=6)
+    """
+    if len(values) < 2:
+        return None
+    squares = mean_squares(values)
+    shown = variances(squares)
+    more_seeds = range(squares.seeds + 1, squares.seeds + MOST_SEEDS + 1)
+    more_prompts = round_counts(squares.prompts, MOST_PROMPTS)
+    of_seeds = next((n for n in more_seeds if settles(shown, n, squares.prompts, gap, confidence)), None)
+    of_prompts = next((n for n in more_prompts if settles(shown, squares.seeds, n, gap, confidence)), None)
+    prompts_first = shown.prompt / squares.prompts > shown.seed / squares.seeds
+    if of_prompts and (prompts_first or not of_seeds):
+        return Effort(gap, "prompts", of_prompts)
+    return Effort(gap, "seeds", of_seeds - squares.seeds) if of_seeds else Effort(gap, "more than seeds", None)
+
+
+@dataclass(frozen=True)
+class Variances:
+    """Of the crossed random effects."""
+
+    seed: float
+    prompt: float
+    error: float
+
+
+def variances(squares: MeanSquares) -> Variances:
+    """The variances behind mean squares; 0 where chance made a difference of them negative."""
+    return Variances(
+        seed=max(squares.seed - squares.error, 0.0) / squares.prompts,
+        prompt=max(squares.prompt - squares.error, 0.0) / squares.seeds,
+        error=squares.error,
+    )
+
+
+def settles(shown: Variances, seeds: int, prompts: int, gap: float, confidence: float) -> bool:
+    """Whether a study of this size is expected to find a true gap in POWER of the cases."""
+    planned = MeanSquares(
+        seeds,
+        prompts,
+        seed=shown.error + prompts * shown.seed,
+        prompt=shown.error + seeds * shown.prompt,
+        error=shown.error,
+    )
+    standard = (planned.total / (seeds * prompts)) ** 0.5
+    return planned.half_width(confidence) + float(special.ndtri(POWER)) * standard <= gap
+
+
+def round_counts(above: int, most: int) -> list[int]:
+    """Counts of two digits above `above`, ascending.
+
+    >>> round_counts(64, 130)
+    [70, 80, 90, 100, 120]
+    """
+    counts = (digits * 10**zeros for zeros in range(1, 5) for digits in (10, 12, 15, 20, 25, 30, 40, 50, 60, 70, 80, 90))
+    return sorted({count // 10 for count in counts if above < count // 10 <= most})
