@@ -8,16 +8,19 @@ from dataclasses import dataclass
 import numpy as np
 
 from preflab import __version__
+from preflab.report.families import families, unequal_tries
 from preflab.report.figures import colour_of, pictures
+from preflab.report.headline import headline
 from preflab.report.measures import Row, curves, summary
 from preflab.report.statistics import Estimate
 from preflab.report.study import COSTS, Arm, Sample, Study
 from preflab.report.svg import INK, Picture
-from preflab.report.verdicts import Subject, Verdict, headline, mean_cost, verdicts
+from preflab.report.verdicts import Subject, Verdict, correction, mean_cost, verdicts
 from preflab.report.wording import count, duration, memory
 
 SHOWN_PROMPTS = 6
 HEADINGS: dict[Subject, str] = {
+    "tuned": "Which method, as tuned, gets more?",
     "equal KL": "More reward at equal KL?",
     "reference": "Better than the reference?",
     "proxy": "Did the proxy mislead?",
@@ -149,12 +152,7 @@ def cautions(study: Study, found: Sequence[Verdict]) -> tuple[str, ...]:
         lines.append("One seed: the intervals speak for other prompts, not for other training runs; 3 seeds would.")
     elif seeds == 2:
         lines.append("Two seeds: where training luck matters, 95 % intervals cover only about 86 %; 3 seeds do better.")
-    compared = sum(verdict.difference is not None for verdict in found)
-    if compared > 1:
-        lines.append(
-            f"{compared} comparisons, each at 95 %, not corrected for their number: "
-            "of those without a true difference about one in twenty shows one."
-        )
+    lines += [line for line in (correction(found), unequal_tries(families(study))) if line]
     if any(row.oracle for row in study.arms):
         lines.append(f"An oracle trained on {study.reward_name} itself: a bound for the others, not a competitor.")
     return tuple(lines)

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, assert_never
 
-import numpy as np
 from scipy import special
 
 from preflab.report.statistics import Matrix, MeanSquares, mean_squares
+from preflab.report.wording import count, number
 
 MOST_SEEDS = 50
 MOST_PROMPTS = 20_000
 POWER = 0.8
 """How often the study that is asked for would settle the gap."""
 
-Need = Literal["seeds", "prompts", "more than seeds"]
+Need = Literal["seeds", "prompts", "neither"]
 
 
 @dataclass(frozen=True)
 class Effort:
-    """What would settle a gap: `amount` more seeds, or prompts in all; "more than seeds" where neither does within
+    """What would settle a gap: `amount` more seeds, or prompts in all; "neither" where neither does within
     MOST_SEEDS and MOST_PROMPTS."""
 
     gap: float
@@ -31,8 +31,7 @@ class Effort:
 def effort(values: Matrix, gap: float, confidence: float) -> Effort | None:
     """What would settle a difference of `gap`, by the variances that `values` (seed × prompt) show.
 
-    More of that which leaves the mean more uncertain, seeds or prompts; of the other one where that does not do. None
-    with one seed, whose variance between runs is unknown.
+    Seeds or prompts, whichever makes the study grow less. None with one seed, whose variance between runs is unknown.
 
     >>> effort(np.array([[0.0, 1.0, 2.0, 0.5], [0.4, 1.5, 2.1, 0.9]]), 2.0, 0.95)
     Effort(gap=2.0, need='prompts', amount=6)
@@ -45,10 +44,9 @@ def effort(values: Matrix, gap: float, confidence: float) -> Effort | None:
     more_prompts = round_counts(squares.prompts, MOST_PROMPTS)
     of_seeds = next((n for n in more_seeds if settles(shown, n, squares.prompts, gap, confidence)), None)
     of_prompts = next((n for n in more_prompts if settles(shown, squares.seeds, n, gap, confidence)), None)
-    prompts_first = shown.prompt / squares.prompts > shown.seed / squares.seeds
-    if of_prompts and (prompts_first or not of_seeds):
+    if of_prompts and (not of_seeds or of_prompts / squares.prompts < of_seeds / squares.seeds):
         return Effort(gap, "prompts", of_prompts)
-    return Effort(gap, "seeds", of_seeds - squares.seeds) if of_seeds else Effort(gap, "more than seeds", None)
+    return Effort(gap, "seeds", of_seeds - squares.seeds) if of_seeds else Effort(gap, "neither", None)
 
 
 @dataclass(frozen=True)
@@ -69,6 +67,26 @@ def variances(squares: MeanSquares) -> Variances:
     )
 
 
+def in_words(asked: Effort | None, values: Matrix, gap: float, prompts: str) -> str:
+    """The sentence behind "no difference found"; `prompts` is what they are called.
+
+    >>> in_words(Effort(0.25, "seeds", 1), np.zeros((3, 64)), 0.25, "test prompts")
+    '1 more seed would settle a gap of 0.25.'
+    """
+    if asked is None:
+        return f"One seed says nothing about other training runs: 3 would tell how many settle a gap of {number(gap)}."
+    match asked.need:
+        case "seeds":
+            return f"{asked.amount} more seed{'' if asked.amount == 1 else 's'} would settle a gap of {number(gap)}."
+        case "prompts":
+            now = values.shape[1]
+            return f"More prompts, {count(asked.amount)} {prompts} for {now:,}, would settle a gap of {number(gap)}."
+        case "neither":
+            return f"More than {MOST_SEEDS} more seeds would be needed to settle a gap of {number(gap)}."
+        case never:
+            assert_never(never)
+
+
 def settles(shown: Variances, seeds: int, prompts: int, gap: float, confidence: float) -> bool:
     """Whether a study of this size is expected to find a true gap in POWER of the cases."""
     planned = MeanSquares(
@@ -83,10 +101,12 @@ def settles(shown: Variances, seeds: int, prompts: int, gap: float, confidence: 
 
 
 def round_counts(above: int, most: int) -> list[int]:
-    """Counts of two digits above `above`, ascending.
+    """Round counts above `above`, ascending.
 
     >>> round_counts(64, 130)
     [70, 80, 90, 100, 120]
     """
-    counts = (digits * 10**zeros for zeros in range(1, 5) for digits in (10, 12, 15, 20, 25, 30, 40, 50, 60, 70, 80, 90))
+    counts = (
+        digits * 10**zeros for zeros in range(1, 5) for digits in (10, 12, 15, 20, 25, 30, 40, 50, 60, 70, 80, 90)
+    )
     return sorted({count // 10 for count in counts if above < count // 10 <= most})

@@ -24,7 +24,7 @@ class Family:
     title: str
     variants: tuple[Arm, ...]
     chosen: Arm | None
-    """The variant with the most reward on validation prompts; None until one was evaluated."""
+    """The variant with the most reward on validation prompts, or the only one; None until one was evaluated."""
 
     @property
     def tries(self) -> int:
@@ -49,6 +49,8 @@ def family(study: Study, name: str, variants: Sequence[Arm]) -> Family:
         refuse_shared_prompts(study, arm)
     scores = {arm.name: score for arm in variants if (score := validation_reward(study, arm))}
     chosen = max((arm for arm in variants if arm.name in scores), key=lambda arm: scores[arm.name].mean, default=None)
+    if len(variants) == 1:  # nothing to choose
+        chosen = variants[0] if variants[0].final else None
     plain = next((arm.title for arm in variants if not arm.overrides), None)
     return Family(name, plain or label(name), tuple(variants), chosen)
 
@@ -65,7 +67,9 @@ def validation_reward(study: Study, arm: Arm) -> Estimate | None:
 
 def validated(run: Run) -> Point | None:
     """The chosen checkpoint of a run on validation prompts, or until it is chosen the last one."""
-    return next((p for p in run.validation if p.step == run.chosen_step), run.validation[-1] if run.validation else None)
+    return next(
+        (p for p in run.validation if p.step == run.chosen_step), run.validation[-1] if run.validation else None
+    )
 
 
 def refuse_shared_prompts(study: Study, arm: Arm) -> None:
@@ -78,11 +82,6 @@ def refuse_shared_prompts(study: Study, arm: Arm) -> None:
                 f"{study.folder}: {arm.name} seed {run.seed} was chosen on validation prompts that it is tested on, "
                 f"such as {shared[0]}; run the study again with sets that share none"
             )
-
-
-def contestants(study: Study) -> tuple[Arm, ...]:
-    """The arms that verdicts are about: of each family the chosen variant, in the study's order."""
-    return tuple(family.chosen for family in families(study) if family.chosen)
 
 
 def tuned(found: Iterable[Family]) -> bool:

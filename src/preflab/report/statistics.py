@@ -230,7 +230,7 @@ def over_seeds_and_prompts(values: Matrix, confidence: float = 0.95) -> Estimate
 
 
 def p_value(values: ArrayLike, what: str) -> float:
-    """The two-sided p-value of "the mean is 0": the interval of `estimate` at confidence 1 − α leaves 0 out where p < α.
+    """The two-sided p-value of "the mean is 0": the interval of `estimate` at confidence 1 − α leaves 0 out if p < α.
 
     The bootstrap over prompts resolves nothing below 2 / RESAMPLES. There it is Student's p-value, and never above that
     bound.

@@ -6,7 +6,7 @@ Nothing here computes a result. A study that is still running has arms without p
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,8 @@ COSTS = (
     "peak_memory_bytes",
     "flops",
 )
+COUNTS = ("steps", "examples", "labels")
+"""What a budget may also be in: optimiser steps, examples trained on, preference labels."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,7 @@ class Run:
     chosen_step: int | None
     cost: Mapping[str, float | None]
     metrics: tuple[Mapping[str, JSON], ...]
+    counts: Mapping[str, float | None] = field(default_factory=dict)  # COUNTS; none where it has not finished
 
     @property
     def chosen(self) -> Point | None:
@@ -171,7 +174,7 @@ class Budget:
     """What every arm was given the same amount of."""
 
     measure: str
-    """One of COSTS, or of what arms are held to alone, such as "steps"."""
+    """steps, examples, labels, reward-calls, tokens, flops or seconds."""
     amount: float
 
 
@@ -361,6 +364,7 @@ def read_run(folder: Path, arm: str, seed: int, done: bool, settings: Mapping[st
         chosen_step=content.value.get("chosen_step"),
         cost={name: costs.get(name) for name in COSTS},
         metrics=tuple(read_lines(run.metrics)),
+        counts={name: costs.get(name) for name in COUNTS},
     )
 
 
