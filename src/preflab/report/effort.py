@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, assert_never
 
@@ -33,20 +35,31 @@ def effort(values: Matrix, gap: float, confidence: float) -> Effort | None:
 
     Seeds or prompts, whichever makes the study grow less. None with one seed, whose variance between runs is unknown.
 
+    >>> import numpy as np
     >>> effort(np.array([[0.0, 1.0, 2.0, 0.5], [0.4, 1.5, 2.1, 0.9]]), 2.0, 0.95)
-    Effort(gap=2.0, need='prompts', amount=6)
+    Effort(gap=2.0, need='seeds', amount=1)
     """
     if len(values) < 2:
         return None
     squares = mean_squares(values)
     shown = variances(squares)
-    more_seeds = range(squares.seeds + 1, squares.seeds + MOST_SEEDS + 1)
+    more_seeds = list(range(squares.seeds + 1, squares.seeds + MOST_SEEDS + 1))
     more_prompts = round_counts(squares.prompts, MOST_PROMPTS)
-    of_seeds = next((n for n in more_seeds if settles(shown, n, squares.prompts, gap, confidence)), None)
-    of_prompts = next((n for n in more_prompts if settles(shown, squares.seeds, n, gap, confidence)), None)
+    of_seeds = first(more_seeds, lambda n: settles(shown, n, squares.prompts, gap, confidence))
+    of_prompts = first(more_prompts, lambda n: settles(shown, squares.seeds, n, gap, confidence))
     if of_prompts and (not of_seeds or of_prompts / squares.prompts < of_seeds / squares.seeds):
         return Effort(gap, "prompts", of_prompts)
     return Effort(gap, "seeds", of_seeds - squares.seeds) if of_seeds else Effort(gap, "neither", None)
+
+
+def first(counts: Sequence[int], enough: Callable[[int], bool]) -> int | None:
+    """The smallest of ascending counts that is enough, where every larger one is too; None where none is.
+
+    >>> first([10, 20, 30], lambda n: n > 15)
+    20
+    """
+    place = bisect_left(counts, True, key=enough)
+    return counts[place] if place < len(counts) else None
 
 
 @dataclass(frozen=True)
@@ -70,6 +83,7 @@ def variances(squares: MeanSquares) -> Variances:
 def in_words(asked: Effort | None, values: Matrix, gap: float, prompts: str) -> str:
     """The sentence behind "no difference found"; `prompts` is what they are called.
 
+    >>> import numpy as np
     >>> in_words(Effort(0.25, "seeds", 1), np.zeros((3, 64)), 0.25, "test prompts")
     '1 more seed would settle a gap of 0.25.'
     """

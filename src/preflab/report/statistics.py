@@ -249,7 +249,8 @@ def p_value(values: ArrayLike, what: str) -> float:
         return 0.0 if distance else 1.0
     if len(matrix) > 1:
         squares = mean_squares(matrix)
-        return level_of(lambda p: squares.half_width(1 - p) - distance)
+        far = squares.reach(0.95) * distance / squares.half_width()
+        return level_of(lambda p: squares.reach(1 - p) - far)
     scale = distance * matrix.size**0.5 / float(matrix.std(ddof=1))
     unresolved = 2 * float(special.stdtr(matrix.size - 1, -scale))
     offset = -distance if shown.mean > 0 else distance

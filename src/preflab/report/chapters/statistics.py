@@ -23,9 +23,9 @@ MEASURES = {
 }
 METHOD = (
     "Arms are compared prompt by prompt, on the seeds that both have. A difference over several seeds varies with the "
-    "seed and with the prompt: its interval is of crossed random effects, with Satterthwaite’s degrees of freedom; over "
-    "one seed it is a BCa bootstrap over prompts, which says nothing of other seeds. A p-value is an interval read "
-    "backwards. How often the intervals hold the truth was simulated: docs/statistics.md has the figures."
+    "seed and with the prompt: its interval is of crossed random effects, with Satterthwaite's degrees of freedom. "
+    "Over one seed it is a BCa bootstrap over prompts, which says nothing of other seeds. A p-value is an interval "
+    "read backwards. How often the intervals hold the truth was simulated: docs/statistics.md has the figures."
 )
 
 
