@@ -1,4 +1,4 @@
-"""Of each method the variant that did best on validation prompts is compared, on test prompts, and tries are counted."""
+"""Of each method the variant that did best on validation is compared, on test prompts, and tries are counted."""
 
 from __future__ import annotations
 

@@ -61,8 +61,9 @@ def validation_reward(study: Study, arm: Arm) -> Estimate | None:
     if not points:
         return None
     point = stack(points)
-    by_proxy = study.config.get("choose_by") == "proxy" and point.proxy_reward is not None
-    return estimate(point.proxy_reward if by_proxy else point.reward, f"validation reward of {arm.name}")
+    by_proxy = study.config.get("choose_by") == "proxy"
+    reward = point.proxy_reward if by_proxy and point.proxy_reward is not None else point.reward
+    return estimate(reward, f"validation reward of {arm.name}")
 
 
 def validated(run: Run) -> Point | None:

@@ -32,7 +32,7 @@ def against_reference(study: Study, found: Sequence[Verdict]) -> str:
     asked = [verdict for verdict in found if verdict.subject == "reference"]
     if not asked:
         return ""
-    parts = []
+    parts: list[str] = []
     for sign, one, many in ((1, "beats", "beat"), (-1, "loses to", "lose to")):
         names = [titles[v.arms[0]] for v in asked if v.sign == sign]
         if names:
