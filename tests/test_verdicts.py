@@ -13,9 +13,9 @@ from preflab.report.chapter import Findings, Sheet
 from preflab.report.chapters.statistics import statistics
 from preflab.report.chapters.verdicts import verdicts as verdicts_chapter
 from preflab.report.headline import headline
-from preflab.report.statistics import holm
+from preflab.report.statistics import estimate, holm
 from preflab.report.study import Arm, Point, Study, read_study
-from preflab.report.verdicts import ALPHA, Verdict, correction, verdicts
+from preflab.report.verdicts import ALPHA, Verdict, correction, remedy, verdicts
 from study_folder import REFERENCE, SimulatedArm, root, usual_arms, write_study
 
 SEEDS, PROMPTS = 3, 64
@@ -144,6 +144,17 @@ def test_one_seed_is_told_to_take_three(tmp_path: Path) -> None:
     for verdict in verdicts(study):
         if verdict.values is not None and not verdict.found:
             assert "One seed says nothing about other training runs: 3 would tell" in verdict.answer
+
+
+def test_a_gap_too_small_to_settle_is_set_against_half_of_the_largest(blank: Study) -> None:
+    made = drawn(blank, np.random.default_rng(0), luck=0.0, gains={"ppo": 3.0})
+    verdict = next(v for v in verdicts(made) if v.values is not None and not v.found)
+    assert verdict.values is not None
+    centred = verdict.values - verdict.values.mean() + 1e-4
+    tiny = replace(verdict, values=centred, difference=estimate(centred, "difference"))
+    assert remedy(tiny, 1.5, 0.95) == "A gap of 1.50, half the largest that was found, is ruled out."
+    assert remedy(tiny, 0.0, 0.95).startswith("More than 50 more seeds would be needed")
+    assert remedy(replace(tiny, values=centred[:1]), 0.0, 0.95).startswith("One seed says nothing")
 
 
 # --- the headline ---

@@ -19,8 +19,8 @@ SHOWN = 2  # open questions that the summary names; of more it gives the number
 
 
 def headline(study: Study, found: Sequence[Verdict]) -> tuple[str, ...]:
-    """What beat the reference; the main comparison, DPO or PPO where both are there, and its cost; what misled, and
-    what is undecided."""
+    """What beat the reference; the main comparison, DPO or PPO where both are there, and its cost; whether more
+    is to come, whom the proxy misled, and what is undecided."""
     main = next((v for v in found if v.subject in ("tuned", "equal KL")), None)
     sentences = (against_reference(study, found), main_comparison(study, main, found), doubts(study, main, found))
     return tuple(sentence for sentence in sentences if sentence) or ("No arm has been evaluated yet.",)
@@ -77,6 +77,8 @@ def doubts(study: Study, main: Verdict | None, found: Sequence[Verdict]) -> str:
     """Where the proxy misled, what else is open, and whether more is to come."""
     titles = {arm.name: arm.title for arm in study.arms}
     parts = []
+    if any(arm.final.split != "test" for arm in study.trained if arm.final):
+        parts.append("not final, as some arms have not been scored on test prompts")
     misled = [titles[v.arms[0]] for v in found if v.subject == "proxy" and v.sign < 0 and v.says.startswith("Yes")]
     if misled:
         parts.append(
@@ -88,8 +90,6 @@ def doubts(study: Study, main: Verdict | None, found: Sequence[Verdict]) -> str:
         parts.append(f"undecided: {listing(undecided)}")
     elif undecided:
         parts.append(f"{len(undecided)} of {len(pairs)} comparisons between methods are undecided")
-    if any(arm.final.split != "test" for arm in study.trained if arm.final):
-        parts.append("not final, as some arms have not been scored on test prompts")
     sentence = "; ".join(parts)
     return sentence and sentence[:1].upper() + sentence[1:] + "."
 

@@ -130,13 +130,18 @@ def remedy(verdict: Verdict, of_interest: float, confidence: float) -> str:
     does, one of interest, half the largest that was found; "" where there is no gap to settle."""
     if verdict.values is None or verdict.difference is None:
         return ""
-    for gap in (abs(verdict.difference.mean), of_interest):
-        needed = effort(verdict.values, gap, confidence) if gap > ROUNDING else None
-        if needed and needed.need != "neither":
+    observed = abs(verdict.difference.mean)
+    said = ""
+    for gap in (observed, of_interest):
+        if gap <= ROUNDING:
+            continue
+        if gap != observed and max(-verdict.difference.low, verdict.difference.high) < gap:
+            return f"A gap of {number(gap)}, half the largest that was found, is ruled out."
+        needed = effort(verdict.values, gap, confidence)
+        said = in_words(needed, verdict.values, gap, verdict.prompts)
+        if needed is None or needed.need != "neither":
             break
-    if gap == of_interest and max(-verdict.difference.low, verdict.difference.high) < gap:
-        return f"A gap of {number(gap)}, half the largest that was found, is ruled out."
-    return in_words(needed, verdict.values, gap, verdict.prompts) if gap > ROUNDING else ""
+    return said
 
 
 def correction(found: Sequence[Verdict]) -> str:
