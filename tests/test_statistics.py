@@ -13,8 +13,11 @@ from preflab.report.statistics import (
     Estimate,
     distinct_values,
     estimate,
+    holm,
+    mean_squares,
     over_prompts,
     over_seeds,
+    p_value,
     perplexity,
     ratio_values,
     repetition,
@@ -52,6 +55,17 @@ def test_interval_over_seeds_and_prompts_covers(seeds: int, prompts: int, seed_s
     )
     covered = [e.low <= 0 <= e.high for e in (estimate(study, "reward") for study in values)]
     # 91 % is promised; three standard errors of this simulation are 3.2 %, so 0.91 itself is the bar.
+    assert np.mean(covered) >= 0.91
+
+
+@pytest.mark.parametrize("seeds", [3, 5])
+@pytest.mark.parametrize("case", ["skewed", "binary"])
+def test_interval_covers_skewed_prompts_and_rewards_of_zero_and_one(seeds: int, case: str) -> None:
+    rng = np.random.default_rng(seeds)
+    skewed = 1.5 * (rng.exponential(size=(500, 1, 32)) - 1) + rng.normal(size=(500, seeds, 32))
+    binary = (rng.random((500, seeds, 32)) < rng.beta(2, 1, size=(500, 1, 32))) - 2 / 3
+    values = skewed if case == "skewed" else binary
+    covered = [e.low <= 0 <= e.high for e in (estimate(study, "reward") for study in values)]
     assert np.mean(covered) >= 0.91
 
 
@@ -150,6 +164,59 @@ def test_repetition_counts_what_was_said_before() -> None:
 
 def test_within_keeps_the_mean_inside() -> None:
     assert Estimate(-1e-6, -2e-6, 1e-6).within(0.0) == Estimate(-1e-6, -1e-6, 1e-6)
+
+
+# --- p-values, Holm ---
+
+
+@pytest.mark.parametrize("seeds", [1, 2, 3, 5])
+def test_a_p_value_is_where_the_interval_begins_to_leave_zero_out(seeds: int) -> None:
+    rng = np.random.default_rng(seeds)
+    decided = set()
+    for _ in range(40):
+        values = rng.exponential(size=(seeds, 20)) - 1 + 0.4 * rng.normal() + 0.1 * rng.normal(size=(seeds, 1))
+        p = p_value(values, "reward")
+        for level in (0.5, 0.05, 0.01, 0.001):
+            decided.add((level, p < level))
+            assert (estimate(values, "reward", 1 - level).sign != 0) == (p < level)
+    assert {(0.05, True), (0.05, False)} <= decided
+
+
+def test_a_p_value_over_many_prompts_is_near_students() -> None:
+    drawn = np.random.default_rng(0).normal(size=200)
+    values = drawn - drawn.mean() + 2 * drawn.std(ddof=1) / 200**0.5
+    assert p_value(values, "reward") == pytest.approx(stats.ttest_1samp(values, 0).pvalue, rel=0.25)
+    sure = values + 2.0
+    assert p_value(sure, "reward") == pytest.approx(stats.ttest_1samp(sure, 0).pvalue, rel=1e-6)
+
+
+def test_equal_values_have_p_one_at_zero_and_zero_elsewhere() -> None:
+    assert p_value(np.zeros((3, 20)), "reward") == 1.0
+    assert p_value(np.full(20, 0.5), "reward") == 0.0
+    with pytest.raises(NumericError, match="reward: 1 of 4 values is not finite"):
+        p_value([[1.0, 2.0], [float("nan"), 2.0]], "reward")
+
+
+def test_p_values_far_out_hold_where_seeds_make_the_noise() -> None:
+    """At 1 in 200 Satterthwaite's quantile alone would be wrong five times as often."""
+    rng = np.random.default_rng(4)
+    values = 0.3 * rng.normal(size=(1500, 3, 1)) + rng.normal(size=(1500, 3, 64))
+    found = np.mean([p_value(study, "reward") < 0.005 for study in values])
+    alone = [mean_squares(study) for study in values]
+    reach = [stats.t.isf(0.0025, one.freedom) * (one.total / (3 * 64)) ** 0.5 for one in alone]
+    assert found <= 0.012
+    assert np.mean(np.abs(values.mean(axis=(1, 2))) > reach) >= 0.02
+
+
+def test_holm_is_the_closed_test_of_bonferronis() -> None:
+    """A hypothesis holds out where some set of hypotheses that it is in has a smallest p above α/(its size)."""
+    rng = np.random.default_rng(1)
+    for _ in range(30):
+        p = rng.random(4) ** 3
+        sets = [[i for i in range(4) if code >> i & 1] for code in range(1, 16)]
+        expected = [min(1.0, max(len(s) * min(p[j] for j in s) for s in sets if i in s)) for i in range(4)]
+        assert holm(p.tolist()) == pytest.approx(expected)
+    assert holm([]) == ()
 
 
 # --- over seeds ---

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from preflab import __version__
 from preflab.report.chapter import Chapter, Drawing, Part, Sheet
 from preflab.report.chapters import CHAPTERS
+from preflab.report.families import families, unequal_tries
 from preflab.report.figures import colour_of, marker_of
+from preflab.report.headline import headline
 from preflab.report.measures import Row, summary
 from preflab.report.study import Arm, Study
 from preflab.report.svg import INK, on_page
-from preflab.report.verdicts import Verdict, headline, verdicts
+from preflab.report.verdicts import Verdict, correction, verdicts
 
 MAIN = "frontier"
 """The picture of the summary, where a study has it; else the first."""
@@ -105,12 +107,7 @@ def cautions(study: Study, found: Sequence[Verdict]) -> tuple[str, ...]:
         lines.append("One seed: the intervals speak for other prompts, not for other training runs; 3 seeds would.")
     elif seeds == 2:
         lines.append("Two seeds: where training luck matters, 95 % intervals cover only about 86 %; 3 seeds do better.")
-    compared = sum(verdict.difference is not None for verdict in found)
-    if compared > 1:
-        lines.append(
-            f"{compared} comparisons, each at 95 %, not corrected for their number: "
-            "of those without a true difference about one in twenty shows one."
-        )
+    lines += [line for line in (correction(found), unequal_tries(families(study))) if line]
     if any(row.oracle for row in study.arms):
         lines.append(f"An oracle trained on {study.reward_name} itself: a bound for the others, not a competitor.")
     return tuple(lines)

@@ -14,14 +14,14 @@ differences on the same prompts, so there is one `estimate` and two ways to an i
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from math import exp
+from math import exp, log
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import special, stats
+from scipy import optimize, special
 
 from preflab.errors import DataError, NumericError
 
@@ -29,6 +29,7 @@ Matrix = NDArray[np.float64]
 
 RESAMPLES = 4000
 ROUNDING = 1e-9
+SMALLEST_P = 1e-12
 
 
 @dataclass(frozen=True)
@@ -99,62 +100,198 @@ def resampling_weights(n: int) -> Matrix:
     return np.random.default_rng(n).multinomial(n, np.full(n, 1 / n), size=RESAMPLES) / n
 
 
+@dataclass(frozen=True)
+class Bootstrap:
+    """What the BCa interval of a mean over prompts is made of (Efron 1987)."""
+
+    mean: float
+    centred: Matrix
+    """Means of the resamples − `mean`, ascending."""
+    bias: float
+    acceleration: float
+
+    def level(self, z: float) -> float:
+        """The quantile of the resamples at which the interval ends that would end at `z` if the mean were normal."""
+        shifted = self.bias + z
+        return float(special.ndtr(self.bias + shifted / (1 - self.acceleration * shifted)))
+
+    def p_value(self, offset: float) -> float:
+        """1 − the confidence at which the interval ends at `mean` + `offset`: `level`, read backwards."""
+        level = float(np.interp(offset, self.centred, np.linspace(0, 1, len(self.centred))))
+        if level in (0, 1):
+            return 0.0
+        shifted = float(special.ndtri(level)) - self.bias
+        shrunk = 1 + self.acceleration * shifted
+        z = shifted / shrunk - self.bias if shrunk > 0 else -np.inf
+        return min(1.0, 2 * float(special.ndtr(z if offset < 0 else -z)))
+
+
+def bootstrap(values: Matrix) -> Bootstrap:
+    """The mean over prompts resampled; seeded, so it is the same in every call."""
+    centred = values - values.mean()
+    means = np.sort(resampling_weights(len(values)) @ centred)
+    below = np.count_nonzero(means < 0) + np.count_nonzero(means == 0) / 2
+    bias = special.ndtri(np.clip(below / RESAMPLES, 1 / RESAMPLES, 1 - 1 / RESAMPLES))
+    acceleration = np.sum(centred**3) / (6 * np.sum(centred**2) ** 1.5)
+    return Bootstrap(float(values.mean()), means, float(bias), float(acceleration))
+
+
 def over_prompts(values: Matrix, confidence: float = 0.95) -> Estimate:
-    """The mean over prompts with its BCa bootstrap interval; seeded, so it is the same in every call.
+    """The mean over prompts with its BCa bootstrap interval.
 
     The same as `scipy.stats.bootstrap(method="BCa")`, with the resamples drawn once for all figures of a report: a
     mean needs one matrix product.
     """
-    mean, n = float(values.mean()), len(values)
-    centred = values - mean
+    mean = float(values.mean())
     if np.ptp(values) <= 1e-12 * max(1.0, abs(mean)):
         return Estimate(mean, mean, mean)
-    means = np.sort(resampling_weights(n) @ centred)
-    below = np.count_nonzero(means < 0) + np.count_nonzero(means == 0) / 2
-    bias = special.ndtri(np.clip(below / RESAMPLES, 1 / RESAMPLES, 1 - 1 / RESAMPLES))
-    acceleration = np.sum(centred**3) / (6 * np.sum(centred**2) ** 1.5)
-    z = bias + special.ndtri([(1 - confidence) / 2, (1 + confidence) / 2])
-    low, high = np.quantile(means, special.ndtr(bias + z / (1 - acceleration * z)))
+    resampled = bootstrap(values)
+    ends = [resampled.level(float(z)) for z in special.ndtri([(1 - confidence) / 2, (1 + confidence) / 2])]
+    low, high = np.quantile(resampled.centred, ends)
     return Estimate(mean, mean + min(float(low), 0.0), mean + max(float(high), 0.0))
+
+
+@dataclass(frozen=True)
+class MeanSquares:
+    """The crossed random effects of a matrix with a row a seed and a column a prompt: value = mean + seed + prompt +
+    error."""
+
+    seeds: int
+    prompts: int
+    seed: float
+    """prompts · the variance of the seeds' means: on average σ²_error + prompts · σ²_seed."""
+    prompt: float
+    """seeds · the variance of the prompts' means: on average σ²_error + seeds · σ²_prompt."""
+    error: float
+    """On average σ²_error."""
+
+    @property
+    def total(self) -> float:
+        """S·P times the variance of the grand mean: MS_seed + MS_prompt − MS_error, never below the larger of the two,
+        as a difference of noisy mean squares can come out too small, or negative."""
+        return max(self.seed + self.prompt - self.error, self.seed, self.prompt)
+
+    @property
+    def freedom(self) -> float:
+        """Satterthwaite's degrees of freedom of `total`; those of the larger mean square where its floor holds."""
+        df_seed, df_prompt = self.seeds - 1, self.prompts - 1
+        if self.total <= max(self.seed, self.prompt):
+            return float(df_seed if self.seed > self.prompt else df_prompt)
+        spread = self.seed**2 / df_seed + self.prompt**2 / df_prompt + self.error**2 / (df_seed * df_prompt)
+        return self.total**2 / spread
+
+    def half_width(self, confidence: float = 0.95) -> float:
+        """From the grand mean to either end of its interval: at 95 % Student's quantile with `freedom`.
+
+        Further out that quantile is too short: at 99.6 %, which the first of twelve comparisons needs, three seeds
+        would cover 97.5 %, since seeds that happen to agree hide a variance that two degrees of freedom can't exclude.
+        So the ends move out from there as √(t²_seed · MS_seed + t²_prompt · rest) does, each part with the quantile of
+        its own degrees of freedom (Graybill & Wang 1980).
+        """
+        standard = (self.total / (self.seeds * self.prompts)) ** 0.5
+        return student(0.95, self.freedom) * standard * self.reach(confidence) / self.reach(0.95)
+
+    def reach(self, confidence: float) -> float:
+        """What `half_width` grows with beyond 95 %."""
+        of_seeds, of_prompts = (student(confidence, count - 1) for count in (self.seeds, self.prompts))
+        return float((of_seeds**2 * self.seed + of_prompts**2 * (self.total - self.seed)) ** 0.5)
+
+
+def mean_squares(values: Matrix) -> MeanSquares:
+    """The two-way analysis of variance of two seeds or more.
+
+    >>> mean_squares(np.array([[1.0, 2.0], [3.0, 6.0]]))
+    MeanSquares(seeds=2, prompts=2, seed=9.0, prompt=4.0, error=1.0)
+    """
+    seeds, prompts = values.shape
+    mean = values.mean()
+    by_seed, by_prompt = values.mean(axis=1), values.mean(axis=0)
+    error = values - by_seed[:, None] - by_prompt[None, :] + mean
+    return MeanSquares(
+        seeds,
+        prompts,
+        seed=float(prompts * np.sum((by_seed - mean) ** 2) / (seeds - 1)),
+        prompt=float(seeds * np.sum((by_prompt - mean) ** 2) / (prompts - 1)),
+        error=float(np.sum(error**2) / ((seeds - 1) * (prompts - 1))),
+    )
 
 
 def over_seeds_and_prompts(values: Matrix, confidence: float = 0.95) -> Estimate:
     """The grand mean over seeds (rows) and prompts (columns) with its crossed random-effects interval.
 
-    Var(mean) = (MS_seed + MS_prompt − MS_error) / (S·P), never below max(MS_seed, MS_prompt) / (S·P): a difference of
-    noisy mean squares can come out too small, or negative. Degrees of freedom: Satterthwaite's, those of the larger
-    mean square where that floor holds. With three seeds or more a 95 % interval covers at least 92 % in simulation;
-    with two and a large seed effect only about 86 %.
+    With three seeds or more a 95 % interval covers at least 91 % in simulation (docs/statistics.md); with two and a
+    large seed effect only about 86 %.
     """
-    seeds, prompts = values.shape
-    mean = float(values.mean())
-    by_seed, by_prompt = values.mean(axis=1), values.mean(axis=0)
-    error = values - by_seed[:, None] - by_prompt[None, :] + mean
-    df_seed, df_prompt = seeds - 1, prompts - 1
-    ms_seed = float(prompts * np.sum((by_seed - mean) ** 2) / df_seed)
-    ms_prompt = float(seeds * np.sum((by_prompt - mean) ** 2) / df_prompt)
-    ms_error = float(np.sum(error**2) / (df_seed * df_prompt))
-    floor = max(ms_seed, ms_prompt)
-    if floor <= 1e-24 * max(1.0, mean * mean):
+    mean, squares = float(values.mean()), mean_squares(values)
+    if squares.total <= 1e-24 * max(1.0, mean * mean):
         return Estimate(mean, mean, mean)
-    variance = ms_seed + ms_prompt - ms_error
-    if variance > floor:
-        spread = ms_seed**2 / df_seed + ms_prompt**2 / df_prompt + ms_error**2 / (df_seed * df_prompt)
-        freedom = variance**2 / spread
-    else:
-        variance, freedom = floor, float(df_seed if ms_seed > ms_prompt else df_prompt)
-    half = float(stats.t.ppf((1 + confidence) / 2, freedom)) * (variance / (seeds * prompts)) ** 0.5
+    half = squares.half_width(confidence)
     return Estimate(mean, mean - half, mean + half)
 
 
-@lru_cache(maxsize=64)
-def student(confidence: float, freedom: int) -> float:
+def p_value(values: ArrayLike, what: str) -> float:
+    """The two-sided p-value of "the mean is 0": the interval of `estimate` at confidence 1 − α leaves 0 out if p < α.
+
+    The bootstrap over prompts resolves nothing below 2 / RESAMPLES. There it is Student's p-value, and never above that
+    bound.
+
+    Raises what `estimate` raises.
+
+    >>> round(p_value([[1.0, 1.1], [0.9, 1.0], [1.1, 1.2]], "reward"), 4)
+    0.0113
+    >>> p_value([0.0, 0.0], "reward")
+    1.0
+    """
+    matrix = np.atleast_2d(np.asarray(values, dtype=np.float64))
+    shown = estimate(matrix, what)
+    distance = max(abs(shown.mean) - ROUNDING, 0.0)
+    if shown.low == shown.high:
+        return 0.0 if distance else 1.0
+    if len(matrix) > 1:
+        squares = mean_squares(matrix)
+        far = squares.reach(0.95) * distance / squares.half_width()
+        return level_of(lambda p: squares.reach(1 - p) - far)
+    scale = distance * matrix.size**0.5 / float(matrix.std(ddof=1))
+    unresolved = 2 * float(special.stdtr(matrix.size - 1, -scale))
+    offset = -distance if shown.mean > 0 else distance
+    return max(bootstrap(matrix[0]).p_value(offset), min(2 / RESAMPLES, unresolved))
+
+
+def level_of(excess: Callable[[float], float]) -> float:
+    """Where `excess`, which falls with p, is 0; the nearer end of [SMALLEST_P, 1] where it is 0 nowhere.
+
+    >>> round(level_of(lambda p: 0.25 - p), 6)
+    0.25
+    """
+    if excess(SMALLEST_P) <= 0:
+        return SMALLEST_P
+    return exp(optimize.brentq(lambda log_p: excess(exp(log_p)), log(SMALLEST_P), 0.0, xtol=1e-9))
+
+
+def holm(p_values: Sequence[float]) -> tuple[float, ...]:
+    """p-values corrected for their number: those below α hold together with error rate α, whatever their dependence
+    (Holm 1979).
+
+    Steps down from the smallest: the k-th of m counts (m − k + 1) times, and never less than the one before.
+
+    >>> holm([0.03, 0.01, 0.04])
+    (0.06, 0.03, 0.06)
+    """
+    corrected = [1.0] * len(p_values)
+    before = 0.0
+    for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        before = max(before, min(1.0, (len(p_values) - rank) * p_values[index]))
+        corrected[index] = before
+    return tuple(corrected)
+
+
+def student(confidence: float, freedom: float) -> float:
     """How many standard errors a two-sided interval by Student's t reaches to either side.
 
     >>> round(student(0.95, 2), 3)
     4.303
     """
-    return float(stats.t.ppf((1 + confidence) / 2, freedom))
+    return -float(special.stdtrit(freedom, (1 - confidence) / 2))
 
 
 def over_seeds(means: ArrayLike, what: str, confidence: float = 0.95) -> Estimate:

@@ -6,7 +6,7 @@ Nothing here computes a result. A study that is still running has arms without p
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,8 @@ COSTS = (
     "peak_memory_bytes",
     "flops",
 )
+COUNTS = ("steps", "examples", "labels")
+"""What a budget may also be in: optimiser steps, examples trained on, preference labels."""
 
 
 @dataclass(frozen=True)
@@ -135,6 +137,7 @@ class Run:
     cost: Mapping[str, float | None]
     metrics: tuple[Mapping[str, JSON], ...]
     generations: tuple[Generation, ...] = ()  # by prompt
+    counts: Mapping[str, float | None] = field(default_factory=dict)  # COUNTS; none where it has not finished
 
     @property
     def chosen(self) -> Point | None:
@@ -197,6 +200,15 @@ class Fact:
     note: str
 
 
+@dataclass(frozen=True)
+class Budget:
+    """What every arm was given the same amount of."""
+
+    measure: str
+    """steps, examples, labels, reward-calls, tokens, flops or seconds."""
+    amount: float
+
+
 @dataclass(frozen=True, eq=False)  # compared, and hashed for what is computed of it once, as the object that it is
 class Study:
     """A whole study, as far as it has come."""
@@ -220,6 +232,7 @@ class Study:
     warnings: tuple[str, ...]
     stages: tuple[tuple[str, float], ...]  # what arms share, in seconds
     swept: tuple[str, ...]  # the settings that the study was made to vary, dotted
+    budget: Budget | None
     environment: Mapping[str, JSON]
     complete: bool
 
@@ -314,11 +327,20 @@ def read_study(folder: Path) -> Study:
         warnings=tuple(str(line) for line in content.listing("warnings")),
         stages=tuple((item.text("name"), item.number("seconds")) for item in content.items("stages")),
         swept=tuple(content.inner("sweep").mapping("over")) if content.value.get("sweep") else (),
+        budget=read_budget(content),
         environment=environment,
         complete=content.flag("complete"),
     )
     refuse_other_prompts(study)
     return study
+
+
+def read_budget(content: Fields) -> Budget | None:
+    """What arms were held to; None where to nothing."""
+    if content.value.get("budget") is None:
+        return None
+    budget = content.inner("budget")
+    return Budget(budget.text("measure"), budget.number("amount"))
 
 
 def read_fact(content: Fields) -> Fact:
@@ -376,6 +398,7 @@ def read_run(folder: Path, arm: str, seed: int, done: bool, settings: Mapping[st
         cost={name: costs.get(name) for name in COSTS},
         metrics=tuple(read_lines(run.metrics)),
         generations=read_generations(folder / "generations.jsonl"),
+        counts={name: costs.get(name) for name in COUNTS},
     )
 
 

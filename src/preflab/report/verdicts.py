@@ -1,25 +1,29 @@
 """One sentence per question, and never more than its interval allows.
 
-A difference is called one only where the whole 95 % interval lies on one side of 0; else "no difference found".
-Arms are compared prompt by prompt on the seeds that both have, so luck that they share cancels.
+Arms are compared prompt by prompt on the seeds that both have, so luck that they share cancels. The verdicts of a
+report are one family: a difference is called one only where its p-value, corrected for their number, is below 5 %; else
+"no difference found", and what would settle it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import combinations
 from typing import Literal
 
 import numpy as np
 
-from preflab.report.statistics import Estimate, Matrix, estimate
+from preflab.report.effort import effort, in_words
+from preflab.report.families import families
+from preflab.report.statistics import ROUNDING, Estimate, Matrix, estimate, holm, p_value
 from preflab.report.study import Arm, Point, Study
 from preflab.report.wording import count, duration, interval, listing, number
 
-Subject = Literal["equal KL", "reference", "proxy", "cost"]
+Subject = Literal["tuned", "equal KL", "reference", "proxy", "cost"]
 
+ALPHA = 0.05
 GRID = 65  # KL values at which two curves are compared
 MANY = 7  # arms from which on a page no longer compares each with each, nor names them all in one sentence
 
@@ -32,44 +36,149 @@ class Verdict:
     arms: tuple[str, ...]
     about: str  # the arms' titles
     question: str
-    answer: str
-    difference: Estimate | None
+    says: str  # the answer where a difference was found, or counted
+    silent: str  # else, "No difference found"; and behind it
+    numbers: str
+    difference: Estimate | None = None
+    p: float | None = None  # of "no difference", for this question alone
+    corrected: float | None = None  # among all questions of the report
+    remedy: str = ""  # what would settle it
+    values: Matrix | None = field(default=None, repr=False, compare=False)  # the difference, seed × prompt
+    prompts: str = ""  # what those prompts are called
 
     @property
     def found(self) -> bool:
         """Whether there is something to say: a difference was found, or counted."""
-        return self.subject == "cost" or bool(self.difference and self.difference.sign)
+        return self.subject == "cost" or (self.corrected is not None and self.corrected < ALPHA)
+
+    @property
+    def sign(self) -> int:
+        """+1 or −1 of a difference that was found, else 0."""
+        return self.difference.sign if self.difference and self.found else 0
+
+    @property
+    def answer(self) -> str:
+        """The sentence that the numbers allow."""
+        if self.found:
+            return self.says
+        silent, numbers = self.silent, self.numbers
+        if self.p is not None and self.p < ALPHA:
+            silent = "Undecided"
+            numbers += f"; p = {number(self.p, 3)} alone, {number(self.corrected, 2)} among all comparisons"
+        return f"{silent}: {numbers}." + (f" {self.remedy}" if self.remedy else "")
 
     def json(self) -> dict[str, object]:
         """The form in comparison.json."""
-        difference = self.difference.json() if self.difference else None
-        return {"question": self.question, "answer": self.answer, "difference": difference}
+        return {
+            "question": self.question,
+            "answer": self.answer,
+            "found": self.found,
+            "difference": self.difference.json() if self.difference else None,
+            "p": self.p,
+            "corrected_p": self.corrected,
+        }
 
 
 @lru_cache(maxsize=2)  # more than one chapter asks
 def verdicts(study: Study) -> tuple[Verdict, ...]:
-    """Every verdict that the study's points allow, oracles last within a question.
+    """Every verdict that the study's points allow, oracles last within a question, corrected for their number.
 
-    At equal KL all arms are compared with each other, or, where they are many, all with the first one. An arm whose KL
-    is a bound takes no part in that.
+    Arms are compared with each other, or, where they are many, with the first one; at equal KL, but on test prompts
+    where a variant was chosen, as curves are of the validation prompts that it was chosen on. Only chosen variants take
+    part; an arm whose KL is a bound is compared with the reference alone.
     """
-    arms = sorted((arm for arm in study.trained if arm.final), key=lambda arm: arm.oracle)
-    measured = [arm for arm in arms if not arm.kl_is_bound]
-    pairs = sorted(
-        combinations(measured, 2), key=lambda pair: (pair[0].oracle + pair[1].oracle, not dpo_and_ppo(*pair))
+    known = {one.chosen.name: one for one in families(study) if one.chosen and one.chosen.final}
+    arms = sorted((arm for one in known.values() if (arm := one.chosen)), key=lambda arm: arm.oracle)
+    asked: list[Verdict | None] = []
+    for a, b in pairs_of([arm for arm in arms if not arm.kl_is_bound]):
+        chosen_from = known[a.name].tries + known[b.name].tries
+        asked.append(on_test(study, a, b) if chosen_from > 2 else at_equal_kl(study, a, b))
+    asked += [beats_reference(study, arm) for arm in arms]
+    asked += [proxy_misled(study, arm, known[arm.name].tries) for arm in arms]
+    asked.append(what_it_cost(arms))
+    return settled([verdict for verdict in asked if verdict])
+
+
+def pairs_of(arms: Sequence[Arm]) -> list[tuple[Arm, Arm]]:
+    """Who is compared with whom: DPO with PPO first, oracles last."""
+    pairs = sorted(combinations(arms, 2), key=lambda pair: (pair[0].oracle + pair[1].oracle, not dpo_and_ppo(*pair)))
+    return [pair for pair in pairs if len(arms) < MANY or arms[0] in pair or dpo_and_ppo(*pair)]
+
+
+def settled(asked: Sequence[Verdict]) -> tuple[Verdict, ...]:
+    """The verdicts of one report, their p-values corrected together, and what would settle the open ones.
+
+    Holm's correction: it holds whatever their dependence, and verdicts share arms, seeds and prompts; it finds all that
+    Bonferroni's does and more; and each interval stays the 95 % interval of its own difference.
+
+    What would settle an open one is said at the level that the next difference to be found has to meet.
+    """
+    counted = [place for place, verdict in enumerate(asked) if verdict.p is not None]
+    verdicts = list(asked)
+    for place, corrected in zip(counted, holm([asked[place].p or 0.0 for place in counted]), strict=True):
+        verdicts[place] = replace(verdicts[place], corrected=corrected)
+    open_ones = [v for v in verdicts if v.p is not None and not v.found]
+    sizes = [abs(v.difference.mean) for v in verdicts if v.values is not None and v.difference and v.found]
+    return tuple(
+        replace(v, remedy=remedy(v, max(sizes, default=0.0) / 2, 1 - ALPHA / len(open_ones))) if v in open_ones else v
+        for v in verdicts
     )
-    if len(measured) >= MANY:
-        pairs = [pair for pair in pairs if measured[0] in pair or dpo_and_ppo(*pair)]
-    found: list[Verdict | None] = [at_equal_kl(study, a, b) for a, b in pairs]
-    found += [beats_reference(study, arm) for arm in arms]
-    found += [proxy_misled(study, arm) for arm in arms]
-    found.append(what_it_cost(arms))
-    return tuple(verdict for verdict in found if verdict)
+
+
+def remedy(verdict: Verdict, of_interest: float, confidence: float) -> str:
+    """What would settle a question that was left open: the gap that was observed, or where no study of a sensible size
+    does, one of interest, half the largest that was found; "" where there is no gap to settle."""
+    if verdict.values is None or verdict.difference is None:
+        return ""
+    observed = abs(verdict.difference.mean)
+    said = ""
+    for gap in (observed, of_interest):
+        if gap <= ROUNDING:
+            continue
+        if gap != observed and max(-verdict.difference.low, verdict.difference.high) < gap:
+            return f"A gap of {number(gap)}, half the largest that was found, is ruled out."
+        needed = effort(verdict.values, gap, confidence)
+        said = in_words(needed, verdict.values, gap, verdict.prompts)
+        if needed is None or needed.need != "neither":
+            break
+    return said
+
+
+def correction(found: Sequence[Verdict]) -> str:
+    """How many comparisons a report makes, and what was done about it; "" where there is one or none."""
+    counted = [verdict for verdict in found if verdict.p is not None]
+    if len(counted) < 2:
+        return ""
+    held = sum(verdict.found for verdict in counted)
+    return (
+        f"{len(counted)} comparisons, Holm-corrected: {held} found. Where nothing differs, at most one study in twenty "
+        "finds anything at all. Each interval is the 95 % interval of its own difference."
+    )
 
 
 def dpo_and_ppo(a: Arm, b: Arm) -> bool:
     """The pair that most readers come for."""
     return {a.method, b.method} == {"dpo", "ppo"}
+
+
+def compared(
+    subject: Subject,
+    arms: tuple[Arm, ...],
+    about: str,
+    question: str,
+    values: Matrix,
+    prompts: str,
+    says: dict[int, str],
+) -> Verdict:
+    """A verdict on a difference (seed × prompt); `says` has its answer by sign."""
+    names = " − ".join(arm.name for arm in arms)
+    difference = estimate(values, f"reward of {names}")
+    p = p_value(values, f"reward of {names}")
+    sign = 1 if difference.mean > 0 else -1
+    return Verdict(
+        subject, tuple(arm.name for arm in arms), about, question, says[sign], "No difference found", says[0],
+        difference, p, p, values=values, prompts=prompts,
+    )  # fmt: skip
 
 
 def at_equal_kl(study: Study, a: Arm, b: Arm) -> Verdict | None:
@@ -79,7 +188,6 @@ def at_equal_kl(study: Study, a: Arm, b: Arm) -> Verdict | None:
     from the reference at KL 0. Where the ranges don't overlap there is nothing to compare.
     """
     question = f"At equal KL, does {a.title} or {b.title} get more {study.reward_name}?"
-    names = (a.name, b.name)
     seeds = [run.seed for run in a.runs if run.validation and run.seed in {r.seed for r in b.runs if r.validation}]
     if not seeds:
         return None
@@ -91,22 +199,47 @@ def at_equal_kl(study: Study, a: Arm, b: Arm) -> Verdict | None:
     (low_a, high_a), (low_b, high_b) = (kl_range(points) for points in curves)
     low, high = max(low_a, low_b), min(high_a, high_b)
     if low > high:
-        answer = (
-            f"Undecided: their KL ranges don't overlap ({a.title} {number(low_a)}–{number(high_a)} nats, "
-            f"{b.title} {number(low_b)}–{number(high_b)} nats)."
+        numbers = (
+            f"their KL ranges don't overlap ({a.title} {number(low_a)}–{number(high_a)} nats, "
+            f"{b.title} {number(low_b)}–{number(high_b)} nats)"
         )
-        return Verdict("equal KL", names, f"{a.title} or {b.title}", question, answer, None)
+        return Verdict("equal KL", (a.name, b.name), f"{a.title} or {b.title}", question, "", "Undecided", numbers)
     start = reference_like(study, curves[0][0])
     at_kl = np.linspace(low, high, GRID)
     of_a, of_b = (reward_at(at_kl, [*([start] if start else []), *points]) for points in curves)
-    difference = estimate(of_a - of_b, f"reward of {a.name} − {b.name} at equal KL")
     where = f"between {number(low)} and {number(high)} nats, {seeds_in_words(len(seeds))}"
-    if difference.sign == 0:
-        answer = f"No difference found: {a.title} − {b.title} = {interval(difference)}, {where}."
-    else:
-        better, worse = (a, b) if difference.sign > 0 else (b, a)
-        answer = f"{better.title} gets {interval(absolute(difference))} more than {worse.title}, {where}."
-    return Verdict("equal KL", names, f"{a.title} or {b.title}", question, answer, difference)
+    about = f"{a.title} or {b.title}"
+    return compared(
+        "equal KL", (a, b), about, question, of_a - of_b, "validation prompts", which(a, b, of_a - of_b, where)
+    )
+
+
+def which(a: Arm, b: Arm, values: Matrix, where: str) -> dict[int, str]:
+    """Answers to "a or b?", by sign."""
+    difference = estimate(values, f"reward of {a.name} − {b.name}")
+    amount = interval(absolute(difference))
+    return {
+        1: f"{a.title} gets {amount} more than {b.title}, {where}.",
+        -1: f"{b.title} gets {amount} more than {a.title}, {where}.",
+        0: f"{a.title} − {b.title} = {interval(difference)}, {where}",
+    }
+
+
+def on_test(study: Study, a: Arm, b: Arm) -> Verdict | None:
+    """Which of two chosen variants gets more reward on test prompts, which had no part in the choice."""
+    points = [arm.final for arm in (a, b) if arm.final and arm.final.split == "test"]
+    if len(points) < 2:
+        return None
+    seeds = [seed for seed in points[0].seeds if seed in points[1].seeds]
+    if not seeds:
+        return None
+    of_a, of_b = (point.of_seeds(seeds) for point in points)
+    values = of_a.reward - of_b.reward
+    kl = " and ".join(number(float(point.kl_nats.mean()), 1) for point in (of_a, of_b))
+    where = f"on {len(of_a.prompts):,} test prompts, {seeds_in_words(len(seeds))}, at a KL of {kl} nats"
+    about = f"{a.title} or {b.title}"
+    question = f"As chosen on validation prompts, does {about} get more {study.reward_name}?"
+    return compared("tuned", (a, b), about, question, values, "test prompts", which(a, b, values, where))
 
 
 def kl_range(points: Iterable[Point]) -> tuple[float, float]:
@@ -158,24 +291,26 @@ def beats_reference(study: Study, arm: Arm) -> Verdict | None:
     reference = point and reference_like(study, point)
     if not point or not reference:
         return None
-    difference = estimate(point.reward - reference.reward, f"reward of {arm.name} − reference")
+    values = point.reward - reference.reward
+    difference = estimate(values, f"reward of {arm.name} − reference")
     where = f"on {len(point.prompts):,} {point.split} prompts, {seeds_in_words(len(point.seeds))}"
     if point.split != "test":
         where += "; not final: the test prompts have not been scored"
     amount = interval(absolute(difference))
-    answer = {
+    says = {
         1: f"Yes: {amount} more {study.reward_name} {where}.",
         -1: f"No, it loses: {amount} less {study.reward_name} {where}.",
-        0: f"No difference found: {interval(difference)} {where}.",
-    }[difference.sign]
-    return Verdict("reference", (arm.name,), arm.title, f"Does {arm.title} beat the reference?", answer, difference)
+        0: f"{interval(difference)} {where}",
+    }
+    question = f"Does {arm.title} beat the reference?"
+    return compared("reference", (arm,), arm.title, question, values, f"{point.split} prompts", says)
 
 
-def proxy_misled(study: Study, arm: Arm) -> Verdict | None:
+def proxy_misled(study: Study, arm: Arm, tries: int = 1) -> Verdict | None:
     """Whether the proxy reward rose while the gold reward fell, from the arm's best checkpoint to its last.
 
-    The best checkpoint is picked by looking, so its interval is widened as for all m earlier ones (Bonferroni,
-    1 − 0.05/m): a lucky checkpoint is no peak.
+    The best checkpoint is picked by looking, so its interval is widened as for all m earlier ones of all variants that
+    the arm was chosen from (Bonferroni, 1 − 0.05/m): a lucky checkpoint is no peak.
     """
     points = [point for point in arm.validation if point.step > 0]
     if not points or points[-1].proxy_reward is None:
@@ -190,7 +325,8 @@ def proxy_misled(study: Study, arm: Arm) -> Verdict | None:
     if not earlier:
         return None
     peak = max(earlier, key=lambda point: float(point.reward.mean()))
-    confidence = 1 - 0.05 / len(earlier)
+    looked_at = len(earlier) * tries
+    confidence = 1 - ALPHA / looked_at
     gold = estimate(last.reward - peak.reward, f"reward of {arm.name}", confidence)
     assert peak.proxy_reward is not None
     assert last.proxy_reward is not None
@@ -200,15 +336,20 @@ def proxy_misled(study: Study, arm: Arm) -> Verdict | None:
         f"from {since} to step {last.step} {study.reward_name} changed by {interval(gold)}, "
         f"the proxy by {interval(proxy)}"
     )
-    if gold.sign < 0 and proxy.sign > 0:
-        answer = f"Yes: {change}."
-    elif gold.sign > 0:
-        answer = f"No: {study.reward_name} is highest at the last checkpoint; {change}."
-    elif gold.sign < 0:
-        answer = f"Not shown: {study.reward_name} fell, but the proxy didn't clearly rise; {change}."
+    p = p_value(last.reward - peak.reward, f"reward of {arm.name}")
+    unclear = f"Not shown: {study.reward_name} fell, but the proxy didn't clearly rise"
+    silent = "No sign of it"
+    if gold.mean >= 0:
+        says = f"No: {study.reward_name} is highest at the last checkpoint; {change}."
+    elif proxy.mean > 0:  # both have to hold, so the weaker one counts
+        says = f"Yes: {change}."
+        silent = unclear if gold.sign < 0 and proxy.sign == 0 else silent
+        p = max(p, p_value(last.proxy_reward - peak.proxy_reward, f"proxy reward of {arm.name}"))
     else:
-        answer = f"No sign of it: {change}."
-    return Verdict("proxy", (arm.name,), arm.title, f"Did the proxy mislead {arm.title}?", answer, gold)
+        says = f"{unclear}; {change}."
+    p = min(1.0, p * looked_at)
+    question = f"Did the proxy mislead {arm.title}?"
+    return Verdict("proxy", (arm.name,), arm.title, question, says, silent, change, gold, p, p)
 
 
 def mean_cost(arm: Arm, name: str) -> float | None:
@@ -249,50 +390,7 @@ def what_it_cost(arms: Sequence[Arm]) -> Verdict | None:
             spent.append(f"{count(dear)} {what} against {count(cheap)}")
     answer = f"{times_as_long(*pair)}: {'; '.join(spent)}."
     about = listing([arm.title for arm in pair])
-    return Verdict("cost", tuple(arm.name for arm in pair), about, "What did it cost?", answer, None)
-
-
-def headline(study: Study, found: Sequence[Verdict]) -> tuple[str, ...]:
-    """The summary: what beat the reference, the main comparison, its cost, and how far to trust it."""
-    titles = {arm.name: arm.title for arm in study.arms}
-    sentences = []
-    against = [verdict for verdict in found if verdict.subject == "reference"]
-    for sign, one, many in ((1, "beats", "beat"), (-1, "loses to", "lose to")):
-        names = [titles[v.arms[0]] for v in against if v.difference and v.difference.sign == sign]
-        if names:
-            sentences.append(f"{few(names, len(against))} {one if len(names) == 1 else many} the reference.")
-    same = [titles[v.arms[0]] for v in against if v.difference and v.difference.sign == 0]
-    if same:
-        sentences.append(f"No difference found between {few(same, len(against))} and the reference.")
-    if against and any(arm.final.split != "test" for arm in study.trained if arm.final):
-        sentences.append("Not final: some arms have not been scored on test prompts.")
-    main = next((v for v in found if v.subject == "equal KL"), None)
-    if main:
-        a, b = (titles[name] for name in main.arms)
-        if main.difference is None:
-            sentences.append(f"{a} and {b} can't be compared at equal KL: their KL ranges don't overlap.")
-        elif main.difference.sign == 0:
-            sentences.append(f"At equal KL, no difference found between {a} and {b} ({interval(main.difference)}).")
-        else:
-            better, worse = (a, b) if main.difference.sign > 0 else (b, a)
-            amount = interval(absolute(main.difference))
-            sentences.append(f"At equal KL, {better} gets more {study.reward_name} than {worse}, by {amount}.")
-    pair = dear_and_cheap([arm for arm in study.trained if arm.final])
-    if pair:
-        sentences.append(f"{times_as_long(*pair)}.")
-    misled = [titles[v.arms[0]] for v in found if v.subject == "proxy" and v.answer.startswith("Yes")]
-    if misled:
-        sentences.append(f"The proxy misled {few(misled, len(against))}: it rose while {study.reward_name} fell.")
-    return tuple(sentences) or ("No arm has been evaluated yet.",)
-
-
-def few(names: Sequence[str], of: int) -> str:
-    """Names as a sentence has them, or how many they are.
-
-    >>> few(["DPO", "PPO"], 3), few(list("abcdefgh"), 9)
-    ('DPO and PPO', '8 of 9 arms')
-    """
-    return listing(names) if len(names) < MANY else f"{len(names)} of {of} arms"
+    return Verdict("cost", tuple(arm.name for arm in pair), about, "What did it cost?", answer, "", "")
 
 
 def absolute(difference: Estimate) -> Estimate:

@@ -454,8 +454,6 @@ class _Probe:
     def kind(self, arm: str) -> _Kind:
         """What is known of an arm's last stage, measured once for all that differ in fractions alone."""
         stage, settings = stages(arm)[-1], settings_of(self.config, arm)
-        # What a variant sets is in `settings`; laid over them again, it would undo what shortens the probe.
-        plain = "+".join(part for part in (before(arm), stage.method + (GOLD if stage.gold else "")) if part)
         shape = {key: value for key, value in flatten(to_values(settings)).items() if not isinstance(value, float)}
         name = f"{stage.method} {stage.gold} {sorted(shape.items(), key=str)}"
         if name not in self.kinds:
@@ -463,7 +461,7 @@ class _Probe:
         return self.kinds[name]
 
     def _arm_kind(self, stage: Stage, settings: Any) -> _Kind:
-        arm = stage.method + (GOLD if stage.gold else "")
+        arm = stage.method + (GOLD if stage.gold else "")  # what a variant sets is in `settings`
         bench, policy = self.bench, self._load(self._start)
         pairs, prompts = self.pairs, self.task.prompts["train"]
 
@@ -487,7 +485,7 @@ class _Probe:
                 task=replace(bench.task, prompts={**bench.task.prompts, "train": some}),
                 preferences=replace(bench.preferences, train=examples),
             )
-            return train_arm(mine, plain, fresh, self._run_folder(), lambda step: None, None)
+            return train_arm(mine, arm, fresh, self._run_folder(), lambda step: None, None)
 
         if isinstance(settings, IterativeDPO):  # all of it grows with the prompts
             some = min(len(prompts), max(PROBED_PROMPTS, settings.batch.size))

@@ -1,0 +1,160 @@
+"""How often the report's 95 % intervals hold the truth, over simulated studies: a table for docs/statistics.md.
+
+    OMP_NUM_THREADS=1 python benchmarks/interval_coverage.py                      two minutes on one core
+    OMP_NUM_THREADS=1 python benchmarks/interval_coverage.py --studies 100        a quick look, written nowhere
+
+A simulated study is a matrix of differences, a row a seed and a column a prompt: seed + prompt + error, each drawn
+anew, whose true mean is known. Effects of prompts are normal or skewed (exponential); a reward may also be 0 or 1, with
+a logit that has a seed's and a prompt's part. Nothing is trained. `src/preflab/report/statistics.py: estimate` is what
+every interval of a report comes from.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import product
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from scipy import special
+
+from preflab.report.statistics import Matrix, estimate
+from preflab.seeds import derive
+
+ROOT = Path(__file__).parent.parent
+OUT = ROOT / "benchmarks" / "results" / "interval_coverage.json"
+PAGE = ROOT / "docs" / "statistics.md"
+BEGIN, END = "<!-- measured -->", "<!-- /measured -->"
+SEEDS = (3, 5, 10)
+PROMPTS = (32, 128)
+BAR = 0.91
+Reward = Literal["normal", "skewed", "binary"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is simulated."""
+
+    reward: Reward
+    """How the effects of prompts are distributed; binary: the reward itself is 0 or 1."""
+    seeds: int
+    prompts: int
+    seed_sd: float
+    """Of the seeds' effects, where the error's is 1; of a binary reward on its logit."""
+    prompt_sd: float
+    """Of the prompts' effects, likewise."""
+
+
+CASES = tuple(
+    Case(reward, seeds, prompts, seed_sd, prompt_sd)
+    for reward, seeds, prompts, seed_sd, prompt_sd in product(
+        ("normal", "skewed", "binary"), SEEDS, PROMPTS, (0.0, 0.1, 0.3, 1.0), (0.0, 0.5, 1.5)
+    )
+    if not (reward == "skewed" and prompt_sd == 0)  # which is normal
+)
+
+
+@dataclass(frozen=True)
+class Covered:
+    """How often the interval held the truth."""
+
+    case: Case
+    share: float
+    half_width: float
+    """Of the interval, on average."""
+
+
+def truth(case: Case) -> float:
+    """The mean that the interval should hold; of a binary reward the mean of a logistic-normal variable."""
+    if case.reward != "binary":
+        return 0.0
+    nodes, weights = np.polynomial.hermite_e.hermegauss(101)
+    spread = np.hypot(case.seed_sd, case.prompt_sd)
+    return float(weights @ special.expit(1.0 + spread * nodes) / weights.sum())
+
+
+def studies(case: Case, count: int, rng: np.random.Generator) -> Iterator[Matrix]:
+    """Simulated studies, one at a time."""
+    for _ in range(count):
+        seed = case.seed_sd * rng.normal(size=(case.seeds, 1))
+        skewed = case.reward == "skewed"
+        drawn = rng.exponential(size=(1, case.prompts)) - 1 if skewed else rng.normal(size=(1, case.prompts))
+        effects = seed + case.prompt_sd * drawn
+        if case.reward == "binary":
+            yield (rng.random(effects.shape) < special.expit(1.0 + effects)).astype(np.float64)
+        else:
+            yield effects + rng.normal(size=effects.shape)
+
+
+def covered(case: Case, count: int) -> Covered:
+    """The share of intervals that hold the truth, reproducible for each case by itself."""
+    rng = np.random.default_rng(derive(0, "coverage", *(str(value) for value in asdict(case).values())))
+    mean = truth(case)
+    found = [estimate(values, "simulated reward") for values in studies(case, count, rng)]
+    return Covered(
+        case,
+        float(np.mean([one.low <= mean <= one.high for one in found])),
+        float(np.mean([one.high - one.low for one in found])) / 2,
+    )
+
+
+def table(results: Sequence[Covered]) -> str:
+    """The least and the usual coverage by what was simulated, in Markdown."""
+    lines = [
+        "| reward | variance of seeds | " + " | ".join(f"{seeds} seeds" for seeds in SEEDS) + " |",
+        "|:--|:--|" + "--:|" * len(SEEDS),
+    ]
+    for reward, varies in product(("normal", "skewed", "binary"), (False, True)):
+        cells = []
+        for seeds in SEEDS:
+            shares = [
+                one.share
+                for one in results
+                if (one.case.reward, one.case.seed_sd > 0, one.case.seeds) == (reward, varies, seeds)
+            ]
+            cells.append(f"{100 * min(shares):.1f}–{100 * max(shares):.1f} %")
+        lines.append(f"| {reward} | {'some' if varies else 'none'} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def fill(page: Path, content: str) -> None:
+    """Put `content` between the page's marks."""
+    text = page.read_text(encoding="utf-8")
+    marks = re.compile(f"{BEGIN}.*?{END}", re.DOTALL)
+    if not marks.search(text):
+        sys.exit(f"{page} has no marks {BEGIN} … {END}")
+    page.write_text(marks.sub(lambda _: f"{BEGIN}\n\n{content}\n\n{END}", text), encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--studies", type=int, help="a case; the page and the JSON are written without it alone")
+    given = parser.parse_args()
+    count = given.studies or 3000
+    begin = time.process_time()
+    results = [covered(case, count) for case in CASES]
+    worst = min(results, key=lambda one: one.share)
+    below = [one for one in results if one.share < BAR]
+    mean = 100 * float(np.mean([one.share for one in results]))
+    summary = (
+        f"{len(CASES)} cases × {count:,} studies: on average {mean:.1f} %, least {100 * worst.share:.1f} % "
+        f"({worst.case.reward}, {worst.case.seeds} seeds, {worst.case.prompts} prompts, standard deviation of seeds "
+        f"{worst.case.seed_sd:g}, of prompts {worst.case.prompt_sd:g}, of the error 1); "
+        f"{len(below) or 'none'} below {100 * BAR:.0f} %."
+    )
+    print(table(results), summary, f"{time.process_time() - begin:.0f} CPU seconds", sep="\n\n")
+    if given.studies is None:
+        rows = [asdict(one.case) | {"covered": one.share, "half_width": one.half_width} for one in results]
+        OUT.write_text(json.dumps({"studies": count, "cases": rows}, indent=1) + "\n", encoding="utf-8")
+        fill(PAGE, f"{table(results)}\n\n{summary}")
+
+
+if __name__ == "__main__":
+    main()
