@@ -125,6 +125,7 @@ def test_a_panel_keeps_them(levels: tuple[str, ...], tmp_path: Path) -> None:
     one, two = panel.opinion(ROWS), again.opinion(ROWS)
     np.testing.assert_array_equal(one.ratio, two.ratio)
     np.testing.assert_array_equal(one.logits["token"], two.logits["token"])
+    np.testing.assert_allclose(again.ratio(ROWS), two.ratio, atol=1e-12)
     assert two.levels["token"] == "token"
 
 

@@ -136,8 +136,8 @@ GENTLE: dict[str, Any] = {
 
 
 def _ppo() -> PPO:
-    # discount = 0: a token is paid what it changes itself, not what later ones spoil, which can still learn. So it knows
-    # better where to go than methods that are paid by the row, and may take longer steps.
+    # discount = 0: a token is paid what it changes itself, not what later ones spoil, which can still learn. So PPO
+    # knows better where to go than methods that are paid by the row, and may take longer steps.
     longer = GENTLE | {"updates": 40, "optimizer": _rate(3e-4)}
     return PPO(**longer, epochs=1, value_trunk="shared", value_optimizer=_rate(1e-3), discount=0.0)
 

@@ -36,6 +36,7 @@ from preflab.tables.discriminators.crossfit import (
     cross_fit,
     held,
     mean_logits,
+    mean_row_logits,
     platt,
     regress,
 )
@@ -65,6 +66,10 @@ class Judge:
     def logits(self, codes: Codes) -> Logits:
         """Calibrated, the members' mean; 0 where it has nothing to say."""
         return self.calibration(mean_logits(self.members, codes))
+
+    def row_logits(self, codes: Codes) -> Rows:
+        """The same of whole rows."""
+        return self.calibration(mean_row_logits(self.members, codes))
 
 
 @dataclass(frozen=True)
@@ -96,6 +101,10 @@ class Panel:
         levels = {judge.name: judge.level for judge in self.judges}
         rows = np.column_stack([of_rows(levels[name], found) for name, found in logits.items()])
         return Opinion(logits, levels, self.stack(rows))
+
+    def ratio(self, codes: Codes) -> Rows:
+        """That of `opinion` alone, without what is said of parts of rows."""
+        return self.stack(np.column_stack([judge.row_logits(codes) for judge in self.judges]))
 
     @property
     def silent(self) -> bool:

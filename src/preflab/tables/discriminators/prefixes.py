@@ -59,6 +59,10 @@ class PrefixTrees:
         said = [self.trees.predict(self.beginnings.seen(whole, rough, np.array([state]))) for state in states]
         return np.column_stack(said)[:, self.beginnings.state_of_token]
 
+    def row_logits(self, codes: Codes) -> Float[np.ndarray, " row"]:
+        """logit D of whole rows: all is seen of them."""
+        return self.trees.row_logits(codes)
+
 
 @dataclass(frozen=True)
 class Beginnings:

@@ -50,6 +50,10 @@ class Trees:
             return np.zeros((0, 1))
         return self.predict(features(self.columns, codes[:, self.places], self.relations))[:, None]
 
+    def row_logits(self, codes: Codes) -> Float[np.ndarray, " row"]:
+        """The same as a vector."""
+        return self.logits(codes)[:, 0]
+
     def predict(self, shown: Float[np.ndarray, "row feature"]) -> Float[np.ndarray, " row"]:
         """logit D of rows by what trees are shown of them."""
         return np.asarray(self.booster.predict(shown, raw_score=True, num_threads=1), float)
