@@ -41,6 +41,9 @@ class Exact:
         levels: Any = {name: name.partition(":")[0] for name in logits}
         return Opinion(logits, levels, logits["row"][:, 0])
 
+    def ratio(self, codes: Codes) -> Array:
+        return self.opinion(codes).ratio
+
     @cached_property
     def logits(self) -> dict[str, Array]:
         """By name, of all rows [row, place]."""

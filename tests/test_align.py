@@ -318,9 +318,17 @@ def test_settings_without_effect_are_refused(run: Path, capsys: pytest.CaptureFi
     ("flags", "said"),
     [
         (["--clip-nats", "2", "--reward", "weighted"], "clip_nats has no effect"),
-        (["--no-dense"], "dense has no effect where no discriminator is of the token level"),
-        (["--discriminators.epochs", "3"], "epochs has no effect with kind = trees and levels = row"),
-        (["--discriminators.levels", "token", "--discriminators.trees", "9"], "trees has no effect"),
+        (["--no-dense"], "ppo.discount = 0 pays a token what it changes itself, which takes"),
+        (["--discriminators.levels", "row"], "ppo.discount = 0 pays a token what it changes itself, which takes"),
+        (
+            ["--no-dense", "--discriminators.levels", "row", "--ppo.discount", "1"],
+            "dense has no effect where no discriminator is of the token level",
+        ),
+        (
+            ["--method", "grpo", "--discriminators.levels", "row", "--discriminators.epochs", "3"],
+            "epochs has no effect with kind = trees and levels = row",
+        ),
+        (["--discriminators.kind", "neural", "--discriminators.trees", "9"], "trees has no effect"),
         (["--discriminators.levels", "row", "--discriminators.groups", "a=size"], "groups has no effect"),
         (["--discriminators.levels", "row", "row"], "levels: row stands twice; name each once"),
         (

@@ -13,7 +13,7 @@ from scipy.stats import chisquare
 from preflab.errors import NumericError
 from preflab.tables.alignment.resample import resample_rows
 from preflab.tables.compact import Compact
-from preflab.tables.discriminators.level import Codes, Opinion
+from preflab.tables.discriminators.level import Codes
 from preflab.tables.draw import FEWEST, draw_rows
 from row_ratios import Exact
 from tables_by_hand import COLUMNS, ROWS, chances, gpt2
@@ -88,8 +88,8 @@ def test_no_sample_is_taken_twice_and_none_is_a_row_that_was_judged_before() -> 
     """With a judge that finds all rows alike, the rows are the pool itself: not that of `draw_rows` with this seed."""
 
     class Unmoved:
-        def opinion(self, codes: Codes) -> Opinion:
-            return Opinion({"row": np.zeros((len(codes), 1))}, {"row": "row"}, np.zeros(len(codes)))
+        def ratio(self, codes: Codes) -> np.ndarray:
+            return np.zeros(len(codes))
 
     model, _ = reference()
     drawn = resample_rows(model, ENCODING, Unmoved(), 200, seed=4)

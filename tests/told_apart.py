@@ -74,6 +74,9 @@ class Table:
     def logits(self, codes: Codes) -> Logits:
         return np.array([[self.known.get(tuple(row), self.else_logit)] for row in codes.tolist()]).reshape(-1, 1)
 
+    def row_logits(self, codes: Codes) -> np.ndarray:
+        return self.logits(codes)[:, 0]
+
 
 def memorised(part: Evidence, seed: int = 0) -> Table:
     """Knows by heart which rows are which, and nothing of any other row."""

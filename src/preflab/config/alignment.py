@@ -35,11 +35,11 @@ OF_ENCODERS = (
 class Discriminators:
     """Classifiers that tell training rows from rows of the model."""
 
-    levels: tuple[Level, ...] = ("row",)
+    levels: tuple[Level, ...] = ("token", "row")
     """token: each token given those before it; sentence: each cell; row: whole rows; feature: groups of columns."""
     kind: Kind = "trees"
-    """Of row and feature level. trees: gradient-boosted trees on the columns' values; neural: encoders of tokens, which
-    token and sentence level always are."""
+    """trees: gradient-boosted trees on the columns' values; neural: encoders of tokens, which the sentence level always
+    is, and the token level where rows are written as sentences."""
     groups: tuple[str, ...] = ()
     """Groups of related columns, each of which has a discriminator of its own at the feature level:
     NAME=COLUMN,COLUMN,…; none: groups are found from the data."""
@@ -90,10 +90,12 @@ class Discriminators:
 
     def _idle(self) -> tuple[str, ...]:
         """Settings of discriminators that there are none of."""
-        with_trees = {"row", "feature"} & {*self.levels} if self.kind == "trees" else set()
+        levels = {*self.levels}
+        with_trees = levels - {"sentence"} if self.kind == "trees" else set()
+        with_encoders = levels - {"row", "feature"} if self.kind == "trees" else levels
         return (
             *(() if with_trees else OF_TREES),
-            *(() if {*self.levels} - with_trees else OF_ENCODERS),
+            *(() if with_encoders else OF_ENCODERS),
             *(() if "feature" in self.levels else ("groups",)),
         )
 
@@ -134,7 +136,10 @@ GENTLE: dict[str, Any] = {
 
 
 def _ppo() -> PPO:
-    return PPO(**GENTLE, epochs=1, value_trunk="shared", value_optimizer=_rate(1e-3), lam=1.0)
+    # discount = 0: a token is paid what it changes itself, not what later ones spoil, which can still learn. So PPO
+    # knows better where to go than methods that are paid by the row, and may take longer steps.
+    longer = GENTLE | {"updates": 40, "optimizer": _rate(3e-4)}
+    return PPO(**longer, epochs=1, value_trunk="shared", value_optimizer=_rate(1e-3), discount=0.0)
 
 
 def _grpo() -> GRPO:
@@ -166,7 +171,7 @@ class Alignment:
     estimate it; at kl_coefficient = 1 the best policy of PPO and RLOO is then the table itself. weighted: 0.2 token +
     0.3 sentence + 0.3 row + 0.2 feature, of the probabilities that it is real; what levels that are left out weigh goes
     to the others."""
-    clip_nats: Annotated[float, Gt(0)] = 3.0
+    clip_nats: Annotated[float, Gt(0)] = 5.0
     """Of the logit reward: a row gets no more than this and no less than its negative, > 0."""
     dense: bool = True
     """Of PPO: pay tokens their own shares of the row's reward where the levels have any, which add up to it."""
@@ -198,6 +203,15 @@ class Alignment:
             )
         return None
 
+    def unpaid(self) -> str | None:
+        """Why PPO would learn nothing at ppo.discount = 0, or None."""
+        if self.ppo.discount > 0 or (self.reward == "logit" and self.dense and "token" in self.discriminators.levels):
+            return None
+        return (
+            "ppo.discount = 0 pays a token what it changes itself, which takes reward = logit, dense = true and token "
+            "in discriminators.levels; set these, or ppo.discount = 1"
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Aligned(Alignment):
@@ -224,4 +238,4 @@ class Aligned(Alignment):
         for name in self.idle_fields():
             if getattr(self, name) != getattr(start, name):
                 return f"{name} has no effect with method = {self.method} and reward = {self.reward}; leave it out"
-        return super().misfit()
+        return super().misfit() or (self.unpaid() if "ppo" in methods_of(self.method) else None)

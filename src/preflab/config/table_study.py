@@ -88,6 +88,8 @@ class CompareTable(TableStudy):
                 return f"align.{method}.* has no effect: no arm is {method}; add it to arms, or leave it out"
         if not self.align.dense and "ppo" not in stages:
             return "align.dense has no effect: no arm is ppo; add it to arms, or leave it out"
+        if "ppo" in stages and (problem := self.align.unpaid()):
+            return f"align: {problem}"
         return self.fitting(Path(), Path(), 0).misfit()
 
     def compared(self) -> tuple[str, ...]:

@@ -199,7 +199,7 @@ def resampled_ratios(bench: Bench, count: int, *, seed: int) -> Float[np.ndarray
     fitted, clip = bench.synthesizer.fitted, bench.config.align.clip_nats
     drawn = draw_rows(fitted.model(REFERENCE), fitted.encoding, count, seed=seed).codes
     taken = _resampled(bench, count, seed=seed).codes
-    before, after = (clipped(bench.panel.opinion(codes).ratio, clip) for codes in (drawn, taken))
+    before, after = (clipped(bench.panel.ratio(codes), clip) for codes in (drawn, taken))
     return np.asarray(after - np.log(np.exp(before).mean()))
 
 

@@ -9,21 +9,31 @@ algorithm"; by a discriminator: Azadi et al. 2019, arXiv 1810.06758; Grover et a
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
+from jaxtyping import Float
 
 from preflab.errors import NumericError
 from preflab.seeds import derive
-from preflab.tables.alignment.reward import CLIP_NATS, Judge, clipped
+from preflab.tables.alignment.reward import CLIP_NATS, clipped
+from preflab.tables.discriminators.level import Codes
 from preflab.tables.draw import FEWEST, MOST, SPARE, Drawn, Weights, draw_rows, effective_size, systematic
 from preflab.tables.encoding import Encoding
+
+
+class Ratio(Protocol):
+    """Discriminators, all together."""
+
+    def ratio(self, codes: Codes) -> Float[np.ndarray, " row"]:
+        """The log density ratio of each row, in nats."""
+        ...
 
 
 def resample_rows(
     model: Any,
     encoding: Encoding,
-    judge: Judge,
+    judge: Ratio,
     n: int,
     *,
     seed: int,
@@ -55,7 +65,7 @@ def resample_rows(
         fresh_seed = derive(seed, "pool", len(nats))
         fresh = draw_rows(model, encoding, wanted - len(nats), seed=fresh_seed, batch_size=batch_size).codes
         pool.append(fresh)
-        nats = np.concatenate([nats, clipped(_finite(judge.opinion(fresh).ratio), clip_nats)])
+        nats = np.concatenate([nats, clipped(_finite(judge.ratio(fresh)), clip_nats)])
         weights = np.exp(nats - nats.max())
         enough = bool(weights.sum() >= least)
         if enough or wanted == largest:

@@ -54,8 +54,8 @@ from preflab.tables.discriminators.level import LEVELS, Codes, Level, Logits, Op
 from preflab.tables.draw import writable
 from preflab.tables.encoding import Encoding, Legal, legal_of
 
-CLIP_NATS = 3.0
-"""A row is at most e³ ≈ 20 times as likely under the optimum, before it is normalised, as under the reference."""
+CLIP_NATS = 5.0
+"""A row is at most e⁵ ≈ 150 times as likely under the optimum, before it is normalised, as under the reference."""
 WEIGHTS: Mapping[Level, float] = {"token": 0.2, "sentence": 0.3, "row": 0.3, "feature": 0.2}
 """Of the founding form."""
 
@@ -98,7 +98,7 @@ class LogitReward:
     >>> encoding = Compact.of((Column("smokes", "boolean", levels=("no", "yes")),), np.array([[-1], [-2]]))
     >>> answers = [Answer("", "", encoding.prompt(), tokens, 1 in tokens) for tokens in [(2, 1), (3, 1), (3,)]]
     >>> LogitReward(encoding, Sure())(answers).totals
-    [3.0, -0.5, -3.0]
+    [5.0, -0.5, -5.0]
     """
 
     encoding: Encoding

@@ -97,6 +97,18 @@ def check_rows(rows: Rows, settings: Discriminators) -> None:
         )
 
 
+def check_order(encoding: Encoding, settings: Alignment, method: str) -> None:
+    """
+    Raises:
+        ConfigError: tokens are to be paid apart, and the model writes cells in an order that no discriminator reads.
+    """
+    if encoding.any_order and method == "ppo" and settings.ppo.discount == 0:
+        raise ConfigError(
+            "rows whose cells stand in any order are paid at their end, and ppo.discount = 0 pays a token only what it "
+            "changes itself; set ppo.discount = 1"
+        )
+
+
 def finished(folder: Path) -> bool:
     """Whether an alignment came to its end."""
     return (folder / ALIGN).exists()
@@ -131,6 +143,7 @@ def align_model(
     if finished(run.path):
         found: dict[str, JSON] = read_json(run.path / ALIGN)
         return found
+    check_order(encoding, settings, method)
     work = _Work(run, encoding, tokenizer, reference, rows, settings, method, seed)
     work.look(start, Moment(0, 0))
     policy = start

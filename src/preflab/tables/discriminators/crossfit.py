@@ -21,7 +21,7 @@ from scipy.special import expit
 
 from preflab.errors import DataError
 from preflab.seeds import derive
-from preflab.tables.discriminators.level import Codes, Discriminator, Evidence, Level, of_rows
+from preflab.tables.discriminators.level import Codes, Discriminator, Evidence, Level
 
 Rows = Float[np.ndarray, " row"]
 Fit = Callable[[Evidence, int], Discriminator]
@@ -126,7 +126,7 @@ def cross_fit(name: str, level: Level, fit: Fit, evidence: Evidence, *, seed: in
     """
     check(evidence)
     members = tuple(fit(without(evidence, fold), derive(seed, name, fold)) for fold in range(evidence.folds))
-    raw = _said(members, level, evidence)
+    raw = _said(members, evidence)
     calibration = platt(raw)
     said = raw.of(calibration)
     return CrossFitted(name, level, members, calibration, said, held(name, level, raw, calibration))
@@ -177,11 +177,14 @@ def mean_logits(members: Sequence[Discriminator], codes: Codes) -> Float[np.ndar
     return np.mean([member.logits(codes) for member in members], axis=0)
 
 
-def _said(members: Sequence[Discriminator], level: Level, evidence: Evidence) -> Said:
+def mean_row_logits(members: Sequence[Discriminator], codes: Codes) -> Rows:
+    """The same of whole rows."""
+    return np.mean([member.row_logits(codes) for member in members], axis=0)
+
+
+def _said(members: Sequence[Discriminator], evidence: Evidence) -> Said:
     if evidence.unseen_real is not None and evidence.unseen_written is not None:
-        real, written = (
-            of_rows(level, mean_logits(members, rows)) for rows in (evidence.unseen_real, evidence.unseen_written)
-        )
+        real, written = (mean_row_logits(members, rows) for rows in (evidence.unseen_real, evidence.unseen_written))
         parts = [np.arange(len(rows)) % evidence.folds for rows in (real, written)]
         return Said(real, written, np.ones(len(written)), *parts)
     real, written = np.zeros(len(evidence.real)), np.zeros(len(evidence.written))
@@ -191,7 +194,7 @@ def _said(members: Sequence[Discriminator], level: Level, evidence: Evidence) ->
             (written, evidence.written, evidence.written_fold),
         ):
             own = folds == fold
-            found[own] = of_rows(level, member.logits(rows[own]))
+            found[own] = member.row_logits(rows[own])
     return Said(real, written, importance(evidence), evidence.real_fold, evidence.written_fold)
 
 

@@ -65,6 +65,10 @@ class Discriminator(Protocol):
         Sentence: of each cell, in the order in which they are written. Row, feature: one place."""
         ...
 
+    def row_logits(self, codes: Codes) -> Float[np.ndarray, " row"]:
+        """`of_rows` of these logits, without those that it leaves out."""
+        ...
+
 
 def of_rows(level: Level, logits: Logits) -> Float[np.ndarray, " row"]:
     """What a discriminator says of whole rows: at token level what it says after the last token, which has seen them

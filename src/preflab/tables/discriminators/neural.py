@@ -27,7 +27,7 @@ from preflab.config.alignment import Discriminators
 from preflab.errors import NumericError, StorageError
 from preflab.runs import new_folder, read_json, write_json
 from preflab.seeds import derive
-from preflab.tables.discriminators.level import Codes, Level, Logits
+from preflab.tables.discriminators.level import Codes, Level, Logits, of_rows
 from preflab.tables.discriminators.reading import Read, Reader, RowEncoding, features, logits, vocabulary
 
 MAX_GRADIENT_NORM = 1.0
@@ -81,6 +81,10 @@ class Encoder:
                 some = logits(self.reader, read, rows).numpy()
                 found[rows] = np.pad(some, ((0, 0), (0, places - some.shape[1])), mode="edge")
         return found
+
+    def row_logits(self, codes: Codes) -> Float[np.ndarray, " row"]:
+        """See `level.Discriminator`."""
+        return of_rows(self.level, self.logits(codes))
 
     def save(self, folder: Path) -> None:
         """Write it into a folder, which is replaced."""

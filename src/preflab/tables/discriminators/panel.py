@@ -36,12 +36,14 @@ from preflab.tables.discriminators.crossfit import (
     cross_fit,
     held,
     mean_logits,
+    mean_row_logits,
     platt,
     regress,
 )
 from preflab.tables.discriminators.groups import groups_of
 from preflab.tables.discriminators.level import Codes, Discriminator, Evidence, Level, Logits, Opinion, of_rows
 from preflab.tables.discriminators.neural import Encoder, fit_encoder, load_encoder
+from preflab.tables.discriminators.prefixes import PrefixTrees, fit_prefix_trees
 from preflab.tables.discriminators.relations import Relation
 from preflab.tables.discriminators.trees import Trees, fit_trees, load_trees
 from preflab.tables.encoding import Encoding
@@ -64,6 +66,10 @@ class Judge:
     def logits(self, codes: Codes) -> Logits:
         """Calibrated, the members' mean; 0 where it has nothing to say."""
         return self.calibration(mean_logits(self.members, codes))
+
+    def row_logits(self, codes: Codes) -> Rows:
+        """The same of whole rows."""
+        return self.calibration(mean_row_logits(self.members, codes))
 
 
 @dataclass(frozen=True)
@@ -96,6 +102,10 @@ class Panel:
         rows = np.column_stack([of_rows(levels[name], found) for name, found in logits.items()])
         return Opinion(logits, levels, self.stack(rows))
 
+    def ratio(self, codes: Codes) -> Rows:
+        """That of `opinion` alone, without what is said of parts of rows."""
+        return self.stack(np.column_stack([judge.row_logits(codes) for judge in self.judges]))
+
     @property
     def silent(self) -> bool:
         """Whether nothing is said of any row: no discriminator is worth anything on rows that it never saw."""
@@ -125,7 +135,7 @@ class Panel:
                     {
                         "name": judge.name,
                         "level": judge.level,
-                        "kind": "trees" if isinstance(judge.members[0], Trees) else "neural",
+                        "kind": "neural" if isinstance(_stored(judge.members[0]), Encoder) else "trees",
                         "columns": _columns(judge.members[0]),
                         "members": [
                             {"file": file, "sha256": _digest(temporary / file), "relations": _relations(member)}
@@ -206,6 +216,8 @@ def _fit(
     """A member."""
     if settings.kind == "trees" and level in ("row", "feature"):
         return fit_trees(encoding.columns, part, settings, seed=seed, places=places, name=name)
+    if settings.kind == "trees" and level == "token" and isinstance(encoding, Compact):
+        return fit_prefix_trees(encoding, part, settings, seed=seed, name=name)
     return fit_encoder(
         _readable(encoding),
         part.real,
@@ -267,15 +279,24 @@ def _readable(encoding: Encoding) -> Compact | Sentence:
     raise TypeError(f"encoders read no tokens of {type(encoding).__name__}")
 
 
+def _compact(encoding: Encoding) -> Compact:
+    """One whose beginnings trees read."""
+    if isinstance(encoding, Compact):
+        return encoding
+    raise TypeError(f"trees read no beginnings of rows of {type(encoding).__name__}")
+
+
 def _stored(member: Discriminator) -> Trees | Encoder:
-    """A member of a kind that has a file format."""
+    """What is saved of a member of a kind that has a file format."""
+    if isinstance(member, PrefixTrees):
+        return member.trees
     if isinstance(member, Trees | Encoder):
         return member
     raise TypeError(f"{type(member).__name__} is no kind of discriminator that a panel can save")
 
 
 def _suffix(member: Discriminator) -> str:
-    return ".txt" if isinstance(member, Trees) else ""
+    return "" if isinstance(_stored(member), Encoder) else ".txt"
 
 
 def _digest(path: Path) -> str | None:
@@ -285,12 +306,14 @@ def _digest(path: Path) -> str | None:
 
 def _columns(member: Discriminator) -> list[str] | None:
     """The names of those that trees look at; an encoder stores its own."""
-    return [column.name for column in member.columns] if isinstance(member, Trees) else None
+    stored = _stored(member)
+    return [column.name for column in stored.columns] if isinstance(stored, Trees) else None
 
 
 def _relations(member: Discriminator) -> list[dict[str, Any]]:
     """What trees are shown beside columns."""
-    return [asdict(relation) for relation in member.relations] if isinstance(member, Trees) else []
+    stored = _stored(member)
+    return [asdict(relation) for relation in stored.relations] if isinstance(stored, Trees) else []
 
 
 def _read_judge(folder: Path, entry: dict[str, Any], encoding: Encoding) -> Judge:
@@ -298,6 +321,8 @@ def _read_judge(folder: Path, entry: dict[str, Any], encoding: Encoding) -> Judg
     members: tuple[Discriminator, ...]
     if entry["kind"] == "trees":
         members = _read_trees(folder, entry, "feature" if level == "feature" else "row", encoding)
+        if level == "token":
+            members = tuple(PrefixTrees(_compact(encoding), trees) for trees in members)
     else:
         members = tuple(load_encoder(folder / member["file"], _readable(encoding)) for member in entry["members"])
     return Judge(entry["name"], level, members, Calibration(**entry["calibration"]))

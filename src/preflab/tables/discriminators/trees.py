@@ -48,8 +48,15 @@ class Trees:
         """logit D, one a row."""
         if not len(codes):
             return np.zeros((0, 1))
-        features = _features(self.columns, codes[:, self.places], self.relations)
-        return np.asarray(self.booster.predict(features, raw_score=True, num_threads=1), float)[:, None]
+        return self.predict(features(self.columns, codes[:, self.places], self.relations))[:, None]
+
+    def row_logits(self, codes: Codes) -> Float[np.ndarray, " row"]:
+        """The same as a vector."""
+        return self.logits(codes)[:, 0]
+
+    def predict(self, shown: Float[np.ndarray, "row feature"]) -> Float[np.ndarray, " row"]:
+        """logit D of rows by what trees are shown of them."""
+        return np.asarray(self.booster.predict(shown, raw_score=True, num_threads=1), float)
 
     def save(self, path: Path) -> None:
         """Write the trees as LightGBM's text."""
@@ -109,32 +116,67 @@ def fit_trees(
     Raises:
         ConfigError: LightGBM is not installed.
     """
-    lightgbm = extra("lightgbm", ASKS)
     looked_at = tuple(range(len(columns)) if places is None else places)
     seen = tuple(columns[place] for place in looked_at)
     codes = np.concatenate([evidence.real, evidence.written])[:, looked_at]
     relations = told_by(seen, evidence.real[:, looked_at], evidence.written[:, looked_at], settings.relations)
-    importance = evidence.weights if len(evidence.weights) else np.ones(len(evidence.written))
-    weights = np.concatenate([np.ones(len(evidence.real)), importance * (len(evidence.real) / importance.sum())])
-    rows = lightgbm.Dataset(
-        _features(seen, codes, relations),
+    booster = boosted(
+        features(seen, codes, relations),
         np.repeat([1.0, 0.0], [len(evidence.real), len(evidence.written)]),
-        weight=weights,
-        categorical_feature=[place for place, column in enumerate(seen) if _is_category(column)],
-        params={"min_data_in_bin": 1, "verbose": -1},
+        class_weights(evidence),
+        seen,
+        settings,
+        least_leaf=LEAST_LEAF,
+        seed=seed,
     )
-    booster = lightgbm.train(_parameters(settings, seed), rows, settings.trees)
     return Trees(name, "row" if places is None else "feature", seen, looked_at, relations, booster)
 
 
-def _parameters(settings: Discriminators, seed: int) -> dict[str, Any]:
+def class_weights(evidence: Evidence) -> Float[np.ndarray, " row"]:
+    """1 for a real row; written rows, behind them, weigh as much together, each in proportion to its importance."""
+    importance = evidence.weights if len(evidence.weights) else np.ones(len(evidence.written))
+    return np.concatenate([np.ones(len(evidence.real)), importance * (len(evidence.real) / importance.sum())])
+
+
+def boosted(
+    shown: Float[np.ndarray, "row feature"],
+    real: Float[np.ndarray, " row"],
+    weights: Float[np.ndarray, " row"],
+    columns: Sequence[Column],
+    settings: Discriminators,
+    *,
+    least_leaf: float,
+    seed: int,
+) -> Any:
+    """A LightGBM booster that learned which rows are real.
+
+    Args:
+        shown: what it sees of each row: the columns first, then relations; NaN for what is missing.
+        real: 1 for a real row, 0 for a written one.
+        least_leaf: weight of the rows in a leaf, at least, where no row is sure to be one or the other.
+
+    Raises:
+        ConfigError: LightGBM is not installed.
+    """
+    lightgbm = extra("lightgbm", ASKS)
+    rows = lightgbm.Dataset(
+        shown,
+        real,
+        weight=weights,
+        categorical_feature=[place for place, column in enumerate(columns) if _is_category(column)],
+        params={"min_data_in_bin": 1, "verbose": -1},
+    )
+    return lightgbm.train(_parameters(settings, least_leaf, seed), rows, settings.trees)
+
+
+def _parameters(settings: Discriminators, least_leaf: float, seed: int) -> dict[str, Any]:
     return {
         "objective": "binary",
         "num_leaves": settings.leaves,
         "learning_rate": settings.learning_rate,
         "feature_fraction": COLUMN_SHARE,
         # A row of which nothing is known, p = 1/2, has a second derivative of 1/4.
-        "min_sum_hessian_in_leaf": LEAST_LEAF / 4,
+        "min_sum_hessian_in_leaf": least_leaf / 4,
         "min_data_in_leaf": 1,
         "min_data_per_group": 1,
         "min_data_in_bin": 1,
@@ -147,7 +189,7 @@ def _parameters(settings: Discriminators, seed: int) -> dict[str, Any]:
     }
 
 
-def _features(
+def features(
     columns: Sequence[Column], codes: Codes, relations: Sequence[Relation]
 ) -> Float[np.ndarray, "row feature"]:
     """What trees are shown, columns first; categories are counted from 0."""
