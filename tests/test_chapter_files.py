@@ -25,7 +25,7 @@ from preflab.report.study import Arm
 from preflab.report.svg import Picture, sheet, to_svg
 from study_folder import REFERENCE, usual_arms, write_study
 
-ARM = Arm("dpo@loss.beta=0.05", "dpo", "DPO, β 0.05", True, False, "", {}, ())
+ARM = Arm("dpo@loss.beta=0.05", "dpo", "DPO, β 0.05", True, False, "", {}, (), "dpo", {"loss.beta": 0.05})
 TABLE = Sheet(
     "gains",
     (
