@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Sequence
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex, to_rgb
 
@@ -16,6 +17,7 @@ from preflab.report.study import Arm, Study
 from preflab.report.svg import COLOURS, INK, STYLE, named
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "h")
+PALE = 0.22
 
 
 def colour_of(study: Study, arm: Arm) -> str:
@@ -106,12 +108,18 @@ def mark_reference(study: Study, axes: Axes, arm: Arm, x: Estimate, y: Estimate)
 
 
 def frame_means(axes: Axes, x: Sequence[Estimate], y: Sequence[Estimate]) -> None:
-    """Axes around means, with room for an interval of usual length: one of two seeds' may be fifty times as long."""
+    """Axes around means, with room for an interval of usual length: one of two seeds' may be fifty times as long. What
+    leaves the frame is paler, as such lines would hide the curves."""
     for points, limit in ((x, axes.set_xlim), (y, axes.set_ylim)):
         means = [e.mean for e in points]
         span = (max(means) - min(means)) or max(e.high - e.low for e in points) or 1.0
         low, high = min(e.low for e in points), max(e.high for e in points)
         limit(max(low, min(means) - 0.35 * span) - 0.05 * span, min(high, max(means) + 0.35 * span) + 0.05 * span)
+    for drawn in axes.lines:
+        (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+        across, up = (np.asarray(ends, dtype=np.float64) for ends in drawn.get_data())
+        if np.any((across < left) | (across > right)) or np.any((up < bottom) | (up > top)):
+            drawn.set_alpha(PALE)
 
 
 def above(axes: Axes, ends: Sequence[tuple[Arm, float, float]]) -> list[tuple[Arm, float, float]]:
@@ -138,15 +146,15 @@ def label_ends(study: Study, axes: Axes, ends: Sequence[tuple[Arm, float, float]
         warnings.filterwarnings("ignore", message="Glyph")
         figure.draw_without_rendering()
     points_per_pixel = 72 / figure.dpi
-    taken: list[tuple[float, float, float]] = []  # left, right, baseline, in points
+    taken: list[tuple[float, float, float]] = []  # baseline, left, right, in points
     for arm, x, y in sorted(ends, key=lambda end: end[2]):
         at_x, at_y = axes.transData.transform((x, y)) * points_per_pixel
         start, end = at_x + 10, at_x + 10 + len(names[arm.name]) * 6.2
         wanted = at_y
-        for left_edge, right_edge, baseline in taken:
+        for baseline, left_edge, right_edge in sorted(taken):  # from below, as names move up
             if start < right_edge and end > left_edge and abs(wanted - baseline) < 13:
                 wanted = baseline + 13
-        taken.append((start, end, wanted))
+        taken.append((wanted, start, end))
         axes.annotate(
             names[arm.name],
             (x, y),
