@@ -13,11 +13,11 @@ from preflab.report.chapter import Chapter, Drawing, Findings, Sheet, Value
 from preflab.report.chapters.frontier import frontier
 from preflab.report.chapters.win_rates import win_rates
 from preflab.report.checkpoints import families
-from preflab.report.figures import colour_of
+from preflab.report.figures import PALE, colour_of, frame_means
 from preflab.report.frontiers import envelope_of, frontier_at, overlap, upper_envelope
 from preflab.report.statistics import Estimate, Matrix, estimate
 from preflab.report.study import Point, read_study
-from preflab.report.svg import COLOURS
+from preflab.report.svg import COLOURS, sheet
 from preflab.report.verdicts import verdicts
 from study_folder import REFERENCE, SimulatedArm, root, usual_arms, write_study
 
@@ -214,3 +214,13 @@ def test_the_drawn_frontier_holds_the_checkpoints_that_the_data_name(tmp_path: P
 def test_a_study_that_has_only_begun_has_no_frontier(tmp_path: Path) -> None:
     arms = [REFERENCE, replace(usual_arms()[2], evaluated=False)]
     assert frontier(read_study(write_study(tmp_path, arms, complete=False))) is None
+
+
+def test_an_interval_that_leaves_the_frame_is_paler_than_the_curve() -> None:
+    _, axes = sheet(4, 3)
+    axes.plot([0, 1], [0, 1])
+    axes.plot([1, 1], [-50, 50])
+    zero, wide = Estimate(0, 0, 0), Estimate(1, -50, 50)
+    frame_means(axes, [zero, Estimate(1, 1, 1)], [zero, wide])
+    assert axes.get_ylim()[1] < 2
+    assert [line.get_alpha() for line in axes.lines] == [None, PALE]

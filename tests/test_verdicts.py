@@ -188,7 +188,8 @@ def test_a_difference_that_counts_alone_only_is_no_answer_in_the_headline(tmp_pa
     main, *others = verdicts(study)
     assert main.difference
     alone = replace(main, difference=Estimate(0.5, 0.1, 0.9), p=0.02, corrected=0.2)
-    assert "is 0.50 [0.10, 0.90], too little among all comparisons" in headline(study, [alone, *others])[1]
+    sentence = headline(study, [alone, *others])[1]
+    assert "is 0.50 [0.10, 0.90], which counts alone but not among all comparisons" in sentence
     nothing = replace(main, difference=Estimate(0.5, -0.1, 1.1), p=0.1, corrected=0.2)
     assert "is 0.50 [−0.10, 1.10], which may be nothing" in headline(study, [nothing, *others])[1]
 

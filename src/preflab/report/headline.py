@@ -69,7 +69,7 @@ def main_comparison(study: Study, main: Verdict | None, found: Sequence[Verdict]
         remedy = f"; {main.remedy[:1].lower()}{main.remedy[1:-1]}" if main.remedy else ""
         names = f"{compared[0].title} − {compared[1].title}"
         alone = main.p is not None and main.p < ALPHA
-        why = ", too little among all comparisons" if alone else ", which may be nothing"
+        why = ", which counts alone but not among all comparisons" if alone else ", which may be nothing"
         answer = f"undecided, {where} {names} is {interval(main.difference)}{why}{remedy}"
     else:
         better = compared[0] if main.sign > 0 else compared[1]
