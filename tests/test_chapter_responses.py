@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -107,7 +108,7 @@ def test_wins_ties_and_losses_are_counted_on_the_same_prompts(tmp_path: Path) ->
     assert between(found, one.second, one.first) == Estimate(
         0.375, pytest.approx(1 - one.win_rate.high), pytest.approx(1 - one.win_rate.low)
     )
-    assert "Undecided" in answers(win_rates(study))["DPO against PPO"]
+    assert answers(win_rates(study))["DPO against PPO"].startswith("It wins 62 %")
 
 
 def test_an_arm_that_wins_by_length_alone_is_told_so(tmp_path: Path) -> None:
@@ -123,16 +124,21 @@ def test_an_arm_that_wins_by_length_alone_is_told_so(tmp_path: Path) -> None:
         {"reference": base.tolist(), "dpo": (base + longer).tolist(), "ppo": (base + rng.integers(-9, 10, n)).tolist()},
     )
     said = answers(win_rates(study))
-    assert said["DPO against Reference"].startswith("Yes")
-    assert "leaves it open" in said["DPO against Reference"]
-    assert "at equal length too" in said["PPO against Reference"]
+    _, dpo, ppo = duels(study)
+    assert dpo.win_rate.low > 0.5
+    assert dpo.equal_length
+    assert dpo.equal_length.low < 0.5 < dpo.equal_length.high
+    assert ppo.equal_length
+    assert ppo.equal_length.low > 0.5
+    form = r"It wins \d+ % \[\d+, \d+\], ties .+; \d+ % \[\d+, \d+\] at equal length."
+    assert re.fullmatch(form, said["DPO against Reference"])
     assert said["DPO"].startswith("Longer responses than the reference's get more reward")
 
 
-def test_equal_arms_are_undecided(tmp_path: Path) -> None:
+def test_equal_arms_each_win_half(tmp_path: Path) -> None:
     same = [0.0, 1.0, 2.0, 3.0] * 5
     study = tilted(tmp_path, {"reference": same, "dpo": same})
-    assert answers(win_rates(study))["DPO against Reference"].startswith("Undecided: it wins 50 %")
+    assert answers(win_rates(study))["DPO against Reference"].startswith("It wins 50 % [")
 
 
 def test_a_held_out_judge_has_a_matrix_of_its_own(tmp_path: Path) -> None:

@@ -9,14 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from preflab.report.chapter import Chapter, Drawing, Finding, Findings, Sheet
+from preflab.report.chapter import Chapter, Drawing, Findings, Sheet, Value
 from preflab.report.chapters.frontier import frontier
+from preflab.report.chapters.win_rates import win_rates
 from preflab.report.checkpoints import families
-from preflab.report.figures import colour_of
+from preflab.report.figures import PALE, colour_of, frame_means
 from preflab.report.frontiers import envelope_of, frontier_at, overlap, upper_envelope
-from preflab.report.statistics import Matrix, estimate
+from preflab.report.statistics import Estimate, Matrix, estimate
 from preflab.report.study import Point, read_study
-from preflab.report.svg import COLOURS
+from preflab.report.svg import COLOURS, sheet
+from preflab.report.verdicts import verdicts
 from study_folder import REFERENCE, SimulatedArm, root, usual_arms, write_study
 
 
@@ -77,14 +79,19 @@ def test_many_tries_bring_no_luck() -> None:
     assert np.mean(covered) >= 0.91
 
 
+DIFFERENCE = "gold sentiment, difference"
+
+
 def chapter_of(folder: Path) -> Chapter:
     chapter = frontier(read_study(folder))
     assert chapter
     return chapter
 
 
-def findings(chapter: Chapter) -> dict[str, Finding]:
-    return {item.about: item for part in chapter.parts if isinstance(part, Findings) for item in part.items}
+def differences(chapter: Chapter) -> dict[str, dict[str, Value]]:
+    sheet = sheet_named(chapter, "frontier-differences")
+    titles = [column.title for column in sheet.columns]
+    return {f"{row[0]} − {row[1]}": dict(zip(titles, row, strict=True)) for row in sheet.rows}
 
 
 def sheet_named(chapter: Chapter, name: str) -> Sheet:
@@ -99,7 +106,10 @@ def test_a_simulated_difference_is_found_and_its_size_is_right(tmp_path: Path, s
         SimulatedArm("ppo", "ppo", root(2.0), label="PPO"),
     ]
     folder = write_study(tmp_path, arms, seeds=seeds, noise=0.2)
-    assert findings(chapter_of(folder))["DPO or PPO"].answer.startswith("PPO gets ")
+    shown = differences(chapter_of(folder))["DPO − PPO"]
+    assert isinstance(shown[DIFFERENCE], Estimate)
+    assert shown[DIFFERENCE].sign == -1
+    assert shown["Seeds"] == seeds
     study = read_study(folder)
     dpo, ppo = families(study)
     shared = overlap(study, ppo, dpo)
@@ -116,9 +126,9 @@ def test_the_same_curve_at_more_kl_is_no_difference(tmp_path: Path) -> None:
         SimulatedArm("dpo", "dpo", lambda kl: 0.5 * kl, label="DPO", kl=(1, 2, 3, 4)),
         SimulatedArm("ppo", "ppo", lambda kl: 0.5 * kl, label="PPO", kl=(2, 4, 6, 9)),
     ]
-    found = findings(chapter_of(write_study(tmp_path, arms, seeds=3)))["DPO or PPO"]
-    assert found.answer.startswith("No difference found")
-    assert not found.found
+    found = differences(chapter_of(write_study(tmp_path, arms, seeds=3)))["DPO − PPO"][DIFFERENCE]
+    assert isinstance(found, Estimate)
+    assert found.sign == 0
 
 
 def test_no_common_kl_is_undecided_and_nothing_is_extrapolated(tmp_path: Path) -> None:
@@ -128,13 +138,13 @@ def test_no_common_kl_is_undecided_and_nothing_is_extrapolated(tmp_path: Path) -
         SimulatedArm("ppo", "ppo", root(3.0), label="PPO", kl=(2, 4, 6, 9)),
     ]
     chapter = chapter_of(write_study(tmp_path, arms, seeds=2))
-    assert findings(chapter)["DPO or PPO"].answer.startswith("Undecided: no KL was reached by both")
+    assert set(list(differences(chapter)["DPO − PPO"].values())[2:]) == {None}
     table = sheet_named(chapter, "reward-at-matched-kl")
     titles = [column.title for column in table.columns]
     assert not any(title.startswith("area") for title in titles)
     dpo, ppo = table.rows
-    assert dpo[titles.index("at 5 nats")] is None
-    assert ppo[titles.index("at 5 nats")] is not None
+    assert dpo[titles.index("at KL 5")] is None
+    assert ppo[titles.index("at KL 5")] is not None
 
 
 def variants() -> list[SimulatedArm]:
@@ -155,12 +165,34 @@ def test_variants_of_a_method_are_one_family_of_one_hue(tmp_path: Path) -> None:
     assert colour_of(study, study.arms[4]) == COLOURS[1]
     assert len({colour_of(study, arm) for arm in study.arms}) == len(study.arms)
     chapter = chapter_of(folder)
-    assert list(findings(chapter)) == ["DPO or PPO"]  # a bound on KL is compared with nothing
+    assert list(differences(chapter)) == ["DPO − PPO"]  # a bound on KL is compared with nothing
     drawing = next(part for part in chapter.parts if isinstance(part, Drawing))
     assert len(drawing.data.rows) == 1 + 5 * 4
     assert all(len(row) == len(drawing.data.columns) for row in drawing.data.rows)
     assert "dotted" in drawing.picture.reading
     assert "oracle" not in drawing.picture.reading
+
+
+def test_variants_of_a_chain_are_called_by_the_whole_chain(tmp_path: Path) -> None:
+    chains = [
+        SimulatedArm(f"dpo@loss.beta={beta}+ppo", "ppo", root(1.4), label=f"DPO, β {beta} → PPO", family="dpo+ppo",
+                     overrides={"dpo.loss.beta": beta})
+        for beta in (0.1, 0.5)
+    ]  # fmt: skip
+    study = read_study(write_study(tmp_path, [REFERENCE, *variants(), *chains]))
+    assert [family.title for family in families(study)] == ["DPO", "DPO → PPO"]
+
+
+def test_no_chapter_calls_a_difference_one_that_the_verdicts_leave_open(tmp_path: Path) -> None:
+    """Among many comparisons DPO − PPO is left open, though its own interval leaves 0 out: no sentence says more."""
+    study = read_study(write_study(tmp_path, seeds=3, noise=0.6))
+    assert any(not v.found and v.p is not None and v.p < 0.05 for v in verdicts(study))
+    for chapter in (frontier(study), win_rates(study)):
+        assert chapter
+        told = [item.answer for part in chapter.parts if isinstance(part, Findings) for item in part.items]
+        assert not [
+            answer for answer in told if answer.startswith(("Yes", "No,", "No difference")) or " gets " in answer
+        ]
 
 
 def test_the_drawn_frontier_holds_the_checkpoints_that_the_data_name(tmp_path: Path) -> None:
@@ -182,3 +214,13 @@ def test_the_drawn_frontier_holds_the_checkpoints_that_the_data_name(tmp_path: P
 def test_a_study_that_has_only_begun_has_no_frontier(tmp_path: Path) -> None:
     arms = [REFERENCE, replace(usual_arms()[2], evaluated=False)]
     assert frontier(read_study(write_study(tmp_path, arms, complete=False))) is None
+
+
+def test_an_interval_that_leaves_the_frame_is_paler_than_the_curve() -> None:
+    _, axes = sheet(4, 3)
+    axes.plot([0, 1], [0, 1])
+    axes.plot([1, 1], [-50, 50])
+    zero, wide = Estimate(0, 0, 0), Estimate(1, -50, 50)
+    frame_means(axes, [zero, Estimate(1, 1, 1)], [zero, wide])
+    assert axes.get_ylim()[1] < 2
+    assert [line.get_alpha() for line in axes.lines] == [None, PALE]

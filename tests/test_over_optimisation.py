@@ -93,6 +93,11 @@ def test_a_gold_reward_that_falls_with_its_proxy_is_not_called_over_optimised(tm
     assert "that the proxy still rises is not shown" in found.answer
 
 
+def test_a_proxy_whose_curve_does_not_fit_is_still_seen_to_rise(tmp_path: Path) -> None:
+    found = finding(chapter_of(tmp_path, arm(training(1.2, 0.8), proxy=lambda kl: 0.8 * kl)))
+    assert "falls while the proxy goes on rising" in found.answer
+
+
 def test_a_gold_reward_that_falls_from_the_start_has_no_peak(tmp_path: Path) -> None:
     found = finding(chapter_of(tmp_path, arm(training(-1.0, 0.3))))
     assert found.answer.startswith("Stop before KL ≈ 0.")

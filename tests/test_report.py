@@ -215,7 +215,7 @@ def test_a_reference_scored_once_serves_all_seeds(tmp_path: Path) -> None:
     ("reward", "proxy", "answer"),
     [
         (lambda kl: 2.0 - abs(kl - 4.0), lambda kl: kl, "Yes: from step 300 to step 400"),
-        (lambda kl: kl, lambda kl: kl, "No: "),
+        (lambda kl: kl, lambda kl: kl, "No, gold sentiment is highest at the last checkpoint"),
         (lambda kl: min(kl, 4.0), lambda kl: kl, "No sign of it"),
         (lambda kl: 2.0 - abs(kl - 4.0), lambda kl: -kl, "Not shown"),
     ],
@@ -225,6 +225,25 @@ def test_whether_the_proxy_misled(tmp_path: Path, reward, proxy, answer: str) ->
     verdict = proxy_misled(study, study.arms[1])
     assert verdict
     assert verdict.answer.startswith(answer)
+    assert (verdict.p == 1) != answer.startswith("Yes") or answer.startswith("No sign")
+
+
+def test_tables_are_tables_in_markdown(usual: Report) -> None:
+    """Where a head's second line has other cells than the first, Markdown shows no table at all."""
+    text = (usual.path.parent / "report.md").read_text().splitlines()
+    heads = [(text[i - 1], line) for i, line in enumerate(text) if line.startswith(("|:--", "|--:"))]
+    assert len(heads) == len(usual.content.sheets)
+    for head, below in heads:
+        assert below.replace(":--|", "").replace("--:|", "") == "|"
+        assert below.count("|") == head.count("|") - head.count("\\|")
+
+
+def test_a_win_rate_of_all_prompts_has_an_interval(tmp_path: Path) -> None:
+    """Of n equal draws 1 − 0.025^(1/n) of other prompts are left open, also in the table of results."""
+    folder = write_study(tmp_path, [REFERENCE, SimulatedArm("dpo", "dpo", root(9.0), label="DPO")], prompts=60)
+    (row,) = [row for row in write_report(folder).content.rows if row.arm.name == "dpo"]
+    assert row.measures.win_rate.mean == 1
+    assert row.measures.win_rate.low == pytest.approx(0.025 ** (1 / 60))
 
 
 def test_oracles_are_labelled_wherever_they_are_named(usual: Report) -> None:

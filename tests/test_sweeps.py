@@ -129,6 +129,20 @@ def test_a_loss_without_a_reference_promises_no_fall(tmp_path: Path) -> None:
 # --- which value to take ---
 
 
+def test_only_the_last_stage_of_a_chain_holds_its_policy_back(tmp_path: Path) -> None:
+    """β of DPO before PPO says where PPO starts, not how far it may go."""
+
+    def chains(setting: str) -> list[SimulatedArm]:
+        return [
+            SimulatedArm(f"{setting}={value}", "ppo", family="dpo+ppo", overrides={setting: value})
+            for value in (0.1, 0.5, 1.0)
+        ]
+
+    (before,) = sweeps(study_of(tmp_path / "a", chains("dpo.loss.beta"), seeds=1))
+    (last,) = sweeps(study_of(tmp_path / "b", chains("ppo.kl_coefficient"), seeds=1))
+    assert (before.title, before.holds_back, last.holds_back) == ("DPO → PPO", False, True)
+
+
 def test_the_smallest_kl_among_the_best_is_recommended(tmp_path: Path) -> None:
     """Reward saturates at KL 3: β 0.05, 0.1 and 0.5 are as good as each other, 0.5 is the closest to the reference."""
     study = study_of(tmp_path, of_betas([12, 6, 3, 0.2], lambda kl: min(kl, 3.0)), seeds=1, noise=0.3)

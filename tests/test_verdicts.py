@@ -13,7 +13,7 @@ from preflab.report.chapter import Findings, Sheet
 from preflab.report.chapters.statistics import statistics
 from preflab.report.chapters.verdicts import verdicts as verdicts_chapter
 from preflab.report.headline import headline
-from preflab.report.statistics import estimate, holm
+from preflab.report.statistics import Estimate, estimate, holm
 from preflab.report.study import Arm, Point, Study, read_study
 from preflab.report.verdicts import ALPHA, Verdict, correction, remedy, verdicts
 from study_folder import REFERENCE, SimulatedArm, root, usual_arms, write_study
@@ -179,8 +179,26 @@ def test_the_headline_says_undecided_where_the_verdict_does(tmp_path: Path) -> N
     found = verdicts(study)
     assert by_subject(found, "equal KL")[0].sign == 0
     sentence = next(line for line in headline(study, found) if line.startswith("dpo or ppo?"))
-    assert "Undecided, at equal KL" in sentence
+    assert "Undecided, at equal KL, the distance from the reference, dpo − ppo is " in sentence
     assert " would " in sentence or "ruled out" in sentence
+
+
+def test_a_difference_that_counts_alone_only_is_no_answer_in_the_headline(tmp_path: Path) -> None:
+    study = read_study(write_study(tmp_path, seeds=3))
+    main, *others = verdicts(study)
+    assert main.difference
+    alone = replace(main, difference=Estimate(0.5, 0.1, 0.9), p=0.02, corrected=0.2)
+    sentence = headline(study, [alone, *others])[1]
+    assert "is 0.50 [0.10, 0.90], which counts alone but not among all comparisons" in sentence
+    nothing = replace(main, difference=Estimate(0.5, -0.1, 1.1), p=0.1, corrected=0.2)
+    assert "is 0.50 [−0.10, 1.10], which may be nothing" in headline(study, [nothing, *others])[1]
+
+
+def test_a_chain_that_ends_in_ppo_is_not_what_is_asked_first(tmp_path: Path) -> None:
+    chain = SimulatedArm("dpo+ppo", "ppo", root(1.4), label="DPO → PPO")
+    _, sft, dpo, ppo, _ = usual_arms()
+    study = read_study(write_study(tmp_path, [REFERENCE, sft, dpo, chain, ppo]))
+    assert verdicts(study)[0].arms == ("dpo", "ppo")
 
 
 def test_the_headline_names_whom_the_proxy_misled(tmp_path: Path) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
+from preflab.config.arms import label
 from preflab.report.statistics import Estimate, estimate
 from preflab.report.study import Arm, Point, Study
 
@@ -22,9 +25,18 @@ class Checkpoint:
     """Whether a seed chose it."""
 
 
-def checkpoints(arm: Arm) -> tuple[Checkpoint, ...]:
+def checkpoints(study: Study, arm: Arm) -> tuple[Checkpoint, ...]:
     """The arm's checkpoints in order of training; none while nothing is evaluated."""
-    return tuple(measured(arm, number, point) for number, point in enumerate(arm.validation))
+    return all_checkpoints(study)[arm.name]
+
+
+@lru_cache(maxsize=2)  # more than one chapter asks
+def all_checkpoints(study: Study) -> Mapping[str, tuple[Checkpoint, ...]]:
+    """The checkpoints of every arm, by its name."""
+    return {
+        arm.name: tuple(measured(arm, number, point) for number, point in enumerate(arm.validation))
+        for arm in study.arms
+    }
 
 
 def measured(arm: Arm, number: int, point: Point) -> Checkpoint:
@@ -72,12 +84,12 @@ def families(study: Study) -> tuple[Family, ...]:
 
 
 def family(name: str, arms: tuple[Arm, ...]) -> Family:
-    """A family under its method's label: its only arm's, its plain arm's, or what a variant's begins with."""
+    """A family under its only arm's title, its plain arm's, or its methods'."""
     plain = next((arm for arm in arms if not arm.overrides), None)
     if len(arms) == 1 or plain:
         return Family(name, (plain or arms[0]).title, arms)
-    label = arms[0].label.partition(",")[0]
-    return Family(name, f"{label} (oracle)" if arms[0].oracle and "oracle" not in label.lower() else label, arms)
+    title = label(name)
+    return Family(name, f"{title} (oracle)" if arms[0].oracle and "oracle" not in title.lower() else title, arms)
 
 
 def shared_seeds(a: Family, b: Family) -> tuple[int, ...]:

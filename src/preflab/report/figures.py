@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Sequence
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex, to_rgb
 
@@ -16,6 +17,8 @@ from preflab.report.study import Arm, Study
 from preflab.report.svg import COLOURS, INK, STYLE, named
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "h")
+PALE = 0.22
+NAME_HEIGHT = 13  # points
 
 
 def colour_of(study: Study, arm: Arm) -> str:
@@ -106,12 +109,18 @@ def mark_reference(study: Study, axes: Axes, arm: Arm, x: Estimate, y: Estimate)
 
 
 def frame_means(axes: Axes, x: Sequence[Estimate], y: Sequence[Estimate]) -> None:
-    """Axes around means, with room for an interval of usual length: one of two seeds' may be fifty times as long."""
+    """Axes around means, with room for an interval of usual length: one of two seeds' may be fifty times as long. What
+    leaves the frame is paler, as such lines would hide the curves."""
     for points, limit in ((x, axes.set_xlim), (y, axes.set_ylim)):
         means = [e.mean for e in points]
         span = (max(means) - min(means)) or max(e.high - e.low for e in points) or 1.0
         low, high = min(e.low for e in points), max(e.high for e in points)
         limit(max(low, min(means) - 0.35 * span) - 0.05 * span, min(high, max(means) + 0.35 * span) + 0.05 * span)
+    for drawn in axes.lines:
+        (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+        across, up = (np.asarray(ends, dtype=np.float64) for ends in drawn.get_data())
+        if np.any((across < left) | (across > right)) or np.any((up < bottom) | (up > top)):
+            drawn.set_alpha(PALE)
 
 
 def above(axes: Axes, ends: Sequence[tuple[Arm, float, float]]) -> list[tuple[Arm, float, float]]:
@@ -138,19 +147,17 @@ def label_ends(study: Study, axes: Axes, ends: Sequence[tuple[Arm, float, float]
         warnings.filterwarnings("ignore", message="Glyph")
         figure.draw_without_rendering()
     points_per_pixel = 72 / figure.dpi
-    taken: list[tuple[float, float, float]] = []  # left, right, baseline, in points
-    for arm, x, y in sorted(ends, key=lambda end: end[2]):
-        at_x, at_y = axes.transData.transform((x, y)) * points_per_pixel
-        start, end = at_x + 10, at_x + 10 + len(names[arm.name]) * 6.2
-        wanted = at_y
-        for left_edge, right_edge, baseline in taken:
-            if start < right_edge and end > left_edge and abs(wanted - baseline) < 13:
-                wanted = baseline + 13
-        taken.append((start, end, wanted))
+    ordered = sorted(ends, key=lambda end: end[2])
+    places = [axes.transData.transform((x, y)) * points_per_pixel for _, x, y in ordered]
+    spans = [
+        (at_x + 10, at_x + 10 + len(names[arm.name]) * 6.2, at_y)
+        for (arm, _, _), (at_x, at_y) in zip(ordered, places, strict=True)
+    ]
+    for (arm, x, y), (_, at_y), baseline in zip(ordered, places, stacked(spans), strict=True):
         axes.annotate(
             names[arm.name],
             (x, y),
-            xytext=(10, wanted - at_y),
+            xytext=(10, baseline - at_y),
             textcoords="offset points",
             va="center",
             fontsize=11,
@@ -158,3 +165,19 @@ def label_ends(study: Study, axes: Axes, ends: Sequence[tuple[Arm, float, float]
             color=colour_of(study, arm),
             annotation_clip=False,
         )
+
+
+def stacked(names: Sequence[tuple[float, float, float]]) -> list[float]:
+    """The baselines of names, each with its left and right end and the baseline it would like, in points: moved up,
+    one after the other, until no two touch.
+
+    >>> stacked([(0, 9, 0), (0, 9, 1), (0, 99, 2), (100, 150, 12), (50, 120, 12.5)])
+    [0, 13, 26, 12, 39]
+    """
+    taken: list[tuple[float, float, float]] = []
+    for left, right, baseline in names:
+        for other, start, end in sorted(taken):  # from below, as names move up
+            if left < end and right > start and abs(baseline - other) < NAME_HEIGHT:
+                baseline = other + NAME_HEIGHT
+        taken.append((baseline, left, right))
+    return [baseline for baseline, _, _ in taken]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from preflab.report.study import Study
 from preflab.report.verdicts import (
+    ALPHA,
     MANY,
     Verdict,
     absolute,
@@ -66,7 +67,10 @@ def main_comparison(study: Study, main: Verdict | None, found: Sequence[Verdict]
         answer = "undecided, as their distances from the reference (KL) don't overlap"
     elif main.sign == 0:
         remedy = f"; {main.remedy[:1].lower()}{main.remedy[1:-1]}" if main.remedy else ""
-        answer = f"undecided, {where} the difference is {interval(main.difference)}{remedy}"
+        names = f"{compared[0].title} − {compared[1].title}"
+        alone = main.p is not None and main.p < ALPHA
+        why = ", which counts alone but not among all comparisons" if alone else ", which may be nothing"
+        answer = f"undecided, {where} {names} is {interval(main.difference)}{why}{remedy}"
     else:
         better = compared[0] if main.sign > 0 else compared[1]
         answer = f"{where} {better.title} gets more {study.reward_name}, by {interval(absolute(main.difference))}"
@@ -79,7 +83,7 @@ def doubts(study: Study, main: Verdict | None, found: Sequence[Verdict]) -> str:
     parts = []
     if any(arm.final.split != "test" for arm in study.trained if arm.final):
         parts.append("not final, as some arms have not been scored on test prompts")
-    misled = [titles[v.arms[0]] for v in found if v.subject == "proxy" and v.sign < 0 and v.says.startswith("Yes")]
+    misled = [titles[v.arms[0]] for v in found if v.subject == "proxy" and v.sign < 0]
     if misled:
         parts.append(
             f"{study.proxy_name} misled {few(misled, len(study.trained))}: it rose while {study.reward_name} fell"

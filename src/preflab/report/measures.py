@@ -7,6 +7,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from preflab.report.shares import share
 from preflab.report.statistics import Estimate, Matrix, distinct_values, estimate, n_grams, perplexity, repetition
 from preflab.report.study import Arm, Point, Sample, Study
 
@@ -43,11 +44,11 @@ def measure(point: Point, where: str) -> Measures:
         reward=over(point.reward, "reward"),
         proxy_reward=None if point.proxy_reward is None else over(point.proxy_reward, "proxy reward"),
         kl=over(point.kl_nats, "KL").within(0.0),
-        win_rate=over(point.win, "win rate").within(0.0, 1.0),
+        win_rate=share(point.win, f"{where} step {point.step}: win rate"),
         response_tokens=over(point.response_tokens, "response tokens").within(0.0),
-        end_rate=over(point.ended, "end rate").within(0.0, 1.0),
+        end_rate=share(point.ended, f"{where} step {point.step}: end rate"),
         distinct_2=over(distinct_2(words), "distinct-2").within(0.0, 1.0) if written else None,
-        repetition=over(repetitions(words), "repetition").within(0.0, 1.0) if written else None,
+        repetition=share(repetitions(words), f"{where} step {point.step}: repetition") if written else None,
         perplexity=perplexity(point.nll_nats, point.nll_tokens, f"{where} step {point.step}: perplexity")
         if point.nll_nats.shape[1] > 1
         else None,

@@ -25,7 +25,7 @@ def share(values: ArrayLike, what: str, confidence: float = 0.95) -> Estimate:
     0.5
     """
     matrix = np.atleast_2d(np.asarray(values, dtype=np.float64))
-    found = estimate(matrix, what, confidence).within(0, 1)
+    found = estimate(matrix, what, confidence).within(0.0, 1.0)
     if np.ptp(matrix) > 0:
         return found
     unseen = 1 - ((1 - confidence) / 2) ** (1 / matrix.shape[1])

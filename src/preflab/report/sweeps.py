@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from preflab.config.arms import stages
 from preflab.report.checkpoints import Family, families
 from preflab.report.statistics import Estimate, Matrix, estimate
 from preflab.report.study import Arm, Point, Run, Study, stack
@@ -49,8 +50,12 @@ class Sweep:
 
     @property
     def holds_back(self) -> bool:
-        """Whether a larger value must keep the policy closer to the reference: β, or a weight of a KL penalty."""
-        return self.setting.endswith(("beta", "kl_coefficient")) and self.family.arms[0].method not in UNANCHORED
+        """Whether a larger value must keep the policy closer to the reference: β, or a weight of a KL penalty; of a
+        chain, its last stage's alone."""
+        found = stages(self.family.name)
+        key = self.setting.removeprefix(f"{len(found)}.")  # where a chain has a method twice
+        own = len(found) < 2 or key.startswith(f"{found[-1].key}.")
+        return own and key.endswith(("beta", "kl_coefficient")) and self.family.arms[0].method not in UNANCHORED
 
     @property
     def decades(self) -> bool:
@@ -61,8 +66,8 @@ class Sweep:
 def written(setting: str) -> str:
     """A setting as pictures write it.
 
-    >>> written("loss.beta"), written("optimizer.learning_rate")
-    ('β', 'learning_rate')
+    >>> written("loss.beta"), written("optimizer.learning_rate"), written("dpo.loss.beta")
+    ('β', 'learning_rate', 'β')
     """
     last = setting.rpartition(".")[2]
     return "β" if last == "beta" else last

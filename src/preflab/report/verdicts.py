@@ -158,7 +158,7 @@ def correction(found: Sequence[Verdict]) -> str:
 
 def dpo_and_ppo(a: Arm, b: Arm) -> bool:
     """The pair that most readers come for."""
-    return {a.method, b.method} == {"dpo", "ppo"}
+    return {a.method, b.method} == {"dpo", "ppo"} and "+" not in a.family + b.family
 
 
 def compared(
@@ -336,20 +336,19 @@ def proxy_misled(study: Study, arm: Arm, tries: int = 1) -> Verdict | None:
         f"from {since} to step {last.step} {study.reward_name} changed by {interval(gold)}, "
         f"the proxy by {interval(proxy)}"
     )
-    p = p_value(last.reward - peak.reward, f"reward of {arm.name}")
+    p = 1.0  # of "the gold reward did not fall, or the proxy did not rise"
     unclear = f"Not shown: {study.reward_name} fell, but the proxy didn't clearly rise"
     silent = "No sign of it"
     if gold.mean >= 0:
-        says = f"No: {study.reward_name} is highest at the last checkpoint; {change}."
-    elif proxy.mean > 0:  # both have to hold, so the weaker one counts
-        says = f"Yes: {change}."
-        silent = unclear if gold.sign < 0 and proxy.sign == 0 else silent
-        p = max(p, p_value(last.proxy_reward - peak.proxy_reward, f"proxy reward of {arm.name}"))
-    else:
-        says = f"{unclear}; {change}."
-    p = min(1.0, p * looked_at)
+        silent = f"No, {study.reward_name} is highest at the last checkpoint"
+    elif gold.sign < 0 and proxy.sign < 1:
+        silent = unclear
+    if gold.mean < 0 < proxy.mean:  # both have to hold, so the weaker one counts
+        gold_p = p_value(last.reward - peak.reward, f"reward of {arm.name}")
+        proxy_p = p_value(last.proxy_reward - peak.proxy_reward, f"proxy reward of {arm.name}")
+        p = min(1.0, max(gold_p, proxy_p) * looked_at)
     question = f"Did the proxy mislead {arm.title}?"
-    return Verdict("proxy", (arm.name,), arm.title, question, says, silent, change, gold, p, p)
+    return Verdict("proxy", (arm.name,), arm.title, question, f"Yes: {change}.", silent, change, gold, p, p)
 
 
 def mean_cost(arm: Arm, name: str) -> float | None:

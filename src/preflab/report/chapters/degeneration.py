@@ -203,7 +203,7 @@ def within(one: Looked) -> tuple[Value, ...]:
     return (
         one.arm,
         optional_share(found.loops, f"{what}: loops"),
-        None if found.repetition is None else estimate(found.repetition, f"{what}: repetition").within(0, 1),
+        optional_share(found.repetition, f"{what}: repetition"),
         share(found.ended, f"{what}: end rate"),
         estimate(found.tokens, f"{what}: length").within(0.0),
         None if found.log_perplexity is None else perplexity(point.nll_nats, point.nll_tokens, f"{what}: perplexity"),

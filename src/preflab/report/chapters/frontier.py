@@ -8,50 +8,45 @@ from itertools import combinations
 import numpy as np
 from matplotlib.axes import Axes
 
-from preflab.report.chapter import Chapter, Column, Drawing, Finding, Findings, Part, Prose, Sheet, Value
+from preflab.report.chapter import Chapter, Column, Drawing, Part, Prose, Sheet, Value
 from preflab.report.checkpoints import Checkpoint, Family, checkpoints, families, trained_points
 from preflab.report.figures import above, colour_of, dots, frame_means, label_ends, line, mark_reference
-from preflab.report.frontiers import Overlap, envelope_of, frontier_at, measured_range, overlap, with_reference
+from preflab.report.frontiers import envelope_of, frontier_at, measured_range, overlap, with_reference
 from preflab.report.statistics import Estimate, estimate
 from preflab.report.study import Arm, Point, Study
 from preflab.report.svg import Picture, named, sheet, to_svg
-from preflab.report.verdicts import GRID, MANY, absolute, seeds_in_words
-from preflab.report.wording import interval, number
+from preflab.report.verdicts import GRID, MANY
+from preflab.report.wording import number
 
-SHOWN_KL = 5  # columns of the table of reward at matched KL, at most
+SHOWN_KL = 4  # columns of the table of reward at matched KL, at most
 
 
 def frontier(study: Study) -> Chapter | None:
     """Reward against KL; None until an arm but the reference has a checkpoint."""
-    found = [checkpoint for arm in study.arms for checkpoint in checkpoints(arm)]
+    found = [checkpoint for arm in study.arms for checkpoint in checkpoints(study, arm)]
     if all(checkpoint.arm.name == study.reference_name for checkpoint in found):
         return None
     groups = families(study)
-    compared = [(a, b, overlap(study, a, b)) for a, b in pairs(groups)]
     parts: list[Part | None] = [
         Prose(
             f"Any method can buy {study.reward_name} with KL, by moving away from the reference. What tells methods "
             "apart is how much of it they get for the same KL."
         ),
         Drawing(picture(study, groups, found), points_sheet(study, groups, found)),
-        Findings("More reward at equal KL?", tuple(finding(study, *entry) for entry in compared)),
         at_matched_kl(study, groups),
-        Prose(how(len(compared)), quiet=True),
+        differences(study, groups),
+        Prose(HOW, quiet=True),
     ]
-    kept = [part for part in parts if part is not None and not (isinstance(part, Findings) and not part.items)]
-    return Chapter("frontier", "Reward and KL", tuple(kept))
+    return Chapter("frontier", "Reward and KL", tuple(part for part in parts if part is not None))
 
 
-def how(comparisons: int) -> str:
-    """How the frontiers were made, in small print."""
-    corrected = f" {comparisons} comparisons, each at 95 %, not corrected for their number." if comparisons > 1 else ""
-    return (
-        "A family's convex frontier is the upper concave envelope of the reference and all its checkpoints, of all "
-        "settings tried: answering some prompts with one checkpoint and the others with another reaches every point "
-        "on it. Differences are means over the KL range that both families were measured in, nothing is extrapolated; "
-        "which checkpoints make the frontier is picked on one half of the validation prompts and the reward read on "
-        "the other, and the other way round, so that more tries bring no luck." + corrected
-    )
+HOW = (
+    "A family's convex frontier is the upper concave envelope of the reference and all its checkpoints, of all "
+    "settings tried: answering some prompts with one checkpoint and the others with another reaches every point on "
+    "it. Which checkpoints make it is picked on one half of the validation prompts and the reward read on the other, "
+    "and the other way round, so that more tries bring no luck. A verdict at equal KL compares the curves themselves, "
+    "also where they fall below their frontier."
+)
 
 
 def pairs(groups: Sequence[Family]) -> list[tuple[Family, Family]]:
@@ -60,26 +55,25 @@ def pairs(groups: Sequence[Family]) -> list[tuple[Family, Family]]:
     return found if len(groups) < MANY else [pair for pair in found if groups[0] in pair]
 
 
-def finding(study: Study, a: Family, b: Family, shared: Overlap | None) -> Finding:
-    """Which of two families gets more reward at equal KL."""
-    about = f"{a.title} or {b.title}"
-    if shared is None:
-        (low_a, high_a), (low_b, high_b) = measured_range(a), measured_range(b)
-        ranges = f"{a.title} {number(low_a)}–{number(high_a)} nats, {b.title} {number(low_b)}–{number(high_b)} nats"
-        return Finding(about, f"Undecided: no KL was reached by both on the same seeds ({ranges}).", found=False)
-    difference = shared.difference
-    where = (
-        f"between {number(shared.low_nats)} and {number(shared.high_nats)} nats, {seeds_in_words(len(shared.seeds))}"
+def differences(study: Study, groups: Sequence[Family]) -> Sheet | None:
+    """By how much the frontiers differ, over the KL values that both families reached; None of fewer than two."""
+    columns = (
+        Column("Family", "text"), Column("Against", "text"), Column("Seeds", "count"), Column("KL from"),
+        Column("KL to"), Column(f"{study.reward_name}, difference"), Column("Area between (reward · nats)"),
+    )  # fmt: skip
+    rows: list[tuple[Value, ...]] = []
+    for a, b in pairs(groups):
+        shared = overlap(study, a, b)
+        cells: tuple[Value, ...] = (None,) * 5
+        if shared:
+            cells = (len(shared.seeds), shared.low_nats, shared.high_nats, shared.difference, shared.area)
+        rows.append((a.title, b.title, *cells))
+    reading = (
+        "The first frontier minus the second at equal KL, the mean over the KL range that both were measured in; "
+        "empty: no KL was reached by both on the same seeds. Described, not decided: each interval is at 95 % for "
+        "itself, and the verdicts alone are corrected for their number."
     )
-    if difference.sign == 0:
-        answer = f"No difference found: {a.title} − {b.title} = {interval(difference)}, {where}."
-        return Finding(about, answer, found=False)
-    better, worse = (a, b) if difference.sign > 0 else (b, a)
-    area = f"area between the frontiers {interval(absolute(shared.area))} reward · nats"
-    amount = interval(absolute(difference))
-    return Finding(
-        about, f"{better.title} gets {amount} more {study.reward_name} than {worse.title}, {where}; {area}.", found=True
-    )
+    return Sheet("frontier-differences", columns, tuple(rows), reading) if rows else None
 
 
 def at_matched_kl(study: Study, groups: Sequence[Family]) -> Sheet | None:
@@ -91,7 +85,7 @@ def at_matched_kl(study: Study, groups: Sequence[Family]) -> Sheet | None:
     shown = round_values(low, high)
     common = max(low for low, _ in ranges), min(high for _, high in ranges)
     columns = [Column("Family", "text"), Column("Checkpoints", "count"), Column("KL from"), Column("KL to")]
-    columns += [Column(f"at {x:g} nats") for x in shown]
+    columns += [Column(f"at KL {x:g}") for x in shown]
     overlapping = len(groups) > 1 and common[0] < common[1]
     if overlapping:
         columns.append(Column(f"area, {number(common[0])}–{number(common[1])} nats"))
@@ -189,7 +183,7 @@ def picture(study: Study, groups: Sequence[Family], found: Sequence[Checkpoint])
     marks = (
         "A dot is a checkpoint, its intervals are in the data"
         if crowded
-        else "A dot is a checkpoint with its 95 % intervals, which may go on past the frame, a ring the one chosen"
+        else "A dot is a checkpoint with its 95 % intervals, pale where they leave the frame, a ring the one chosen"
     )
     return Picture(
         "frontier",

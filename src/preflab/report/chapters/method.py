@@ -12,14 +12,14 @@ METHOD = (
     "arm; all arms and seeds answer the same prompts.",
     "Checkpoints and settings are chosen on validation prompts; the chosen checkpoint is scored once on test prompts, "
     "which share none with training and validation. Curves are of validation prompts.",
-    "Intervals are 95 %. One seed: bias-corrected accelerated bootstrap over prompts. Several seeds: a seed × prompt "
-    "random-effects variance with Satterthwaite's degrees of freedom. Ratios (perplexity) by the delta method, "
-    "distinct-2 by a jackknife over prompts, since resampling would repeat what the responses didn't.",
-    "Arms are compared prompt by prompt, on the seeds that both have. At equal KL: curves are interpolated linearly "
-    "between checkpoints ordered by KL, from the reference at KL 0, and their difference is averaged over the overlap "
-    "of the KL ranges of trained checkpoints; outside it nothing is said.",
-    "A proxy misled where, from the arm's best checkpoint to its last, it rose while the gold reward fell, both with "
-    "intervals widened for having picked the best (Bonferroni).",
+    "At equal KL: curves are interpolated linearly between checkpoints ordered by KL, from the reference at KL 0, and "
+    "their difference is averaged where the KL ranges of trained checkpoints overlap; outside nothing is said.",
+    "A proxy misled where, from the arm's best checkpoint to its last, it rose while the gold reward fell, both shown, "
+    "and shown beyond what picking the best of several checkpoints by looking explains (Bonferroni).",
+    "Ratios (perplexity) by the delta method, distinct-2 by a jackknife over prompts, since resampling would repeat "
+    "what the responses didn't. A share that is the same in every row, such as a win rate of 100 %, has the exact "
+    "binomial interval of its prompts (Clopper and Pearson), as it has no spread.",
+    "How intervals, p-values and their correction are made: “How sure is that?” above, and docs/statistics.md.",
 )
 
 

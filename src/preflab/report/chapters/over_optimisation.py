@@ -83,7 +83,8 @@ HOW = (
     "reference's, R = d (α − β d) for best of n and R = d (α − β log d) for training, by least squares through the "
     "checkpoints, with intervals over seeds and prompts. A peak is named only where it lies between checkpoints and "
     "the curve's slope at the last one is shown to be below 0; its interval holds every KL at which the slope may be "
-    "0. Nothing is said from a curve that misses its checkpoints by more than their noise."
+    "0. Nothing is said from a curve that misses its checkpoints by more than their noise. Each interval is at 95 % "
+    "for itself; whether the proxy misled is among the verdicts, which are corrected for their number."
 )
 
 
@@ -132,11 +133,11 @@ def advice(study: Study, one: Course, gold: Fit) -> Finding:
         return Finding(
             about, f"Undecided: the curve doesn't fit, it misses {where} by more than noise ({runs}).", found=False
         )
-    end, proxy_end = gold.slope(float(gold.d[-1])), one.proxy.slope(float(one.proxy.d[-1])) if one.proxy else None
+    end, top = gold.slope(float(gold.d[-1])), gold.peak
     per_nat = 1 / (2 * float(gold.d[-1]))  # dR/dKL = R'(d) / 2d
     slope = interval(Estimate(end.mean * per_nat, end.low * per_nat, end.high * per_nat))
     at_end = f"its slope at {reached} is {slope} per nat, {runs}"
-    rises = proxy_end is not None and proxy_end.sign > 0 and not (one.proxy and one.proxy.missed)
+    rises = proxy_rises(one, top.mean if top and end.sign < 0 else None)
     if end.sign == 0:
         return Finding(
             about, f"Undecided: at the largest KL, {study.reward_name} may rise or fall: {at_end}.", found=False
@@ -152,7 +153,6 @@ def advice(study: Study, one: Course, gold: Fit) -> Finding:
         if rises
         else f"past it {study.reward_name} falls; that the proxy still rises is not shown"
     )
-    top = gold.peak
     if top is None:
         return Finding(
             about, f"Stop before KL ≈ {number(float(gold.d[0]) ** 2)} nats, the first checkpoint: {study.reward_name} "
@@ -167,6 +167,14 @@ def advice(study: Study, one: Course, gold: Fit) -> Finding:
     )  # fmt: skip
 
 
+def proxy_rises(one: Course, peak: float | None) -> bool:
+    """Whether the proxy was shown to rise up to the last checkpoint: from the one before the gold reward's peak (in
+    √nats), else from the first."""
+    before = [gain for gain in one.gains if peak is None or gain.kl.mean**0.5 <= peak]
+    since, last = before[-1 if peak else 0].point.proxy_reward, one.gains[-1].point.proxy_reward
+    return since is not None and last is not None and estimate(last - since, f"proxy of {one.arm.name}").sign > 0
+
+
 def step(arm: Arm, point: Point) -> str:
     """A checkpoint in words: best of n has no steps but an n."""
     return f"n = {point.step}" if arm.kl_is_bound else f"step {point.step}"
@@ -176,7 +184,7 @@ def fits_sheet(fitted: Sequence[Course]) -> Sheet:
     """The curves' coefficients."""
     columns = (
         Column("Arm", "arm"), Column("Reward", "text"), Column("Curve", "text"), Column("Checkpoints", "count"),
-        Column("α"), Column("β"), Column("R²"), Column("Peak at KL (nats)"), Column("Measured up to (nats)"),
+        Column("α"), Column("β"), Column("R²"), Column("Peak at KL (nats)"),
     )  # fmt: skip
     rows = []
     for one in fitted:
@@ -188,10 +196,7 @@ def fits_sheet(fitted: Sequence[Course]) -> Sheet:
             peak: Value = "not reached" if top is None else Estimate(top.mean**2, top.low**2, top.high**2)
             if found.missed:
                 peak = "the curve doesn't fit"
-            end = float(found.d[-1]) ** 2
-            rows.append(
-                (one.arm, reward, curve, len(found.d), found.alpha, found.beta, found.r_squared, peak, end)
-            )  # fmt: skip
+            rows.append((one.arm, reward, curve, len(found.d), found.alpha, found.beta, found.r_squared, peak))
     reading = "The fitted curves, d = √KL: α is the reward that the first √nat buys, β how fast the curve bends down."
     return Sheet("over-optimisation-fits", columns, tuple(rows), reading)
 
@@ -271,9 +276,9 @@ def points_sheet(fitted: Sequence[Course]) -> Sheet:
     return Sheet("over-optimisation", columns, tuple(rows), "Rewards above the reference's, on validation prompts.")
 
 
-def with_proxy(arm: Arm) -> list[Checkpoint]:
+def with_proxy(study: Study, arm: Arm) -> list[Checkpoint]:
     """The arm's checkpoints that have a proxy reward."""
-    return [checkpoint for checkpoint in checkpoints(arm) if checkpoint.proxy]
+    return [checkpoint for checkpoint in checkpoints(study, arm) if checkpoint.proxy]
 
 
 def proxy_against_gold(study: Study) -> Picture:
@@ -281,8 +286,8 @@ def proxy_against_gold(study: Study) -> Picture:
     figure, axes = sheet(7.2, 3.9)
     axes.set_xlabel(named(f"{study.proxy_name} (proxy)"))
     axes.set_ylabel(named(study.reward_name))
-    start = with_proxy(study.reference)[:1] if study.reference else []
-    paths = [(arm, path) for arm in study.trained if (path := with_proxy(arm))]
+    start = with_proxy(study, study.reference)[:1] if study.reference else []
+    paths = [(arm, path) for arm in study.trained if (path := with_proxy(study, arm))]
     for arm, path in paths:
         route = [(c.proxy, c.reward) for c in [*start, *path] if c.proxy]
         line(study, axes, arm, [proxy for proxy, _ in route], [gold for _, gold in route])
@@ -313,6 +318,6 @@ def proxy_sheet(study: Study) -> Sheet:
     rows = tuple(
         (c.arm, c.point.step, len(c.point.seeds), c.proxy, c.reward, c.kl)
         for arm in study.arms
-        for c in with_proxy(arm)
+        for c in with_proxy(study, arm)
     )
     return Sheet("proxy", columns, rows, "Every checkpoint with a proxy reward, on validation prompts.")

@@ -27,7 +27,7 @@ def results(study: Study) -> Chapter | None:
             row.arm,
             steps(row.steps),
             row.measures.reward,
-            row.measures.kl,
+            row.measures.kl.mean if row.arm.kl_is_bound else row.measures.kl,
             None if row.arm.name == study.reference_name else row.measures.win_rate,
             mean_cost(row.arm, "wall_seconds"),
         )

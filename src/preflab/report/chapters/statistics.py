@@ -25,7 +25,8 @@ METHOD = (
     "Arms are compared prompt by prompt, on the seeds that both have. A difference over several seeds varies with the "
     "seed and with the prompt: its interval is of crossed random effects, with Satterthwaite's degrees of freedom. "
     "Over one seed it is a BCa bootstrap over prompts, which says nothing of other seeds. A p-value is an interval "
-    "read backwards. How often the intervals hold the truth was simulated: docs/statistics.md has the figures."
+    "read backwards. The other chapters describe: their intervals are at 95 % each, and a difference that they show is "
+    "no verdict. How often the intervals hold the truth was simulated: docs/statistics.md has the figures."
 )
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from preflab.report.chapter import Chapter, Column, Finding, Findings, Part, Prose, Sheet, Value
+from preflab.report.chapter import Chapter, Column, Finding, Findings, Part, Sheet, Value
 from preflab.report.families import Family, families, tuned, unequal_tries, validation_reward
 from preflab.report.measures import measure
 from preflab.report.study import Arm, Study
-from preflab.report.verdicts import Subject, correction
+from preflab.report.verdicts import Subject
 from preflab.report.verdicts import verdicts as all_verdicts
 from preflab.report.wording import listing
 
@@ -33,9 +33,6 @@ def verdicts(study: Study) -> Chapter | None:
         unfair = unequal_tries(groups)
         if unfair:
             parts.append(Findings("", (Finding("Warning", unfair, True),)))
-    corrected = correction(found)
-    if corrected:
-        parts.append(Prose(corrected, quiet=True))
     return Chapter("verdicts", "Verdicts", tuple(parts)) if parts else None
 
 

@@ -42,7 +42,8 @@ def win_rates(study: Study) -> Chapter | None:
         Prose(
             f"Arms are compared response by response, on the same {where}: the response with more "
             f"{study.reward_name} wins, equal ones tie, and a tie counts as half a win. Of equal "
-            "arms each wins 50 %."
+            "arms each wins 50 %. These shares describe, each with its own 95 % interval; which difference counts "
+            "among all that were asked, the verdicts say."
         ),
         against_reference(study, by_reward),
         Drawing(matrix(study, by_reward, "win-rates", study.reward_name), drawn_sheet(by_reward, "win-rates-drawn")),
@@ -61,7 +62,7 @@ def against_reference(study: Study, found: Sequence[Duel]) -> Findings:
     """How often each arm beats the reference, and DPO's comparison with PPO."""
     shown = [one for one in found if one.second.name == study.reference_name]
     shown += [one for one in found if {one.first.name, one.second.name} == {"dpo", "ppo"}]
-    heading = "Does it win more often than it loses?"
+    heading = "How often does it win?"
     return Findings(heading, tuple(Finding(about(one), answer(one), one.sign != 0) for one in shown))
 
 
@@ -71,22 +72,10 @@ def about(one: Duel) -> str:
 
 
 def answer(one: Duel) -> str:
-    """What the interval of the win rate allows to say, and whether it holds at equal length."""
-    rate = f"{percent(one.win_rate)} (ties {share(one.ties.mean, 0)})"
-    if one.sign == 0:
-        return f"Undecided: it wins {rate}, and the interval holds 50 %."
-    said = "Yes" if one.sign > 0 else "No, it loses more often"
-    return f"{said}: it wins {rate}{at_equal_length(one)}."
-
-
-def at_equal_length(one: Duel) -> str:
-    """What becomes of a win rate that leaves ½ out, where length is held equal."""
+    """The win rate, and what it is at equal length; no judgement, which is the verdicts'."""
     fair = one.equal_length
-    if fair is None:
-        return "; at equal length it can't be said"
-    if (fair.low - 0.5) * one.sign > 0 and (fair.high - 0.5) * one.sign > 0:
-        return f"; at equal length too, {percent(fair)}"
-    return f"; at equal length {percent(fair)}, which leaves it open"
+    at_equal_length = f"{percent(fair)} at equal length" if fair else "at equal length it can't be said"
+    return f"It wins {percent(one.win_rate)}, ties {share(one.ties.mean, 0)}; {at_equal_length}."
 
 
 def percent(rate: Estimate) -> str:
@@ -188,10 +177,7 @@ def duel_sheet(found: Sequence[Duel], name: str) -> Sheet:
     )
     reading = "Wins, ties and losses are shares of the same prompts; the win rate is wins and half of the ties."
     if len(found) > 1:
-        reading += (
-            f" {len(found)} comparisons at 95 % each, not corrected for their number: of those without a true "
-            "difference about one in twenty shows one."
-        )
+        reading += f" {len(found)} comparisons at 95 % each: where nothing differs, one in twenty shows a difference."
     return Sheet(name, columns, rows, reading)
 
 
