@@ -13,6 +13,8 @@ import pytest
 
 from preflab.cli.flags import parse
 from preflab.cli.main import COMMANDS, command_of, main
+from preflab.config.arms import canonical, parts, settings
+from preflab.config.commands import Compare
 from preflab.config.load import flatten, read_yaml, setting_names
 from preflab.runs import read_json, read_lines
 from preflab.tables.alignment import choose
@@ -25,6 +27,7 @@ RECIPES = ROOT / "recipes"
 FILES = sorted(RECIPES.rglob("*.yaml"))
 PAGES = sorted(RECIPES.rglob("*.md"))
 FOUNDING = RECIPES / "dpo-vs-ppo-table"
+DIALOGUES = RECIPES / "dpo-gpt2-hh"
 HELOC_COLUMNS = 24
 every_file = pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(RECIPES)))
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(RECIPES)))
@@ -99,6 +102,36 @@ def test_the_founding_settings_are_in_its_files(monkeypatch: pytest.MonkeyPatch)
     assert ppo.ppo.kl_coefficient == dpo.dpo.loss.dpo.beta == 0.1
     assert (dpo.dpo.ranking.temperatures, dpo.dpo.ranking.smallest_gap) == ((0.6, 0.8, 1.0, 1.2), 0.01)
     assert ppo.discriminators == dpo.discriminators
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if "arms" in read_yaml(file)[0]], ids=lambda file: file.stem)
+def test_arms_are_written_as_their_folders_are(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages name these folders; a file that spells β 0.10 would make others."""
+    monkeypatch.chdir(ROOT)
+    config = parsed(own_command(file))
+    assert isinstance(config, Compare)
+    assert list(config.arms) == [canonical(config, arm) for arm in config.arms]
+    assert len(set(config.arms)) == len(config.arms)
+
+
+def test_the_founding_settings_of_dialogue_are_in_its_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """8 of 12 blocks frozen, RMSprop at 1e-6 with a linear warm-up and clipping; the small one has that rate beside."""
+    monkeypatch.chdir(ROOT)
+    config, small = (parsed(own_command(DIALOGUES / f"{name}.yaml")) for name in ("gpt2", "small"))
+    as_written = [settings(config, parts(arm)[-1]) for arm in config.arms if arm != "reference"]
+    beside = [settings(small, parts(arm)[-1]) for arm in small.arms if "learning_rate=1e-6" in arm]
+    for method in (*as_written, *beside):
+        optimizer = method.optimizer
+        assert (method.freeze_blocks, optimizer.name, optimizer.learning_rate) == (8, "rmsprop", 1e-6)
+        assert optimizer.warmup_steps > 0
+        assert optimizer.max_gradient_norm == 1.0
+    assert {type(method).__name__ for method in beside} == {"SFT", "DPO"}
+    assert (small.base.layers, small.reference.freeze_blocks, config.reference.freeze_blocks) == (12, 8, 8)
+    for one in (config, small):
+        scaled = [arm for arm in one.arms if "learning_rate" not in arm]
+        betas = [settings(one, parts(arm)[-1]).loss.beta for arm in scaled if arm.startswith("dpo")]
+        assert betas == [0.05, 0.1, 0.5, 1, 5]
+        assert (one.task, one.choose_by, one.generations.prompts) == ("dialogue", "last", None)
 
 
 def table(rows: int = 120) -> pd.DataFrame:
