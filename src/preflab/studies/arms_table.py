@@ -115,7 +115,7 @@ def total_of(config: Compare, arm: str, examples: int) -> str:
     """The steps of an arm, in words: the most where it can end before, by a budget or with ties; "" without steps.
 
     >>> total_of(Compare(), "ppo", 900)
-    '200'
+    '40'
     """
     steps = steps_of(config, arm, examples)
     if steps is None:
