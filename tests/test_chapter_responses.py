@@ -6,6 +6,7 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from preflab.report.duels import between, duels
 from preflab.report.statistics import Estimate, estimate, student
 from preflab.report.study import Study, read_study
 from preflab.report.visits import visited
+from preflab.runs import digest, read_lines
 from study_folder import REFERENCE, SimulatedArm, root, usual_arms, write_json, write_lines, write_study
 
 ALL = (win_rates, degeneration, cost, generations)
@@ -159,11 +161,18 @@ def test_a_held_out_judge_has_a_matrix_of_its_own(tmp_path: Path) -> None:
 
 def test_judgements_and_votes_are_read_where_there_are_any(tmp_path: Path) -> None:
     tilted(tmp_path, {"reference": [0.0] * 4, "dpo": [1.0, 0.0, 1.0, 1.0]})
-    pair = {"first_arm": "dpo", "second_arm": "reference", "prompts": list("abcd"), "leading": [[1, 1, 1, 0]],
-            "trailing": [[1, 0, 1, 0]]}  # fmt: skip
+    paths = [tmp_path / f"arms/{arm}/seed-0/samples.jsonl" for arm in ("dpo", "reference")]
+    dpo, reference = ([line for line in read_lines(path) if line["split"] == "test"] for path in paths)
+    prompts = [line["prompt_id"] for line in dpo]
+    responses = digest([[a["response"], b["response"]] for a, b in zip(dpo, reference, strict=True)])
+    arms: dict[str, Any] = {"first_arm": "dpo", "second_arm": "reference", "responses": responses}
+    pair = arms | {"seeds": [0], "prompts": prompts, "leading": [[1, 1, 1, 0]], "trailing": [[1, 0, 1, 0]]}
     write_json(tmp_path / "judgements.json", {"judge": "judge.py:prefer", "pairs": [pair]})
-    rows = [{"row": i, "first": "dpo" if i % 2 else "reference"} for i in range(1, 5)]
-    key = {"first_arm": "dpo", "second_arm": "reference", "rows": rows, "alike": []}
+    rows = [
+        {"row": i, "first": "dpo" if i % 2 else "reference", "seed": 0, "prompt_id": name}
+        for i, name in enumerate(prompts, 1)
+    ]
+    key = arms | {"rows": rows, "alike": []}
     write_json(tmp_path / "votes/dpo-against-reference.key.json", key)
     (tmp_path / "votes/dpo-against-reference.ann.csv").write_text("row,vote\n1,1\n2,1\n3,1\n4,tie\n")
     chapter = win_rates(read_study(tmp_path))
@@ -172,6 +181,14 @@ def test_judgements_and_votes_are_read_where_there_are_any(tmp_path: Path) -> No
     assert (preference.mean, bias.mean) == (0.625, 0.125)
     voted = sheet(chapter, "human-votes").rows[0]
     assert (voted[0].name, voted[2].mean, voted[3:7]) == ("dpo", 0.625, (2, 1, 1, 1))
+    # The arm is deleted and run again, and answers otherwise: what was said of it was said of others.
+    write_lines(paths[0], [line | {"response": f"{line['response']}!"} for line in read_lines(paths[0])])
+    chapter = win_rates(read_study(tmp_path))
+    assert chapter
+    assert not {"judged-pairs", "human-votes"} & {part.name for part in chapter.parts if isinstance(part, Sheet)}
+    said = " ".join(part.text for part in chapter.parts if isinstance(part, Prose))
+    assert "The judge of pairs on dpo against reference: left out" in said
+    assert "The votes on dpo against reference: left out" in said
 
 
 # --- degeneration ---

@@ -19,15 +19,16 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
-from preflab.config.commands import Base, Compare, Lengths, Pairs, Prompts
+from preflab.config.commands import Base, Budget, Compare, Lengths, Pairs, Prompts
 from preflab.config.load import check, to_yaml
 from preflab.config.online import PPO, RolloutBatch
+from preflab.config.online_preference import IterativeDPO
 from preflab.config.preference import BCO, DPO, IPO, KTO
 from preflab.config.presets import preset
 from preflab.config.training import SFT, Batch, Reward
 from preflab.errors import Interrupted, NumericError
 from preflab.runs import RunFolder, append_lines, read_json, write_json
-from preflab.studies.arms_table import ArmsTable, Progress, Row, progress_of
+from preflab.studies.arms_table import ArmsTable, Progress, Row, progress_of, total_of
 from preflab.studies.compare import compare
 from preflab.studies.jobs import Job, jobs_of
 
@@ -239,6 +240,17 @@ def test_progress_is_read_from_a_run_folder_whole_or_not(tmp_path: Path) -> None
     assert progress_of(run).step == 7
 
 
+def test_steps_that_a_budget_or_ties_can_end_before_are_said_to_be_the_most() -> None:
+    config = replace(study(Path("unused"), ("reference", "dpo", "ppo")), iterative_dpo=IterativeDPO(rounds=2))
+    assert total_of(config, "dpo", 20) == "3"  # 20 pairs by 8
+    assert total_of(config, "ppo", 20) == "2"
+    assert total_of(config, "best-of-n", 20) == ""
+    assert total_of(config, "iterative-dpo", 20).startswith("≤ ")
+    bounded = replace(config, budget=Budget(measure="labels", amount=5))
+    assert total_of(bounded, "dpo", 20) == "≤ 3"
+    assert Progress(step=2).note(total_of(bounded, "dpo", 20)) == "step 2 of ≤ 3"
+
+
 def test_the_table_shows_all_arms_and_on_a_low_terminal_those_that_matter(tmp_path: Path) -> None:
     rows = [
         Row(f"dpo@loss.beta={beta}", seed, RunFolder(tmp_path), 10, state="done", seconds=12)
@@ -250,7 +262,7 @@ def test_the_table_shows_all_arms_and_on_a_low_terminal_those_that_matter(tmp_pa
 
     def drawn(height: int) -> list[str]:
         console = Console(width=90, height=height, file=io.StringIO(), force_terminal=False)
-        console.print(ArmsTable(tuple(rows), (42,) * len(rows)))
+        console.print(ArmsTable(tuple(rows), ("42",) * len(rows)))
         assert isinstance(console.file, io.StringIO)
         return [" ".join(line.split()) for line in console.file.getvalue().splitlines()]
 

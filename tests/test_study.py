@@ -63,6 +63,12 @@ def figures(folder: Path) -> dict[str, Any]:
     found["study"].pop("out")
     costs = [verdict for verdict in found["verdicts"] if "cost" in verdict["question"].lower()]
     found["verdicts"] = [verdict for verdict in found["verdicts"] if verdict not in costs]
+    found["chapters"].pop("cost")
+    said = found["chapters"]["verdicts"]
+    said["findings"] = [item for item in said["findings"] if item["answer"] not in [cost["answer"] for cost in costs]]
+    results = found["chapters"]["results"]["tables"]["results"]
+    time_column = results["columns"].index("Time")
+    results["rows"] = [row[:time_column] + row[time_column + 1 :] for row in results["rows"]]
     return dict(found)
 
 

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from preflab.cli.study_plan import show_study_plan
-from preflab.config.commands import Base, BestOfN, Compare, Lengths, Pairs, Prompts
+from preflab.config.commands import Base, BestOfN, Budget, Compare, Lengths, Pairs, Prompts
 from preflab.config.online import PPO, RolloutBatch
 from preflab.config.pair_losses import DPOLoss
 from preflab.config.preference import DPO, KTO
@@ -106,6 +106,31 @@ def test_a_folder_with_other_settings_is_refused(before_and_after: tuple[StudyPl
         plan(replace(study(before_and_after[2]), choose_by="last"))
 
 
+def test_a_held_out_judge_variants_of_best_of_n_and_a_budget_are_planned(tmp_path: Path) -> None:
+    """On a model of as few positions as fit: 16 + 24 tokens and two ends."""
+    config = replace(
+        study(tmp_path / "study"),
+        arms=("dpo", "best-of-n@n=2", "best-of-n@n=64"),
+        kto=preset("reviews").kto,
+        ppo=preset("reviews").ppo,
+        lengths=Lengths(prompt_tokens=16, response_tokens=24),
+        judge=True,
+        budget=Budget(measure="steps", amount=4),
+        best_of_n=preset("reviews").best_of_n,
+    )
+    found = plan(config)
+    parts = named(found)
+    assert list(parts)[2:6] == [f"{name}, seed 0" for name in ("pairs", "judge pairs", "reward model", "judge")]
+    # The judge learns from the pairs of all its prompts, as many as the arms have: 48 × 2 by 16, and 86 by 16.
+    assert (parts["judge, seed 0"].steps, parts["reward model, seed 0"].steps) == (6, 6)
+    assert parts["judge pairs, seed 0"].seconds > 0
+    assert parts["best-of-n@n=64, seed 0"].seconds > 2 * parts["best-of-n@n=2, seed 0"].seconds
+    console = Console(file=io.StringIO(), width=100)
+    show_study_plan(found, console)
+    assert isinstance(console.file, io.StringIO)
+    assert "arms end when they have cost 4 steps; steps and time are the most" in console.file.getvalue()
+
+
 def test_the_plan_is_printed_with_its_sums() -> None:
     part = Part("base", "to make", 813, 65.0, 2**29, 2**22)
     arm = Part("dpo, seed 0", "made", 43, 0.0, 0, 2**23)
@@ -123,3 +148,10 @@ def test_the_plan_is_printed_with_its_sums() -> None:
 def test_a_chain_waits_for_the_arm_that_it_begins_with() -> None:
     jobs = [Job("dpo", 0), Job("sft", 0), Job("dpo+ppo", 0), Job("kto", 0)]
     assert makespan(jobs, [5.0, 1.0, 2.0, 1.0], 2) == 7.0
+
+
+def test_an_arm_that_has_to_wait_is_overtaken() -> None:
+    jobs = [Job("sft", 0), Job("sft+dpo", 0), Job("kto", 0)]
+    assert makespan(jobs, [4.0, 1.0, 4.0], 2) == 5.0
+    assert makespan(jobs, [4.0, 1.0, 4.0], 1) == 9.0
+    assert makespan(jobs[1:], [1.0, 4.0], 2) == 4.0  # sft is finished

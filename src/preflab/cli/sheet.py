@@ -12,7 +12,7 @@ from preflab.config.commands import VoteSheet
 from preflab.errors import ConfigError, DataError, nearest
 from preflab.report.study import Arm, Study, read_study
 from preflab.report.votes import COLUMNS, FOLDER, KEY, sheet_name, sheets_in
-from preflab.runs import write_json, write_text
+from preflab.runs import digest, write_json, write_text
 from preflab.seeds import derive
 from preflab.tables.files import harmless
 
@@ -55,6 +55,7 @@ def run(config: VoteSheet) -> None:
                 for row, (duel, swap) in enumerate(zip(shown, swapped, strict=True), 1)
             ],
             "alike": [_place(duel) for duel in alike],
+            "responses": digest([duel.responses for duel in (*shown, *alike)]),
         },
     )
     write_text(path, sheet(shown, swapped))

@@ -26,6 +26,7 @@ def show_study_plan(plan: StudyPlan, console: Console) -> None:
             f"about {_clock(plan.seconds)}: shared {_clock(plan.shared_seconds)}, arms {_clock(plan.arms_seconds)}",
         ),
         ("", f"{at_once}; from a few real steps of each kind, on this machine as busy as it is"),
+        *_budget(plan),
         ("memory", f"about {_mib(plan.memory_bytes)} at the peak, of all processes"),
         ("disk", f"about {_mib(plan.disk_bytes)} in the study folder"),
     ]
@@ -33,10 +34,19 @@ def show_study_plan(plan: StudyPlan, console: Console) -> None:
         console.print(f"{title:<9}{said}", highlight=False)
 
 
+def _budget(plan: StudyPlan) -> list[tuple[str, str]]:
+    amount = plan.budget.amount
+    if amount is None:
+        return []
+    return [
+        ("budget", f"arms end when they have cost {amount:,.10g} {plan.budget.measure}; steps and time are the most")
+    ]
+
+
 def _table(title: str, parts: Sequence[Part]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    table.add_column(title, no_wrap=True)
-    table.add_column("state")
+    table.add_column(title, overflow="fold", min_width=20)
+    table.add_column("state", no_wrap=True)
     for name in ("steps", "time left", "memory", "disk"):
         table.add_column(name, justify="right", no_wrap=True)
     for part in parts:

@@ -29,6 +29,10 @@ class JudgedPair:
     position_bias: Estimate
     """Preference for whichever response stands first, minus ½: in [−½, ½], 0 without a bias."""
     prompts: int
+    places: tuple[tuple[int, str], ...]
+    """Seed and prompt of each two responses that it read."""
+    responses: str
+    """Their digest."""
 
 
 def read_judgements(folder: Path) -> tuple[JudgedPair, ...]:
@@ -58,6 +62,8 @@ def _read_pair(pair: Fields, judge: str) -> JudgedPair:
         preference=share((leading + trailing) / 2, what),
         position_bias=Estimate(bias.mean - 0.5, bias.low - 0.5, bias.high - 0.5),
         prompts=prompts,
+        places=tuple((seed, str(one)) for seed in pair.listing("seeds") for one in pair.listing("prompts")),
+        responses=pair.text("responses"),
     )
 
 

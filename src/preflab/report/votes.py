@@ -52,6 +52,10 @@ class VotedPair:
     """Share of rows that the response which stood first wins, a tie counted as half: ½ without a bias of position."""
     agreement: float | None
     """Share of two votes on the same row that are the same; None where no row has two."""
+    places: tuple[tuple[int, str], ...]
+    """Seed and prompt of each two responses that were drawn, those on rows first."""
+    responses: str
+    """Their digest."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,10 @@ class Key:
     """The arm whose response stood first, by row."""
     alike: int
     """Prompts that were drawn too, and that both arms answered alike."""
+    places: tuple[tuple[int, str], ...]
+    """Seed and prompt of each two responses that were drawn."""
+    responses: str
+    """Their digest."""
 
 
 def sheet_name(first_arm: str, second_arm: str) -> str:
@@ -123,6 +131,8 @@ def _count(key: Key, sheets: Sequence[Path]) -> VotedPair | None:
         win_rate=share([_mean(values) for values in by_arm.values()] + alike, what),
         first_position_rate=share([_mean(values) for values in by_position.values()], what),
         agreement=_agreement(list(by_position.values())),
+        places=key.places,
+        responses=key.responses,
     )
 
 
@@ -142,8 +152,15 @@ def _mean(values: Sequence[float]) -> float:
 
 def _read_key(path: Path) -> Key:
     content = Fields(read_json(path), path)
-    rows = {row.whole("row"): row.text("first") for row in content.items("rows")}
-    return Key(content.text("first_arm"), content.text("second_arm"), rows, len(content.listing("alike")))
+    rows, alike = content.items("rows"), content.items("alike")
+    return Key(
+        first_arm=content.text("first_arm"),
+        second_arm=content.text("second_arm"),
+        shown_first={row.whole("row"): row.text("first") for row in rows},
+        alike=len(alike),
+        places=tuple((one.whole("seed"), one.text("prompt_id")) for one in (*rows, *alike)),
+        responses=content.text("responses"),
+    )
 
 
 def read_sheet(path: Path, rows: Mapping[int, str]) -> Votes:

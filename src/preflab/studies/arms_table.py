@@ -47,8 +47,12 @@ class Progress:
     """Mean on validation prompts at its latest evaluation."""
     kl_nats: float | None = None
 
-    def note(self, total: int | None) -> str:
-        """In words."""
+    def note(self, total: str) -> str:
+        """In words.
+
+        Args:
+            total: as `total_of` says it.
+        """
         parts = [f"step {self.step}" + (f" of {total}" if total else "")] if self.step else []
         parts += [f"reward {self.reward:.2f}"] if self.reward is not None else []
         parts += [f"KL {self.kl_nats:.2f} nats"] if self.kl_nats is not None else []
@@ -107,12 +111,25 @@ def steps_of(config: Compare, arm: str, examples: int) -> int | None:
             return None
 
 
+def total_of(config: Compare, arm: str, examples: int) -> str:
+    """The steps of an arm, in words: the most where it can end before, by a budget or with ties; "" without steps.
+
+    >>> total_of(Compare(), "ppo", 900)
+    '40'
+    """
+    steps = steps_of(config, arm, examples)
+    if steps is None:
+        return ""
+    ends_early = config.budget.amount is not None or isinstance(settings_of(config, arm), IterativeDPO)
+    return f"≤ {steps}" if ends_early else str(steps)
+
+
 class Watch:
     """Shows rows while its block runs; told what begins and ends, it reads the rest."""
 
     def __init__(self, config: Compare, rows: Sequence[Row]) -> None:
         self.rows = {(row.arm, row.seed): row for row in rows}
-        self.totals = {key: steps_of(config, row.arm, row.examples) for key, row in self.rows.items()}
+        self.totals = {key: total_of(config, row.arm, row.examples) for key, row in self.rows.items()}
         self.looked = -math.inf
         self.said = time.perf_counter()
         self.live = Live(console=console, auto_refresh=False, transient=True)
@@ -167,7 +184,8 @@ class ArmsTable:
     """A row an arm; where the terminal is too low for all, what runs or failed, and how many others there are."""
 
     rows: tuple[Row, ...]
-    totals: tuple[int | None, ...]
+    totals: tuple[str, ...]
+    """As `total_of` says them."""
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         shown = list(zip(self.rows, self.totals, strict=True))
@@ -191,12 +209,12 @@ class ArmsTable:
             yield Text(f"and {counts}", style="dim")
 
 
-def _cells(row: Row, total: int | None) -> Iterator[Text]:
+def _cells(row: Row, total: str) -> Iterator[Text]:
     found = row.progress
     yield Text(plain(row.arm))
     yield Text(str(row.seed))
     yield Text(row.state, style=STYLES[row.state])
-    yield Text(f"{found.step} of {total}" if total and row.state != "waiting" else str(total or "–"))
+    yield Text(f"{found.step} of {total}" if total and row.state != "waiting" else total or "–")
     yield Text("" if found.reward is None else f"{found.reward:.2f}")
     yield Text("" if found.kl_nats is None else f"{found.kl_nats:.2f}")
     yield Text("" if row.state == "waiting" else f"{row.seconds:.0f}")

@@ -95,5 +95,8 @@ def shortfall(config: Compare, arm: str, given: Any, cost: Cost, *, idle: bool) 
         return f"{ended}: it asks no reward"
     if budget.measure == "labels" and (samples or given.epochs >= 1):
         return f"{ended}: there are no further labels for it"
-    field = "rounds" if isinstance(given, IterativeDPO) else "updates" if samples else "epochs"
-    return f"{ended}; raise {chain[-1].key}.{field}"
+    if budget.measure == "reward-calls" and isinstance(given, IterativeDPO):
+        return f"{ended}: its rounds together ask the reward once about each prompt"
+    field = "updates" if isinstance(given, Online | OnlineDPO) else "epochs"
+    named = field in dict(chain[-1].overrides)
+    return f"{ended}; raise {f'{field} in its name' if named else f'{chain[-1].key}.{field}'}"

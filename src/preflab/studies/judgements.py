@@ -52,7 +52,9 @@ def judge_arms(study: Path, judge: PairJudge, arms: Sequence[str], seeds: Sequen
             "second_arm": second,
             "seeds": list(seeds),
             "prompts": list(prompts),
-            "responses": digest([[mine.responses, its.responses] for mine, its in both]),
+            "responses": digest(
+                [both for mine, its in both for both in zip(mine.responses, its.responses, strict=True)]
+            ),
         }
         known = next((pair for pair in before if {name: pair.get(name) for name in shared} == shared), None)
         if known is None:

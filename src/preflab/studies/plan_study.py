@@ -26,7 +26,7 @@ from typing import Any, Literal
 import torch
 
 from preflab.config.arms import GOLD, Stage, before, stages
-from preflab.config.commands import BestOfN, Compare
+from preflab.config.commands import BestOfN, Budget, Compare
 from preflab.config.load import flatten, to_values
 from preflab.config.online import PPO, Online, PolicyGradient
 from preflab.config.online_preference import IterativeDPO, OnlineDPO
@@ -44,7 +44,7 @@ from preflab.runs import RunFolder
 from preflab.studies.arms import Bench, finished, folder_of, settings_of
 from preflab.studies.arms import _train as train_arm
 from preflab.studies.arms_table import steps_of
-from preflab.studies.best_of_n import best_of_n
+from preflab.studies.best_of_n import best_of_n, sizes
 from preflab.studies.jobs import Job, asked, jobs_of, threads_each
 from preflab.studies.preferences import sample_pairs
 from preflab.studies.shared import (
@@ -109,6 +109,8 @@ class StudyPlan:
     """Of the arms, as they are dealt out."""
     memory_bytes: int
     """Of all processes together."""
+    budget: Budget = field(default_factory=Budget)
+    """It may end arms before their settings do, which steps and seconds don't know of."""
 
     @property
     def shared_seconds(self) -> float:
@@ -151,22 +153,29 @@ def plan_study(config: Compare, task: Task) -> StudyPlan:
         jobs=config.jobs,
         arms_seconds=makespan(jobs, [part.seconds for part in found], config.jobs),
         memory_bytes=max(parent, together),
+        budget=config.budget,
     )
 
 
 def makespan(jobs: Sequence[Job], seconds: Sequence[float], at_once: int) -> float:
-    """When the last job ends, each started in order as soon as there is room and what it starts from is done.
+    """When the last job ends: where there is room, the first in order starts that needn't wait for another.
 
     >>> sweep = [Job(arm, 0) for arm in ("sft", "dpo", "ppo")]
     >>> makespan(sweep, [3.0, 1.0, 1.0], 1), makespan(sweep, [3.0, 1.0, 1.0], 2)
     (5.0, 3.0)
     """
+    lasts = dict(zip(jobs, seconds, strict=True))
     over: dict[Job, float] = {}
     free = [0.0] * at_once
-    for job, lasts in zip(jobs, seconds, strict=True):
-        slot = min(range(at_once), key=lambda number: free[number])
-        start = max(free[slot], over.get(Job(before(job.arm) or "", job.seed), 0.0))
-        over[job] = free[slot] = start + lasts
+
+    def start(job: Job) -> float:
+        first = Job(before(job.arm) or "", job.seed)
+        return max(min(free), over.get(first, math.inf) if first in lasts else 0.0)
+
+    while waiting := [job for job in jobs if job not in over]:
+        job = min(waiting, key=start)  # the first of equals: one that has to wait is overtaken
+        over[job] = start(job) + lasts[job]
+        free[free.index(min(free))] = over[job]
     return max(over.values(), default=0.0)
 
 
@@ -183,12 +192,19 @@ def _shared(probe: _Probe, seeds: Sequence[int]) -> Iterator[Part]:
         name, inputs = f"seed-{seed}", seed_inputs(config, seed)
         if task.pairs is None:
             made = there.has(f"{name}/pairs", inputs)
-            seconds = 0.0 if made else probe.pairs_seconds
+            seconds = 0.0 if made else probe.pairs_seconds * len(task.prompts["train"])
             disk = probe.count_pairs * 2 * BYTES_OF_A_RESPONSE
             yield Part(f"pairs, seed {seed}", "made" if made else "to make", None, seconds, 0, disk)
         judges = {"reward-model": probe.count_pairs}
         if task.pairs is not None:
             judges["judge"] = len(task.pairs.judge)
+        elif task.judge_prompts:
+            made = there.has(f"{name}/judge pairs", inputs)
+            count_judge = probe.pairs_of(len(task.judge_prompts))
+            disk = count_judge * 2 * BYTES_OF_A_RESPONSE
+            seconds = 0.0 if made else probe.pairs_seconds * len(task.judge_prompts)
+            yield Part(f"judge pairs, seed {seed}", "made" if made else "to make", None, seconds, 0, disk)
+            judges["judge"] = count_judge
         for label, pairs in judges.items():
             steps = total_steps(pairs, config.reward)
             made = there.has(f"{name}/{label}", inputs)
@@ -212,8 +228,8 @@ def _arm(probe: _Probe, job: Job, *, asks: bool) -> Part:
             seconds, memory, disk = probe.evaluation(validation) + probe.evaluation(test), 0, probe.model_bytes
             points = 1
         case BestOfN():
-            seconds, memory, disk = probe.best_of_n_seconds * (validation + test), 0, 0
-            points = max(1, math.ceil(math.log2(settings.n)))
+            seconds = 0.0 if done else probe.best_of_n_seconds(settings.n) * (validation + test)
+            points, memory, disk = len(sizes(settings.n)), 0, 0
         case _:
             assert steps is not None
             kind = probe.kind(job.arm)
@@ -248,6 +264,7 @@ class _Probe:
     task: Task
     folder: Path
     kinds: dict[str, _Kind] = field(default_factory=dict)
+    of_n: dict[int, float] = field(default_factory=dict)
     numbers: Iterator[int] = field(default_factory=count)
 
     @cached_property
@@ -309,8 +326,12 @@ class _Probe:
         """Of the study: all that can be labelled, of sampled ones."""
         if self.task.pairs is not None:
             return len(self.pairs)
+        return int(LABELLED * self.pairs_of(len(self.task.prompts["train"])))
+
+    def pairs_of(self, prompts: int) -> int:
+        """All that can be labelled, of so many prompts."""
         k, kept = self.config.pairs.responses, self.config.pairs.per_prompt
-        return int(LABELLED * len(self.task.prompts["train"]) * min(kept, k * (k - 1) // 2))
+        return prompts * min(kept, k * (k - 1) // 2)
 
     @cached_property
     def response_tokens(self) -> int:
@@ -380,7 +401,7 @@ class _Probe:
 
     @cached_property
     def pairs_seconds(self) -> float:
-        """Of sampling and labelling all pairs of a seed."""
+        """Of sampling and labelling the pairs of a prompt."""
         gold = self.task.gold
         assert gold is not None
         prompts = prompt_ids(self.encoder, self.task.prompts["train"])
@@ -396,25 +417,18 @@ class _Probe:
                 seed=0,
             )
         )
-        return taken / len(some) * len(prompts)
+        return taken / len(some)
 
-    @cached_property
-    def best_of_n_seconds(self) -> float:
+    def best_of_n_seconds(self, n: int) -> float:
         """Of a prompt."""
-        some = self.bench.prompts("validation")[:8]
-        run = lambda: list(  # noqa: E731
-            best_of_n(
-                self.bench.judge,
-                self.policy,
-                some,
-                self.config.best_of_n.n,
-                "validation",
-                baseline=[0.0] * len(some),
-                cost=Cost(),
+        if n not in self.of_n:
+            judge, some = self.bench.judge, self.bench.prompts("validation")[:8]
+            baseline = [0.0] * len(some)
+            taken = _seconds(
+                lambda: list(best_of_n(judge, self.policy, some, n, "validation", baseline=baseline, cost=Cost()))
             )
-        )
-        points = math.ceil(math.log2(self.config.best_of_n.n))
-        return max(0.0, _seconds(run) - points * self._evaluated[0]) / len(some)
+            self.of_n[n] = max(0.0, taken - len(sizes(n)) * self._evaluated[0]) / len(some)
+        return self.of_n[n]
 
     def stage(self, name: str, made: bool, steps: int, settings: Fit, trees: Sequence[Tree]) -> Part:
         """A stage that trains."""

@@ -37,8 +37,9 @@ from preflab.rollouts.sampler import has_decoder, sample
 from preflab.training.cost import resident_bytes
 from preflab.training.optimizer import Stepper
 
-LENGTHS = (16, 32, 48)
-"""Tokens of a sequence in the small passes: multiples of the first, so that all of them fall into as many parts."""
+UNIT, TIMES = 16, (1, 2, 3)
+"""Tokens of a sequence in the small passes, fewer for a model with few positions, and multiples of them, so that all
+fall into as many parts."""
 STRETCHES = 512
 """Into so many a row of operations is cut where two sizes make different ones."""
 KEPT_FREE_BYTES = 2**26
@@ -197,10 +198,12 @@ def peak_of(
     target = shape_of(model, trees)
     shapes: list[Shape] = []
     seen: list[Alive] = []
-    loss(_small(trees, LENGTHS[0], vocabulary))  # what is tried once a model is tried here
-    for length in LENGTHS:
-        few = _small(trees, length, vocabulary)
-        with _in_layout(target, few, length // LENGTHS[0], vocabulary):
+    positions = getattr(model.config, "max_position_embeddings", None) or UNIT * max(TIMES)
+    unit = min(UNIT, positions // max(TIMES))
+    loss(_small(trees, unit, 1, vocabulary))  # what is tried once a model is tried here
+    for times in TIMES:
+        few = _small(trees, unit, times, vocabulary)
+        with _in_layout(target, few, times, vocabulary):
             shapes.append(shape_of(model, few))
             seen.append(watched(lambda few=few: loss(few), models, vocabulary=vocabulary))  # type: ignore[misc]
     sizes = [shape.reading for shape in (*shapes, target)]
@@ -313,13 +316,13 @@ def process_bytes(models: Sequence[nn.Module], passing: int) -> int:
     return max(0, resident_bytes() - held_bytes(models)) + min(passing, KEPT_FREE_BYTES) + int(SHARE_OF_HOLES * passing)
 
 
-def _small(trees: Sequence[Tree], length: int, vocabulary: int) -> list[Tree]:
-    """Two trees with sequences of `length` tokens, of the proportions of these."""
+def _small(trees: Sequence[Tree], unit: int, times: int, vocabulary: int) -> list[Tree]:
+    """Two trees with sequences of `times` units of tokens, of the proportions of these."""
     responses = max(1, round(sum(len(tree.responses) for tree in trees) / len(trees)))
     of_responses = sum(len(response) for tree in trees for response in tree.responses)
     of_prompts = sum(len(tree.prompt) * len(tree.responses) for tree in trees)
-    unit = LENGTHS[0]
-    answer = min(unit - 1, max(1, round(unit * of_responses / (of_responses + of_prompts)))) * length // unit
+    length = times * unit
+    answer = min(unit - 1, max(1, round(unit * of_responses / (of_responses + of_prompts)))) * times
 
     def ids(count: int, first: int) -> tuple[int, ...]:
         return tuple((first + place) % vocabulary for place in range(count))

@@ -21,6 +21,7 @@ from preflab.report.svg import COLOURS, INK, STYLE, Picture, named, to_svg
 from preflab.report.verdicts import MANY, seeds_in_words
 from preflab.report.votes import VotedPair, read_votes
 from preflab.report.wording import count, interval, number, share
+from preflab.runs import digest
 
 WON, LOST = COLOURS[0], COLOURS[1]
 """Blue above ½ and vermilion below it: told apart by every eye."""
@@ -182,14 +183,36 @@ def duel_sheet(found: Sequence[Duel], name: str) -> Sheet:
 
 
 def by_others(study: Study) -> list[Part]:
-    """What a judge of pairs and human raters preferred, where there are any."""
+    """What a judge of pairs and human raters preferred, where there are any; not of responses that are gone."""
     arms = {arm.name: arm for arm in study.arms}
+    judged, voted = read_judgements(study.folder), read_votes(study.folder)
     parts: list[Part] = []
-    if judged := read_judgements(study.folder):
-        parts.append(judged_sheet(judged, arms))
-    if voted := read_votes(study.folder):
-        parts.append(voted_sheet(voted, arms))
+    if current := [one for one in judged if is_of(one, arms)]:
+        parts.append(judged_sheet(current, arms))
+    if counted := [one for one in voted if is_of(one, arms)]:
+        parts.append(voted_sheet(counted, arms))
+    said: list[tuple[str, Sequence[JudgedPair | VotedPair], str]] = [
+        ("The judge of pairs", judged, "start the study with --pair-judge again"),
+        ("The votes", voted, "move the sheet away and draw another"),
+    ]
+    for whose, found, remedy in said:
+        if gone := [f"{one.first_arm} against {one.second_arm}" for one in found if not is_of(one, arms)]:
+            others = "left out, as the arms' responses are others by now"
+            parts.append(Prose(f"{whose} on {'; '.join(gone)}: {others}. To have this, {remedy}."))
     return parts
+
+
+def is_of(pair: JudgedPair | VotedPair, arms: dict[str, Arm]) -> bool:
+    """Whether the responses that were judged are those of the arms: an arm may have been deleted and run again."""
+    said: list[dict[tuple[int, str], str]] = [
+        {
+            (run.seed, one.prompt_id): one.response
+            for run in (arms[name].runs if name in arms else ())
+            for one in (run.test.samples[0] if run.test else ())
+        }
+        for name in (pair.first_arm, pair.second_arm)
+    ]
+    return digest([[one.get(place) for one in said] for place in pair.places]) == pair.responses
 
 
 def judged_sheet(judged: Sequence[JudgedPair], arms: dict[str, Arm]) -> Sheet:
