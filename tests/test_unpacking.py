@@ -176,7 +176,7 @@ def test_the_page_and_the_files_are_filled(recipe: Any, tmp_path: Path, capsys: 
 
 
 def test_examples_run(recipe: Any) -> None:
-    assert doctest.testmod(recipe) == (3, 0)
+    assert doctest.testmod(recipe) == (0, 3)
 
 
 def test_a_page_without_marks_is_refused(recipe: Any) -> None:

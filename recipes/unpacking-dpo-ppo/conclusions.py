@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
 from pathlib import Path
 from typing import Any, Literal
 
@@ -197,7 +196,7 @@ def difference(studies: Mapping[str, Study], claim: Claim) -> Matrix | None:
                 f"{name} was scored on other prompts ({len(these)}) than {next(iter(prompts))} ({len(first)}); "
                 "run all studies of the recipe with the same prompts and seed"
             )
-    seeds = sorted(reduce(set.__and__, (set(by_seed) for by_seed in rows.values())))
+    seeds = sorted(set.intersection(*(set(by_seed) for by_seed in rows.values())))
     if not seeds:
         return None
     return np.array([sum(weight * rows[name][seed][1] for name, weight in claim.terms.items()) for seed in seeds])
