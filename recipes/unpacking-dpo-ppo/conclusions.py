@@ -33,7 +33,7 @@ FEWEST_SEEDS = 3
 MARGIN = 0.05
 """Sentiment, of a range of 2: a smaller gain counts as none."""
 
-Measure = Literal["sentiment", "ended", "accuracy", "at equal KL"]
+Measure = Literal["sentiment", "ended", "tokens", "accuracy", "at equal KL"]
 Verdict = Literal["reproduced", "not reproduced", "undecided", "not run"]
 
 
@@ -115,6 +115,12 @@ CLAIMS = (
         f"Whitened rewards gain less than {MARGIN}",
         over("ppo", "ppo@whiten_rewards=true", "full"),
         above=-MARGIN,
+    ),
+    Claim(
+        DETAILS,
+        "Whitened rewards make responses shorter",
+        over("ppo", "ppo@whiten_rewards=true", "full"),
+        "tokens",
     ),
     Claim(
         DETAILS,
@@ -210,9 +216,13 @@ def measured(studies: Mapping[str, Study], name: str, measure: Measure) -> dict[
         return {}
     if measure == "accuracy":
         return {seed: ((), np.array([value])) for seed, value in accuracies(study).items()}
-    read: Callable[[Point], Matrix] = (lambda p: p.ended) if measure == "ended" else (lambda p: p.reward / scale(study))
+    read: dict[Measure, Callable[[Point], Matrix]] = {
+        "sentiment": lambda point: point.reward / scale(study),
+        "ended": lambda point: point.ended,
+        "tokens": lambda point: point.response_tokens,
+    }
     tested = [(run.seed, run.test) for one in study.arms if one.name == arm for run in one.runs]
-    return {seed: (point.prompts, read(point)[0]) for seed, point in tested if point}
+    return {seed: (point.prompts, read[measure](point)[0]) for seed, point in tested if point}
 
 
 def accuracies(study: Study) -> dict[int, float]:
@@ -275,8 +285,8 @@ def conclusions_table(settled: Sequence[Answer]) -> str:
 def figures_table(studies: Mapping[str, Study]) -> str:
     """What every arm of every study came to on test prompts, in Markdown."""
     lines = [
-        "| study | reward model right | arm | sentiment | of each seed | KL (nats) | ended | seconds |",
-        "|---|---|---|---|---|---|---|---|",
+        "| study | reward model right | arm | sentiment | of each seed | KL (nats) | tokens | ended | seconds |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, study in studies.items():
         right = ", ".join(f"{value:.2f}" for value in accuracies(study).values())
@@ -294,10 +304,19 @@ def figures(study: Study, arm: Arm) -> str:
         return ""
     points = [point for _, point in tested]
     each = [float(point.reward.mean()) / scale(study) for point in points]
-    kl, ended = (float(np.mean([getattr(point, what).mean() for point in points])) for what in ("kl_nats", "ended"))
+    kl, tokens, ended = (
+        float(np.mean([getattr(point, what).mean() for point in points]))
+        for what in ("kl_nats", "response_tokens", "ended")
+    )
     seconds = float(np.mean([run.cost["wall_seconds"] or 0.0 for run, _ in tested]))
     bound = "≤ " if arm.kl_is_bound else ""
-    cells = (signed(float(np.mean(each))), ", ".join(map(signed, each)), f"{bound}{signed(kl)}", f"{ended:.1%}")
+    cells = (
+        signed(float(np.mean(each))),
+        ", ".join(map(signed, each)),
+        f"{bound}{signed(kl)}",
+        f"{tokens:.1f}",
+        f"{ended:.1%}",
+    )
     return f"{arm.label} | {' | '.join(cells).replace('%', ' %')} | {seconds:.0f} |"
 
 
