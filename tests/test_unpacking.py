@@ -159,16 +159,21 @@ def test_where_nothing_differs_few_sets_of_claims_settle_one(recipe: Any, monkey
 def test_the_page_and_the_files_are_filled(recipe: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(tmp_path, "full", {"dpo": 0.2, "ppo": 0.5, "best-of-n": 0.2})
     page = tmp_path / "page.md"
-    marks = [f"<!-- {name} -->\n<!-- end of {name} -->" for name in ("conclusions", "figures")]
+    marks = [f"<!-- {name} -->\n<!-- end of {name} -->" for name in ("conclusions", "data", "figures")]
     page.write_text("before\n" + "\nbetween\n".join(marks) + "\nafter\n")
     for _ in range(2):
         recipe.main([str(tmp_path), "--page", str(page)])
         text = page.read_text()
-        assert [text.count(word) for word in ("before", "between", "after", "Noisier labels cost reward")] == [1] * 4
+        assert [text.count(word) for word in ("before", "between", "after", "Noisier labels cost reward")] == [
+            1,
+            2,
+            1,
+            1,
+        ]
     said = capsys.readouterr().out
     assert "| preferences | Noisier labels cost reward |  |  |  | **not run** |" in said
     (row,) = {line for line in said.splitlines() if "| ppo |" in line}
-    mean, each = row.split("|")[4:6]
+    mean, each = row.split("|")[3:5]
     assert float(mean) == pytest.approx(0.5, abs=0.1)
     assert float(mean) == pytest.approx(np.mean([float(one) for one in each.split(",")]), abs=0.01)
     written = json.loads((tmp_path / "conclusions.json").read_text())
@@ -176,7 +181,7 @@ def test_the_page_and_the_files_are_filled(recipe: Any, tmp_path: Path, capsys: 
 
 
 def test_examples_run(recipe: Any) -> None:
-    assert doctest.testmod(recipe) == (0, 3)
+    assert doctest.testmod(recipe) == (0, 4)
 
 
 def test_a_page_without_marks_is_refused(recipe: Any) -> None:

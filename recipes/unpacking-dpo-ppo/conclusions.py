@@ -2,7 +2,7 @@
 
     python recipes/unpacking-dpo-ppo/conclusions.py runs/unpacking
 
-reads what is there of the studies below, prints both tables, and writes them and conclusions.json beside the studies.
+reads what is there of the studies below, prints its tables, and writes them and conclusions.json beside the studies.
 With --page recipes/unpacking-dpo-ppo/README.md it fills that page too, between its marks. The README has the rule.
 """
 
@@ -282,18 +282,44 @@ def conclusions_table(settled: Sequence[Answer]) -> str:
     return "\n".join(lines)
 
 
+def data_table(studies: Mapping[str, Study]) -> str:
+    """What the arms of every study learn from, in Markdown."""
+    lines = [
+        "| study | responses inside the grammar | labels that agree with gold | a judge that knows gold is right "
+        "| reward model right | of each seed |",
+        "|---|---|---|---|---|---|",
+    ]
+    shown = ("Reference samples inside the grammar", "Labels that agree with gold", "Bayes ceiling on held-out pairs")
+    for name, study in studies.items():
+        right = list(accuracies(study).values())
+        cells = [*(share(known(study, fact)) for fact in shown), share(right), ", ".join(f"{one:.2f}" for one in right)]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def known(study: Study, fact: str) -> list[float]:
+    """A fact's value for each seed; of several seeds its name tells which."""
+    return [one.value for one in study.facts if one.name == fact or one.name.startswith(f"{fact} (seed ")]
+
+
+def share(values: Sequence[float]) -> str:
+    """A mean over seeds as a table has it, "" where there is none.
+
+    >>> share([0.5, 0.6])
+    '55 %'
+    """
+    return f"{100 * float(np.mean(values)):.0f} %" if values else ""
+
+
 def figures_table(studies: Mapping[str, Study]) -> str:
     """What every arm of every study came to on test prompts, in Markdown."""
     lines = [
-        "| study | reward model right | arm | sentiment | of each seed | KL (nats) | tokens | ended | seconds |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| study | arm | sentiment | of each seed | KL (nats) | tokens | ended | TFLOP |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for name, study in studies.items():
-        right = ", ".join(f"{value:.2f}" for value in accuracies(study).values())
-        for arm in study.arms:
-            if row := figures(study, arm):
-                lines.append(f"| {name} | {right} | {row}")
-                name = right = ""
+        rows = [row for arm in study.arms if (row := figures(study, arm))]
+        lines += [f"| {'' if number else name} | {row}" for number, row in enumerate(rows)]
     return "\n".join(lines)
 
 
@@ -308,7 +334,7 @@ def figures(study: Study, arm: Arm) -> str:
         float(np.mean([getattr(point, what).mean() for point in points]))
         for what in ("kl_nats", "response_tokens", "ended")
     )
-    seconds = float(np.mean([run.cost["wall_seconds"] or 0.0 for run, _ in tested]))
+    work = float(np.mean([run.cost["flops"] or 0.0 for run, _ in tested])) / 1e12
     bound = "≤ " if arm.kl_is_bound else ""
     cells = (
         signed(float(np.mean(each))),
@@ -317,7 +343,7 @@ def figures(study: Study, arm: Arm) -> str:
         f"{tokens:.1f}",
         f"{ended:.1%}",
     )
-    return f"{arm.label} | {' | '.join(cells).replace('%', ' %')} | {seconds:.0f} |"
+    return f"{arm.label} | {' | '.join(cells).replace('%', ' %')} | {work:.2f} |"
 
 
 def filled(page: str, tables: Mapping[str, str]) -> str:
@@ -343,7 +369,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     told = parser.parse_args(arguments)
     studies = read_studies(told.root)
     found = answers(studies)
-    tables = {"conclusions": conclusions_table(found), "figures": figures_table(studies)}
+    tables = {
+        "conclusions": conclusions_table(found),
+        "data": data_table(studies),
+        "figures": figures_table(studies),
+    }
     text = "\n\n".join(tables.values()) + "\n"
     print(text, end="")
     write_text(told.root / "conclusions.md", text)
