@@ -59,11 +59,12 @@ class InTurn:
         return [self.values[place % len(self.values)] for place in range(len(answers))]
 
 
-def labelled(gold: Reward, *, prompts: int, responses: int) -> Labelled:
+def labelled(gold: Reward, *, prompts: int, responses: int, temperature: float = 1.0) -> Labelled:
     policy = tiny_policy()
     encoder = Encoder(policy.tokenizer, prompt_tokens=16, response_tokens=4)
     asked = prompt_ids(encoder, tuple(Prompt(f"The plot {n}", f"p:{n}") for n in range(prompts)))
-    return sample_pairs(policy, encoder, asked, gold, Pairs(responses=responses), max_new_tokens=4, seed=0)
+    pairs = Pairs(responses=responses, temperature=temperature)
+    return sample_pairs(policy, encoder, asked, gold, pairs, max_new_tokens=4, seed=0)
 
 
 def test_labels_of_a_reward_of_any_scale() -> None:
@@ -79,3 +80,11 @@ def test_labels_and_their_ceiling_are_those_of_bradley_terry(difference: float) 
     assert found.ceiling == pytest.approx([right] * len(found.pairs))
     share = sum(found.agrees) / len(found.agrees)
     assert share == pytest.approx(right, abs=4 * (right * (1 - right) / len(found.pairs)) ** 0.5)
+
+
+def test_what_is_compared_is_sampled_at_the_asked_temperature() -> None:
+    """Near 0 all responses to a prompt are the likeliest one, and equal texts are no pair."""
+    assert labelled(InTurn((0.0, 1.0)), prompts=20, responses=4).pairs
+    cold = labelled(InTurn((0.0, 1.0)), prompts=20, responses=4, temperature=1e-6)
+    assert not cold.pairs
+    assert {len({a.response for a in cold.answers if a.prompt == f"The plot {n}"}) for n in range(20)} == {1}

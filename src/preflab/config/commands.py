@@ -449,6 +449,8 @@ class Pairs:
     """K responses a prompt; their K(K − 1)/2 pairs are labelled, up to `per_prompt` of them."""
     per_prompt: Positive = 3
     """Pairs kept a prompt."""
+    temperature: Annotated[float, Gt(0)] = 1.0
+    """At which the reference answers, > 0. Lower: likelier responses, better and more alike; higher: worse ones."""
     gold_scale: Annotated[float, Gt(0)] = 5.0
     """Gold reward = this × sentiment in [−1, 1], for labels and for the gold-rewarded arm alike."""
 

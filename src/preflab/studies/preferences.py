@@ -51,6 +51,7 @@ def sample_pairs(
         keys=[prompt.key for prompt in prompts],
         end_id=encoder.end_id,
         max_new_tokens=max_new_tokens,
+        temperature=settings.temperature,
         samples=settings.responses,
         seed=derive(seed, "pairs"),
     )
