@@ -121,7 +121,9 @@ def test_the_csv_of_results_is_that_of_the_summary(drawn: Report) -> None:
 def test_pixels_are_on_white_paper_and_the_same_each_time(drawn: Report) -> None:
     folder = drawn.path.parent / "figures"
     before = {file: file.read_bytes() for file in folder.iterdir()}
-    image = Image.open(folder / "frontier.png").convert("RGB")
+    with_alpha = Image.open(folder / "frontier.png").convert("RGBA")
+    assert np.asarray(with_alpha)[..., 3].min() == 255
+    image = with_alpha.convert("RGB")
     assert image.width > 1000
     assert image.getpixel((2, 2)) == (255, 255, 255)
     assert np.asarray(image).min() < 60

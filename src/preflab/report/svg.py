@@ -101,6 +101,7 @@ class Picture:
             warnings.filterwarnings("ignore", message="Glyph")
             # Tight: names at the ends of curves are placed for a page's font, and pixels have another.
             paper: dict[str, Any] = {"facecolor": "white", "bbox_inches": "tight", "pad_inches": 0.1}
+            self.drawn.figure.patch.set_alpha(1)  # it is drawn without paper, and a colour alone brings none
             self.drawn.figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None}, **paper)
         return buffer.getvalue()
 
