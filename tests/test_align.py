@@ -329,10 +329,10 @@ def test_settings_without_effect_are_refused(run: Path, capsys: pytest.CaptureFi
             "epochs has no effect with kind = trees and levels = row",
         ),
         (["--discriminators.kind", "neural", "--discriminators.trees", "9"], "trees has no effect"),
-        (["--discriminators.levels", "row", "--discriminators.groups", "a=size"], "groups has no effect"),
-        (["--discriminators.levels", "row", "row"], "levels: row stands twice; name each once"),
+        (["--discriminators.groups", "a=size"], "groups has no effect"),
+        (["--method", "grpo", "--discriminators.levels", "row", "row"], "levels: row stands twice; name each once"),
         (
-            ["--discriminators.levels", "feature", "--discriminators.groups", "a=size,bigg"],
+            ["--method", "grpo", "--discriminators.levels", "feature", "--discriminators.groups", "a=size,bigg"],
             'the model writes no column "bigg"; did you mean "big"',
         ),
     ],
