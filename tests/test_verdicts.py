@@ -194,6 +194,15 @@ def test_a_difference_that_counts_alone_only_is_no_answer_in_the_headline(tmp_pa
     assert "is 0.50 [−0.10, 1.10], which may be nothing" in headline(study, [nothing, *others])[1]
 
 
+def test_an_arm_whose_difference_counts_alone_only_is_not_said_to_differ_or_not(tmp_path: Path) -> None:
+    study = read_study(write_study(tmp_path, seeds=3))
+    found = list(verdicts(study))
+    place = next(n for n, verdict in enumerate(found) if verdict.subject == "reference")
+    found[place] = replace(found[place], difference=Estimate(0.5, 0.1, 0.9), p=0.02, corrected=0.2)
+    title = next(arm.title for arm in study.arms if arm.name == found[place].arms[0])
+    assert f"the difference of {title} from it counts alone, not among all comparisons." in headline(study, found)[0]
+
+
 def test_a_chain_that_ends_in_ppo_is_not_what_is_asked_first(tmp_path: Path) -> None:
     chain = SimulatedArm("dpo+ppo", "ppo", root(1.4), label="DPO → PPO")
     _, sft, dpo, ppo, _ = usual_arms()

@@ -39,7 +39,12 @@ def against_reference(study: Study, found: Sequence[Verdict]) -> str:
         if names:
             whom = "it" if parts else "the reference, the model that all start from,"
             parts.append(f"{few(names, len(asked))} {one if len(names) == 1 else many} {whom}")
-    same = [titles[v.arms[0]] for v in asked if v.sign == 0]
+    alone = [titles[v.arms[0]] for v in asked if v.sign == 0 and v.p is not None and v.p < ALPHA]
+    if alone:
+        whom = "it" if parts else "the reference"
+        counts = "counts" if len(alone) == 1 else "counts for each"
+        parts.append(f"the difference of {few(alone, len(asked))} from {whom} {counts} alone, not among all comparisons")
+    same = [titles[v.arms[0]] for v in asked if v.sign == 0 and titles[v.arms[0]] not in alone]
     if same:
         whom = "it" if parts else "the reference"
         parts.append(f"no difference found between {few(same, len(asked))} and {whom}")
