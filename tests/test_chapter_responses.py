@@ -218,6 +218,11 @@ def test_a_collapsed_arm_is_found_out_with_its_favourite_response(tmp_path: Path
     assert [item.responses[-1][1].response for item in worst.items] == ["A great film."]
 
 
+def test_a_favourite_response_without_a_word_is_called_empty(tmp_path: Path) -> None:
+    chapter = degeneration(speaking(tmp_path, [""] * 30 + [f"it was {i} and {i + 1} i think" for i in range(10)]))
+    assert sheet(chapter, "degeneration-between").rows[1][6:] == (11 / 40, "(empty)", 0.75)
+
+
 def test_loops_are_found_and_the_worst_of_them_shown(tmp_path: Path) -> None:
     looping = "it was so very good " + "good film " * 6
     plain = [f"the {i} plot of {i + 1} was {i + 2} i think" for i in range(40)]

@@ -370,7 +370,7 @@ def test_reward_models_are_judged_as_they_were_simulated(tmp_path: Path) -> None
 
 
 def test_a_model_is_called_calibrated_only_where_its_error_may_be_chance(tmp_path: Path) -> None:
-    """Right in as many pairs as it says on average, and yet off in every group of pairs: the rule is that of the table."""
+    """Right in as many pairs as it says on average, yet off in groups of pairs: the rule is that of the table."""
     models = [reward_model(boast=1.0, per_token=0.0)]
     honest = write_report(write_study(tmp_path, [REFERENCE], reward_models=models)).content.study.reward_models[0]
     assert not honest.misjudges

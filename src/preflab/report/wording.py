@@ -33,6 +33,15 @@ def shown(character: str) -> str:
     return chr(0x2400 + code) if code < 0x20 else f"⟨U+{code:04X}⟩"
 
 
+def said(response: str) -> str:
+    """A response as it is shown, also where there is nothing to see of it.
+
+    >>> said(" Yes. "), said(" \\n")
+    (' Yes. ', '(empty)')
+    """
+    return response if response.strip() else "(empty)"
+
+
 def number(value: float | None, digits: int = 2) -> str:
     """A number for people: `digits` decimals, fewer from 100 on, a true minus, thousands apart; – for none.
 
