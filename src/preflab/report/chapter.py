@@ -14,8 +14,9 @@ from preflab.report.statistics import Estimate
 from preflab.report.study import Arm, Generation, Sample
 from preflab.report.svg import Picture
 
-Form = Literal["text", "arm", "number", "figure", "count", "percent", "seconds", "bytes"]
-"""How a column's values are written. figure: a number of any size; percent takes fractions; seconds and bytes are
+Form = Literal["text", "arm", "number", "figure", "setting", "count", "percent", "seconds", "bytes"]
+"""How a column's values are written. figure: a number of any size; setting: as its setter
+writes it; percent takes fractions; seconds and bytes are
 written in fitting units."""
 
 Value = str | float | Estimate | Arm | None

@@ -151,7 +151,7 @@ def table(study: Study, one: Sweep, name: str) -> Sheet:
     """The values with their figures, at the end of training and at the chosen checkpoint."""
     setting = written(one.setting)
     columns = (
-        Column(setting, "figure"), Column("Arm", "arm"), Column("Seeds", "count"), Column("KL at the end (nats)"),
+        Column(setting, "setting"), Column("Arm", "arm"), Column("Seeds", "count"), Column("KL at the end (nats)"),
         Column("Reward at the end"), Column("KL, chosen (nats)"), Column("Reward, chosen"),
     )  # fmt: skip
     rows: list[tuple[Value, ...]] = []
@@ -232,7 +232,7 @@ def at_values(axes: Axes, one: Sweep) -> None:
 def drawn(one: Sweep, name: str) -> Sheet:
     """The numbers of the picture."""
     columns = (
-        Column(written(one.setting), "figure"), Column("Arm", "arm"), Column("Step", "count"), Column("Seeds", "count"),
+        Column(written(one.setting), "setting"), Column("Arm", "arm"), Column("Step", "count"), Column("Seeds", "count"),
         Column("KL (nats)", digits=4), Column("Reward", digits=4),
     )  # fmt: skip
     rows = []
