@@ -59,7 +59,7 @@ def test_a_hump_is_found_with_its_place_and_step(tmp_path: Path, seeds: int) -> 
     assert found.answer.startswith("Stop here: KL ≈ ")
     assert "over-optimised: past it gold sentiment falls while the proxy goes on rising" in found.answer
     assert "(step 1" in found.answer
-    peak = fits(chapter)["ppo", "gold"]["Peak at KL (nats)"]
+    peak = fits(chapter)["ppo", "gold sentiment"]["Peak at KL (nats)"]
     assert isinstance(peak, Estimate)
     assert peak.low <= np.e <= peak.high
     assert peak.high - peak.low < 2
@@ -73,7 +73,7 @@ def test_best_of_n_has_its_own_curve_and_no_steps(tmp_path: Path) -> None:
         kl=(0.2, 0.7, 1.6, 2.6, 4.5), label="Best of n", kl_is_bound=True,
     )  # fmt: skip
     chapter = chapter_of(tmp_path, one, noise=0.2)
-    found = fits(chapter)["best-of-n", "gold"]
+    found = fits(chapter)["best-of-n", "gold sentiment"]
     assert found["Curve"] == "d (α − β d)"
     peak = found["Peak at KL (nats)"]
     assert isinstance(peak, Estimate)
@@ -141,7 +141,7 @@ def test_the_data_hold_gains_over_the_reference_on_the_same_prompts(tmp_path: Pa
     reference = study.arms[0].validation[0]
     for row, point in zip(drawing.data.rows, study.arms[1].validation, strict=True):
         cells = dict(zip(titles, row, strict=True))
-        assert cells["Gold gained"].mean == pytest.approx(np.mean(point.reward) - np.mean(reference.reward))  # type: ignore[union-attr]
+        assert cells["Gold sentiment gained"].mean == pytest.approx(np.mean(point.reward) - np.mean(reference.reward))  # type: ignore[union-attr]
         assert cells["√KL (√nats)"] == pytest.approx(np.mean(point.kl_nats) ** 0.5)
 
 

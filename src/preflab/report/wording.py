@@ -42,6 +42,15 @@ def said(response: str) -> str:
     return response if response.strip() else "(empty)"
 
 
+def capital(text: str) -> str:
+    """A text as a title or a sentence begins; no other letter changes.
+
+    >>> capital("reward per KL")
+    'Reward per KL'
+    """
+    return text[:1].upper() + text[1:]
+
+
 def number(value: float | None, digits: int = 2) -> str:
     """A number for people: `digits` decimals, fewer from 100 on, a true minus, thousands apart; – for none.
 

@@ -16,7 +16,7 @@ from preflab.report.statistics import Estimate, estimate
 from preflab.report.study import Arm, Point, Study
 from preflab.report.svg import Picture, named, sheet, to_svg
 from preflab.report.verdicts import GRID, MANY
-from preflab.report.wording import number
+from preflab.report.wording import capital, number
 
 SHOWN_KL = 4  # columns of the table of reward at matched KL, at most
 
@@ -59,7 +59,7 @@ def differences(study: Study, groups: Sequence[Family]) -> Sheet | None:
     """By how much the frontiers differ, over the KL values that both families reached; None of fewer than two."""
     columns = (
         Column("Family", "text"), Column("Against", "text"), Column("Seeds", "count"), Column("KL from"),
-        Column("KL to"), Column(f"{study.reward_name}, difference"), Column("Area between (reward · nats)"),
+        Column("KL to"), Column(f"{capital(study.reward_name)}, difference"), Column("Area between (reward · nats)"),
     )  # fmt: skip
     rows: list[tuple[Value, ...]] = []
     for a, b in pairs(groups):
@@ -98,7 +98,7 @@ def at_matched_kl(study: Study, groups: Sequence[Family]) -> Sheet | None:
             cells.append(Estimate(width * mean.mean, width * mean.low, width * mean.high))
         rows.append((group.title, sum(len(trained_points(arm)) for arm in group.arms), least, most, *cells))
     reading = (
-        f"{study.reward_name.capitalize()} on each family's convex frontier at the same KL, with 95 % intervals; empty "
+        f"{capital(study.reward_name)} on each family's convex frontier at the same KL, with 95 % intervals; empty "
         "where the family was not measured."
         + (" The area under it is over the KL range of all families." if overlapping else "")
     )
@@ -187,10 +187,10 @@ def picture(study: Study, groups: Sequence[Family], found: Sequence[Checkpoint])
     )
     return Picture(
         "frontier",
-        f"{study.reward_name} against KL",
+        f"{capital(study.reward_name)} against KL",
         "Higher is better, further left stays closer to the reference: of two curves the upper one buys more "
         f"reward for the same KL. {marks}, on validation prompts; the broad pale band is a family's convex frontier"
-        + ("; a dashed curve is an oracle, which trained on the gold reward itself" if oracles(drawn) else "")
+        + (f"; a dashed curve is an oracle, which trained on {study.reward_name} itself" if oracles(drawn) else "")
         + ("; a dotted one (≤ KL) has no measured KL but an upper bound." if bounds(drawn) else "."),
         to_svg(figure, "frontier", f"{study.reward_name} against KL, one curve per arm"),
     )

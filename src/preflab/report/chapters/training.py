@@ -58,7 +58,7 @@ def by_step_data(study: Study, found: Sequence[Curve]) -> Sheet:
         for curve in found
         for step, m in zip(curve.steps, curve.measures, strict=True)
     )
-    columns = (Column("Arm", "arm"), Column("Step", "count"), Column(study.reward_name))
+    columns = (Column("Arm", "arm"), Column("Step", "count"), Column(capital(study.reward_name)))
     return Sheet("reward-by-step", columns, rows, "A row for each checkpoint, on validation prompts.")
 
 
@@ -97,7 +97,7 @@ def reward_by_step(study: Study, curves: Sequence[Curve]) -> Picture:
     axes.set_xticks([tick for tick in axes.get_xticks() if 0 <= tick <= last])
     return Picture(
         "reward-by-step",
-        f"{study.reward_name} by step",
+        f"{capital(study.reward_name)} by step",
         "How fast each arm gets there, on validation prompts; the band is the 95 % interval. "
         "A step of one method need not cost what a step of another costs.",
         to_svg(figure, "reward-by-step", f"{study.reward_name} by optimiser step"),
