@@ -415,10 +415,8 @@ def test_given_prompts_come_first_with_what_every_arm_answered(tmp_path: Path) -
     found = galleries(generations(read_study(tmp_path)))
     assert list(found) == ["given-prompts", "generations"]
     greedy, sampled = found["given-prompts"].items
-    assert (greedy.prompt, sampled.prompt) == (
-        "What is the meaning of life? (greedy)",
-        "What is the meaning of life?",
-    )
+    assert greedy.prompt == sampled.prompt == "What is the meaning of life?"
+    assert (greedy.how, sampled.how) == ("answered greedily", "")
     assert [(arm.name, one.response) for arm, one in sampled.responses] == [
         ("reference", "reference 1"),
         ("dpo", "dpo 1"),

@@ -92,6 +92,8 @@ class Answers:
 
     prompt: str
     responses: tuple[tuple[Arm, Sample | Generation | None], ...]
+    how: str = ""
+    """How they were drawn, where that is not as usual."""
 
 
 @dataclass(frozen=True)
