@@ -23,6 +23,7 @@ from preflab.report.sweeps import (
     at_end,
     changes,
     choose,
+    chosen_on_validation,
     over_all,
     sweeps,
     written,
@@ -150,19 +151,27 @@ def recommendation(study: Study, one: Sweep) -> Finding:
 
 
 def table(study: Study, one: Sweep, name: str) -> Sheet:
-    """The values with their figures, at the end of training and at the chosen checkpoint."""
+    """The values with their figures, at the end of training and, where that is another, at the chosen checkpoint."""
     setting = written(one.setting)
-    columns = (
+    chosen_last = all(
+        chosen_on_validation(r) is r.validation[-1] for v in one.variants for r in v.arm.runs if r.validation
+    )
+    columns = [
         Column(setting, "setting"), Column("Arm", "arm"), Column("Seeds", "count"), Column("KL at the end (nats)"),
-        Column("Reward at the end"), Column("KL, chosen (nats)"), Column("Reward, chosen"),
-    )  # fmt: skip
+        Column("Reward at the end"),
+    ]  # fmt: skip
+    if not chosen_last:
+        columns += [Column("KL, chosen (nats)"), Column("Reward, chosen")]
     rows: list[tuple[Value, ...]] = []
     for variant in one.variants:
         end, chosen = at_end(variant.arm), at_chosen(variant.arm)
-        cells = [cell for point in (end, chosen) for cell in (kl_of(variant.arm, point), reward_of(variant.arm, point))]
+        points = (end,) if chosen_last else (end, chosen)
+        cells = [cell for point in points for cell in (kl_of(variant.arm, point), reward_of(variant.arm, point))]
         rows.append((variant.value, variant.arm, len(end.seeds), *cells))
     reading = f"{one.title}: {study.reward_name} and KL by {setting}, on validation prompts, with 95 % intervals."
-    return Sheet(name, columns, tuple(rows), reading)
+    if chosen_last:
+        reading += " The last checkpoint is the chosen one."
+    return Sheet(name, tuple(columns), tuple(rows), reading)
 
 
 def kl_of(arm: Arm, point: Point) -> Estimate:
