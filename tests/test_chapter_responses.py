@@ -143,6 +143,24 @@ def test_equal_arms_each_win_half(tmp_path: Path) -> None:
     assert answers(win_rates(study))["DPO against Reference"].startswith("It wins 50 % [")
 
 
+def test_a_win_rate_that_its_kl_can_not_buy_is_luck(tmp_path: Path) -> None:
+    """All prompts won: at 0.0002 nats √(0.0001) = 1 point can be expected, at 2 nats all 50."""
+    arms = [REFERENCE, SimulatedArm("sft", "sft", lambda kl: 9.0 * (kl > 0), kl=(0.5, 1.0, 1.5, 2.0), label="SFT")]
+    study = read_study(write_study(tmp_path, arms, noise=0.1))
+    far = next(part for part in win_rates(study).parts if isinstance(part, Findings)).items[0]
+    assert far.found
+    assert "luck" not in far.answer
+    run = study.arms[1].runs[0]
+    near = replace(run, test=replace(run.test, kl_nats=np.full_like(run.test.kl_nats, 0.0002)))
+    arm = replace(study.arms[1], runs=(near,))
+    chapter = win_rates(replace(study, arms=(study.arms[0], arm)))
+    found = next(part for part in chapter.parts if isinstance(part, Findings)).items[0]
+    assert not found.found
+    assert "That is luck of the draw: at a KL of 0.0002 nats no win rate can be expected farther than 1.0 points" in (
+        found.answer
+    )
+
+
 def test_a_held_out_judge_has_a_matrix_of_its_own(tmp_path: Path) -> None:
     study = tilted(tmp_path, {"reference": [0.0] * 10, "dpo": [1.0] * 10})
     for name, value in (("reference", 1.0), ("dpo", 0.0)):  # the judge sees it the other way
