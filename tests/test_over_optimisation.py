@@ -103,6 +103,22 @@ def test_a_gold_reward_that_falls_from_the_start_has_no_peak(tmp_path: Path) -> 
     assert found.answer.startswith("Stop before KL ≈ 0.")
 
 
+@pytest.mark.parametrize(("last", "wide"), [(0.3, False), (0.94, True)])
+def test_of_a_narrow_span_of_kl_nothing_is_said_of_where_to_stop(tmp_path: Path, last: float, wide: bool) -> None:
+    """Four times the 0.21 nats of the first, 0.84, is enough; falls all the way: R = −d (1 + 0.5 log d)."""
+    falls = SimulatedArm(
+        "ppo", "ppo", training(-2.0, 1.0), proxy=training(1.6, 0.1), steps=(50, 100, 150), label="PPO",
+        kl=(0.205, 0.27, last),
+    )  # fmt: skip
+    chapter = chapter_of(tmp_path, falls, noise=0.05)
+    found, peak = finding(chapter), fits(chapter)["ppo", "gold sentiment"]["Peak at KL (nats)"]
+    assert found.found == wide
+    assert found.answer.startswith(
+        "Stop before" if wide else "Undecided: gold sentiment falls, but checkpoints from 0.2"
+    )
+    assert peak == ("not reached" if wide else "too little KL spanned")
+
+
 def test_a_flat_reward_is_undecided(tmp_path: Path) -> None:
     found = finding(chapter_of(tmp_path, arm(lambda kl: 0.0)))
     assert found.answer.startswith("Undecided: at the largest KL")

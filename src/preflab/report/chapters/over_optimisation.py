@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from preflab.report.chapter import Chapter, Column, Drawing, Finding, Findings, Part, Prose, Sheet, Value
 from preflab.report.checkpoints import Checkpoint, checkpoints
 from preflab.report.figures import above, colour_of, dash, dots, frame_means, label_ends, line, mark_reference
-from preflab.report.fits import LEAST, NO_KL_NATS, Fit, fit
+from preflab.report.fits import LEAST, NO_KL_NATS, SPAN, Fit, fit
 from preflab.report.statistics import Estimate, Matrix, estimate
 from preflab.report.study import Arm, Point, Study
 from preflab.report.svg import INK, STYLE, Picture, named, sheet, to_svg
@@ -82,8 +82,8 @@ HOW = (
     "The curves are those of Gao, Schulman and Hilton (arXiv 2210.10760): with d = √KL and R the reward above the "
     "reference's, R = d (α − β d) for best of n and R = d (α − β log d) for training, by least squares through the "
     "checkpoints, with intervals over seeds and prompts. A peak is named only where it lies between checkpoints and "
-    "the curve's slope at the last one is shown to be below 0; its interval holds every KL at which the slope may be "
-    "0. Nothing is said from a curve that misses its checkpoints by more than their noise. Each interval is at 95 % "
+    f"the curve's slope at the last one is shown to be below 0, and where the largest KL is at least {SPAN:g} "
+    "times the smallest; its interval holds every KL at which the slope may be 0. Nothing is said from a curve that misses its checkpoints by more than their noise. Each interval is at 95 % "
     "for itself; whether the proxy misled is among the verdicts, which are corrected for their number."
 )
 
@@ -148,6 +148,13 @@ def advice(study: Study, one: Course, gold: Fit) -> Finding:
             about, f"No over-optimisation seen up to {reached}: {study.reward_name} still rises, {proxy}; {at_end}.",
             found=True,
         )  # fmt: skip
+    if not gold.wide:
+        least = number(float(gold.d[0]) ** 2)
+        return Finding(
+            about, f"Undecided: {study.reward_name} falls, but checkpoints from {least} to {reached} span too little "
+            f"KL to say where to stop, which takes {SPAN:g} times the smallest; {at_end}.",
+            found=False,
+        )  # fmt: skip
     kind = (
         f"over-optimised: past it {study.reward_name} falls while the proxy goes on rising"
         if rises
@@ -194,6 +201,8 @@ def fits_sheet(study: Study, fitted: Sequence[Course]) -> Sheet:
             curve = "d (α − β d)" if found.form == "best of n" else "d (α − β log d)"
             top = found.peak if not found.missed else None
             peak: Value = "not reached" if top is None else Estimate(top.mean**2, top.low**2, top.high**2)
+            if not found.wide:
+                peak = "too little KL spanned"
             if found.missed:
                 peak = "the curve doesn't fit"
             rows.append((one.arm, reward, curve, len(found.d), found.alpha, found.beta, found.r_squared, peak))
