@@ -83,8 +83,9 @@ HOW = (
     "reference's, R = d (α − β d) for best of n and R = d (α − β log d) for training, by least squares through the "
     "checkpoints, with intervals over seeds and prompts. A peak is named only where it lies between checkpoints and "
     f"the curve's slope at the last one is shown to be below 0, and where the largest KL is at least {SPAN:g} "
-    "times the smallest; its interval holds every KL at which the slope may be 0. Nothing is said from a curve that misses its checkpoints by more than their noise. Each interval is at 95 % "
-    "for itself; whether the proxy misled is among the verdicts, which are corrected for their number."
+    "times the smallest; its interval holds every KL at which the slope may be 0. Nothing is said from a curve that "
+    "misses its checkpoints by more than their noise. Each interval is at 95 % for itself; whether the proxy misled is "
+    "among the verdicts, which are corrected for their number."
 )
 
 
