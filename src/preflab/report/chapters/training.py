@@ -14,6 +14,7 @@ from preflab.report.figures import colour_of, dash, label_ends, logged, referenc
 from preflab.report.measures import Curve, curves
 from preflab.report.study import Arm, Study
 from preflab.report.svg import INK, STYLE, Picture, named, sheet, to_svg
+from preflab.report.wording import capital
 
 # The metrics worth a picture, by the first one that a run has; (key, title).
 PANELS = {
