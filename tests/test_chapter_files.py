@@ -129,7 +129,7 @@ def test_the_csv_of_results_is_that_of_the_summary(drawn: Report) -> None:
     rows = list(csv.DictReader((folder / "tables/results.csv").open(newline="")))
     assert [row["Arm"] for row in rows] == [row["name"] for row in summary]
     for row, expected in zip(rows, summary, strict=True):
-        found = [float(row[f"gold sentiment{end}"]) for end in ("", ", low", ", high")]
+        found = [float(row[f"Gold sentiment{end}"]) for end in ("", ", low", ", high")]
         assert found == list(expected["reward"].values())
 
 
