@@ -16,8 +16,8 @@ from PIL import Image
 
 from preflab.errors import NumericError
 from preflab.report import Report, redraw, write_report
-from preflab.report.cells import as_csv, as_json, lines
-from preflab.report.chapter import Column, Sheet
+from preflab.report.cells import as_csv, as_json, lines, written
+from preflab.report.chapter import Column, Form, Sheet
 from preflab.report.content import refuse_twice
 from preflab.report.files import write_files
 from preflab.report.statistics import Estimate
@@ -57,6 +57,21 @@ def test_a_table_is_written_for_people() -> None:
     assert first == ["DPO, β 0.05 (oracle)", "1.25 [−0.50, 3.00]", "3.4 %", "76 s", "=1+1"]
     assert second[1:4] == ["–", "50 % [25, 75]", "–"]
     assert third[1:4] == ["2.00", "100 %", "2 h 2 min"]
+
+
+@pytest.mark.parametrize(
+    ("value", "form", "text"),
+    [
+        (0.05, "setting", "0.05"),
+        (5.0, "setting", "5"),
+        (Estimate(102.0, 90.08, 116.2), "number", "102 [90, 116]"),
+        (Estimate(99.5, 90.08, 116.2), "number", "99.50 [90.08, 116.20]"),
+        (Estimate(12.0, 0.5, 101.5), "figure", "12.00 [0.50, 101.50]"),
+        (Estimate(0.09, 0.02, 1.0), "percent", "9.0 % [2.0, 100.0]"),
+    ],
+)
+def test_a_cell_has_the_digits_of_its_mean(value: float | Estimate, form: Form, text: str) -> None:
+    assert written(value, Column("", form)).line == text
 
 
 def test_a_table_is_written_for_programs() -> None:
@@ -114,7 +129,7 @@ def test_the_csv_of_results_is_that_of_the_summary(drawn: Report) -> None:
     rows = list(csv.DictReader((folder / "tables/results.csv").open(newline="")))
     assert [row["Arm"] for row in rows] == [row["name"] for row in summary]
     for row, expected in zip(rows, summary, strict=True):
-        found = [float(row[f"gold sentiment{end}"]) for end in ("", ", low", ", high")]
+        found = [float(row[f"Gold sentiment{end}"]) for end in ("", ", low", ", high")]
         assert found == list(expected["reward"].values())
 
 

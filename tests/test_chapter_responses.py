@@ -143,6 +143,24 @@ def test_equal_arms_each_win_half(tmp_path: Path) -> None:
     assert answers(win_rates(study))["DPO against Reference"].startswith("It wins 50 % [")
 
 
+def test_a_win_rate_that_its_kl_can_not_buy_is_luck(tmp_path: Path) -> None:
+    """All prompts won: at 0.0002 nats √(0.0001) = 1 point can be expected, at 2 nats all 50."""
+    arms = [REFERENCE, SimulatedArm("sft", "sft", lambda kl: 9.0 * (kl > 0), kl=(0.5, 1.0, 1.5, 2.0), label="SFT")]
+    study = read_study(write_study(tmp_path, arms, noise=0.1))
+    far = next(part for part in win_rates(study).parts if isinstance(part, Findings)).items[0]
+    assert far.found
+    assert "luck" not in far.answer
+    run = study.arms[1].runs[0]
+    near = replace(run, test=replace(run.test, kl_nats=np.full_like(run.test.kl_nats, 0.0002)))
+    arm = replace(study.arms[1], runs=(near,))
+    chapter = win_rates(replace(study, arms=(study.arms[0], arm)))
+    found = next(part for part in chapter.parts if isinstance(part, Findings)).items[0]
+    assert not found.found
+    assert "That is luck of the draw: at a KL of 0.0002 nats no win rate can be expected farther than 1.0 points" in (
+        found.answer
+    )
+
+
 def test_a_held_out_judge_has_a_matrix_of_its_own(tmp_path: Path) -> None:
     study = tilted(tmp_path, {"reference": [0.0] * 10, "dpo": [1.0] * 10})
     for name, value in (("reference", 1.0), ("dpo", 0.0)):  # the judge sees it the other way
@@ -216,6 +234,11 @@ def test_a_collapsed_arm_is_found_out_with_its_favourite_response(tmp_path: Path
     assert row[6:] == (11 / 40, "A great film.", 0.75)
     worst = galleries(chapter)["worst-responses"]
     assert [item.responses[-1][1].response for item in worst.items] == ["A great film."]
+
+
+def test_a_favourite_response_without_a_word_is_called_empty(tmp_path: Path) -> None:
+    chapter = degeneration(speaking(tmp_path, [""] * 30 + [f"it was {i} and {i + 1} i think" for i in range(10)]))
+    assert sheet(chapter, "degeneration-between").rows[1][6:] == (11 / 40, "(empty)", 0.75)
 
 
 def test_loops_are_found_and_the_worst_of_them_shown(tmp_path: Path) -> None:
@@ -410,10 +433,8 @@ def test_given_prompts_come_first_with_what_every_arm_answered(tmp_path: Path) -
     found = galleries(generations(read_study(tmp_path)))
     assert list(found) == ["given-prompts", "generations"]
     greedy, sampled = found["given-prompts"].items
-    assert (greedy.prompt, sampled.prompt) == (
-        "What is the meaning of life? (greedy)",
-        "What is the meaning of life?",
-    )
+    assert greedy.prompt == sampled.prompt == "What is the meaning of life?"
+    assert (greedy.how, sampled.how) == ("answered greedily", "")
     assert [(arm.name, one.response) for arm, one in sampled.responses] == [
         ("reference", "reference 1"),
         ("dpo", "dpo 1"),

@@ -211,6 +211,18 @@ def test_the_drawn_frontier_holds_the_checkpoints_that_the_data_name(tmp_path: P
     assert marked == {p.step for p in envelope_of([*study.reference.validation, *ppo.validation])} - {0}
 
 
+@pytest.mark.parametrize(("last", "roots"), [(4.0, False), (40.0, True)])
+def test_small_kls_are_spread_where_one_arm_goes_far_further(tmp_path: Path, last: float, roots: bool) -> None:
+    """Five arms end at 1 nat and one at 4 or at 40; on a √ scale 1 nat lies 16 % of the way to 40, not 2.5 %."""
+    near = [SimulatedArm(f"dpo-{i}", "dpo", root(1.0), kl=(0.2, 0.5, 0.8, 1.0), label=f"Near {i}") for i in range(5)]
+    far = SimulatedArm("ppo", "ppo", root(1.0), kl=(last / 4, last / 2, last / 1.5, last), label="Far")
+    chapter = frontier(read_study(write_study(tmp_path, [REFERENCE, *near, far], noise=0.1)))
+    assert chapter
+    (drawn,) = (part for part in chapter.parts if isinstance(part, Drawing))
+    assert ("on a √ scale" in drawn.picture.svg) == roots
+    assert ("steps are of √KL" in drawn.picture.reading) == roots
+
+
 def test_a_study_that_has_only_begun_has_no_frontier(tmp_path: Path) -> None:
     arms = [REFERENCE, replace(usual_arms()[2], evaluated=False)]
     assert frontier(read_study(write_study(tmp_path, arms, complete=False))) is None

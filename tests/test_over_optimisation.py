@@ -59,7 +59,7 @@ def test_a_hump_is_found_with_its_place_and_step(tmp_path: Path, seeds: int) -> 
     assert found.answer.startswith("Stop here: KL ≈ ")
     assert "over-optimised: past it gold sentiment falls while the proxy goes on rising" in found.answer
     assert "(step 1" in found.answer
-    peak = fits(chapter)["ppo", "gold"]["Peak at KL (nats)"]
+    peak = fits(chapter)["ppo", "gold sentiment"]["Peak at KL (nats)"]
     assert isinstance(peak, Estimate)
     assert peak.low <= np.e <= peak.high
     assert peak.high - peak.low < 2
@@ -73,7 +73,7 @@ def test_best_of_n_has_its_own_curve_and_no_steps(tmp_path: Path) -> None:
         kl=(0.2, 0.7, 1.6, 2.6, 4.5), label="Best of n", kl_is_bound=True,
     )  # fmt: skip
     chapter = chapter_of(tmp_path, one, noise=0.2)
-    found = fits(chapter)["best-of-n", "gold"]
+    found = fits(chapter)["best-of-n", "gold sentiment"]
     assert found["Curve"] == "d (α − β d)"
     peak = found["Peak at KL (nats)"]
     assert isinstance(peak, Estimate)
@@ -101,6 +101,22 @@ def test_a_proxy_whose_curve_does_not_fit_is_still_seen_to_rise(tmp_path: Path) 
 def test_a_gold_reward_that_falls_from_the_start_has_no_peak(tmp_path: Path) -> None:
     found = finding(chapter_of(tmp_path, arm(training(-1.0, 0.3))))
     assert found.answer.startswith("Stop before KL ≈ 0.")
+
+
+@pytest.mark.parametrize(("last", "wide"), [(0.3, False), (0.94, True)])
+def test_of_a_narrow_span_of_kl_nothing_is_said_of_where_to_stop(tmp_path: Path, last: float, wide: bool) -> None:
+    """Four times the 0.21 nats of the first, 0.84, is enough; falls all the way: R = −d (1 + 0.5 log d)."""
+    falls = SimulatedArm(
+        "ppo", "ppo", training(-2.0, 1.0), proxy=training(1.6, 0.1), steps=(50, 100, 150), label="PPO",
+        kl=(0.205, 0.27, last),
+    )  # fmt: skip
+    chapter = chapter_of(tmp_path, falls, noise=0.05)
+    found, peak = finding(chapter), fits(chapter)["ppo", "gold sentiment"]["Peak at KL (nats)"]
+    assert found.found == wide
+    assert found.answer.startswith(
+        "Stop before" if wide else "Undecided: gold sentiment falls, but checkpoints from 0.2"
+    )
+    assert peak == ("not reached" if wide else "too little KL spanned")
 
 
 def test_a_flat_reward_is_undecided(tmp_path: Path) -> None:
@@ -141,7 +157,7 @@ def test_the_data_hold_gains_over_the_reference_on_the_same_prompts(tmp_path: Pa
     reference = study.arms[0].validation[0]
     for row, point in zip(drawing.data.rows, study.arms[1].validation, strict=True):
         cells = dict(zip(titles, row, strict=True))
-        assert cells["Gold gained"].mean == pytest.approx(np.mean(point.reward) - np.mean(reference.reward))  # type: ignore[union-attr]
+        assert cells["Gold sentiment gained"].mean == pytest.approx(np.mean(point.reward) - np.mean(reference.reward))  # type: ignore[union-attr]
         assert cells["√KL (√nats)"] == pytest.approx(np.mean(point.kl_nats) ** 0.5)
 
 

@@ -369,6 +369,19 @@ def test_reward_models_are_judged_as_they_were_simulated(tmp_path: Path) -> None
     assert all(label in drawn for label in ("reward model", "judge", "much", "equal"))
 
 
+def test_a_model_is_called_calibrated_only_where_its_error_may_be_chance(tmp_path: Path) -> None:
+    """Right in as many pairs as it says on average, yet off in groups of pairs: the rule is that of the table."""
+    models = [reward_model(boast=1.0, per_token=0.0)]
+    honest = write_report(write_study(tmp_path, [REFERENCE], reward_models=models)).content.study.reward_models[0]
+    assert not honest.misjudges
+    at, above = (replace(honest, error=error, error_by_chance=0.094) for error in (0.094, 0.109))
+    assert at.finding.startswith("About as sure as it is right: ")
+    assert not at.found
+    assert above.finding.startswith("Not as sure as it is right: ")
+    assert "off by 0.109, by chance up to 0.094." in above.finding
+    assert above.found
+
+
 def test_a_study_without_calibration_is_drawn_without_it(tmp_path: Path) -> None:
     folder = write_study(tmp_path, [REFERENCE])
     content = json.loads((folder / "study.json").read_text())

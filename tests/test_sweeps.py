@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -231,3 +232,18 @@ def test_the_table_and_the_data_hold_what_was_measured(tmp_path: Path) -> None:
     assert data.rows[0][4].mean == pytest.approx(np.mean(last.kl_nats))  # type: ignore[union-attr]
     assert data.rows[0][5].mean == pytest.approx(np.mean(last.reward))  # type: ignore[union-attr]
     assert all(len(row) == len(sheets[0].columns) for row in sheets[0].rows)
+
+
+@pytest.mark.parametrize("chosen_step", [300, 400])
+def test_the_chosen_checkpoint_has_columns_of_its_own_where_it_is_not_the_last(
+    tmp_path: Path, chosen_step: int
+) -> None:
+    study = study_of(tmp_path, of_betas([12, 6, 3, 1]))
+    arms = tuple(replace(a, runs=tuple(replace(r, chosen_step=chosen_step) for r in a.runs)) for a in study.arms)
+    chapter = sweep(replace(study, arms=arms))
+    assert chapter
+    (table,) = (part for part in chapter.parts if isinstance(part, Sheet))
+    titles = [column.title for column in table.columns][3:]
+    at_end, chosen = ["KL at the end (nats)", "Reward at the end"], ["KL, chosen (nats)", "Reward, chosen"]
+    assert titles == (at_end if chosen_step == 400 else at_end + chosen)
+    assert all(len(row) == 3 + len(titles) for row in table.rows)

@@ -13,7 +13,7 @@ from preflab.errors import NumericError
 from preflab.report.chapter import Column, Sheet, Value
 from preflab.report.statistics import Estimate
 from preflab.report.study import Arm
-from preflab.report.wording import count, duration, figure, interval, memory, number, visible
+from preflab.report.wording import count, duration, figure, fixed, interval, memory, number, setting, visible
 
 UNITS = {"percent": "fraction", "seconds": "seconds", "bytes": "bytes"}
 FORMULA = tuple("=+-@\t\r＝＋－＠")  # spreadsheets take the wide forms too
@@ -90,13 +90,15 @@ def writer(column: Column, size: float) -> Callable[[float], str]:
             return count
         case "figure":
             return figure
+        case "setting":
+            return setting
         case "seconds":
             return duration
         case "bytes":
             return memory
         case "percent":
             digits = 1 if 0 < abs(size) < 0.1 else 0
-            return lambda value: f"{number(100 * value, digits)} %"
+            return lambda value: f"{fixed(100 * value, digits)} %"
         case "number" | "text" | "arm":
             return lambda value: number(value, column.digits)
         case _:
@@ -105,8 +107,9 @@ def writer(column: Column, size: float) -> Callable[[float], str]:
 
 def in_brackets(value: Estimate, column: Column) -> tuple[str, str]:
     """A mean, and its interval in brackets."""
-    if column.form in ("number", "text", "arm"):
-        text, _, bracketed = interval(value, column.digits).partition(" ")
+    if column.form in ("number", "text", "arm", "figure"):
+        digits = (3 if abs(value.mean) < 1 else 2) if column.form == "figure" else column.digits
+        text, _, bracketed = interval(value, digits).partition(" ")
         return text, bracketed
     write = writer(column, value.mean)
     low, high = write(value.low), write(value.high)

@@ -14,8 +14,9 @@ from preflab.report.statistics import Estimate
 from preflab.report.study import Arm, Generation, Sample
 from preflab.report.svg import Picture
 
-Form = Literal["text", "arm", "number", "figure", "count", "percent", "seconds", "bytes"]
-"""How a column's values are written. figure: a number of any size; percent takes fractions; seconds and bytes are
+Form = Literal["text", "arm", "number", "figure", "setting", "count", "percent", "seconds", "bytes"]
+"""How a column's values are written. figure: a number of any size; setting: as its setter
+writes it; percent takes fractions; seconds and bytes are
 written in fitting units."""
 
 Value = str | float | Estimate | Arm | None
@@ -91,6 +92,8 @@ class Answers:
 
     prompt: str
     responses: tuple[tuple[Arm, Sample | Generation | None], ...]
+    how: str = ""
+    """How they were drawn, where that is not as usual."""
 
 
 @dataclass(frozen=True)

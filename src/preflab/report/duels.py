@@ -43,6 +43,34 @@ class Duel:
         return Estimate(rate.mean - 0.5, rate.low - 0.5, rate.high - 0.5).sign
 
 
+def farthest(kl_nats: float) -> float:
+    """How far from ½ a win rate against the reference can be expected at most: TV(policy, reference) ≤ √(KL/2).
+
+    Pinsker's inequality (Tsybakov 2009, Introduction to Nonparametric Estimation, Lemma 2.5): against a response of the
+    reference's, drawn apart from it, a second one wins ½, and changing who draws it changes a share by the total
+    variation at most. The mean of the roots over prompts is at most the root of the mean. Never above ½.
+
+    Args:
+        kl_nats: KL(policy ‖ reference) of a response, the mean over prompts, nats ≥ 0; an upper bound does too.
+
+    >>> farthest(0.0002), farthest(8.0)
+    (0.01, 0.5)
+    """
+    return min(0.5, float(np.sqrt(kl_nats / 2)))
+
+
+def beyond_kl(rate: Estimate, kl: Estimate) -> bool:
+    """Whether the whole interval of a win rate lies farther from ½ than a KL lets expect, its upper end too.
+
+    >>> beyond_kl(Estimate(0.62, 0.54, 0.69), Estimate(0.0003, 0.0002, 0.0003))  # √(0.0003 / 2) = 0.012
+    True
+    >>> beyond_kl(Estimate(0.62, 0.54, 0.69), Estimate(0.003, 0.002, 0.0032))  # √(0.0032 / 2) = 0.04
+    False
+    """
+    bound = farthest(kl.high)
+    return rate.low > 0.5 + bound or rate.high < 0.5 - bound
+
+
 def duels(study: Study, scorer: Scorer = "reward") -> tuple[Duel, ...]:
     """Every two arms that were scored on the same split, the one that stands first in the study first; those with the
     reference last in their order, so that an arm is measured against it."""

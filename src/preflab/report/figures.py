@@ -9,10 +9,12 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex, to_rgb
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from numpy.typing import ArrayLike
 
 from preflab.report.fields import is_finite
 from preflab.report.measures import Curve
-from preflab.report.statistics import Estimate
+from preflab.report.statistics import Estimate, Matrix
 from preflab.report.study import Arm, Study
 from preflab.report.svg import COLOURS, INK, STYLE, named
 
@@ -123,6 +125,41 @@ def frame_means(axes: Axes, x: Sequence[Estimate], y: Sequence[Estimate]) -> Non
             drawn.set_alpha(PALE)
 
 
+def root_scale(axes: Axes) -> None:
+    """An axis of KL on which equal steps are of √KL, its ticks in nats: for curves of which one goes far further."""
+    axes.set_xscale("function", functions=(signed_root, signed_square))
+    right = axes.get_xlim()[1]
+    axes.set_xlim(-((0.05 * np.sqrt(right)) ** 2), right)
+    axes.xaxis.set_major_locator(FixedLocator(root_ticks(right)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+    axes.xaxis.set_minor_locator(NullLocator())
+
+
+def signed_root(x: ArrayLike) -> Matrix:
+    """√x, and of what lies left of 0 its mirror image, as an axis begins a little before 0."""
+    values = np.asarray(x, dtype=np.float64)
+    return np.sign(values) * np.sqrt(np.abs(values))
+
+
+def signed_square(x: ArrayLike) -> Matrix:
+    """Its inverse."""
+    values = np.asarray(x, dtype=np.float64)
+    return values * np.abs(values)
+
+
+def root_ticks(high: float) -> list[float]:
+    """0 and those of 1, 2, 5, 10, … (and 0.5, 0.2, …) that are a tenth of √high apart at least.
+
+    >>> root_ticks(8.0)
+    [0.0, 0.1, 0.5, 1.0, 2.0, 5.0]
+    """
+    ticks = [0.0]
+    for x in (float(f"{digit}e{power}") for power in range(-4, 5) for digit in (1, 2, 5)):
+        if x <= high and np.sqrt(x) - np.sqrt(ticks[-1]) >= 0.1 * np.sqrt(high):
+            ticks.append(x)
+    return ticks
+
+
 def above(axes: Axes, ends: Sequence[tuple[Arm, float, float]]) -> list[tuple[Arm, float, float]]:
     """Places for `label_ends` a little higher, where no interval goes."""
     low, high = axes.get_ylim()
@@ -138,11 +175,13 @@ def label_ends(study: Study, axes: Axes, ends: Sequence[tuple[Arm, float, float]
     low = axes.get_xlim()[0]
     high = max(x for _, x, _ in ends)
     names = {arm.name: named(arm.title) + (" (≤ KL)" if arm.kl_is_bound else "") for arm, _, _ in ends}
+    to_axis = axes.xaxis.get_transform()
+    left = float(to_axis.transform([low])[0])
     # Room for the names: about 0.088 inch a character.
     rooms = [min(0.55, (len(names[arm.name]) * 0.088 + 0.25) / figure.get_figwidth()) for arm, _, _ in ends]
-    axes.set_xlim(
-        low, max(high, *(low + (x - low) / (0.98 - room) for (_, x, _), room in zip(ends, rooms, strict=True)))
-    )
+    at = [float(x) for x in to_axis.transform([x for _, x, _ in ends])]
+    needed = [left + (x - left) / (0.98 - room) for x, room in zip(at, rooms, strict=True)]
+    axes.set_xlim(low, max(high, *(float(x) for x in to_axis.inverted().transform(needed))))
     with mpl.rc_context(STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph")
         figure.draw_without_rendering()

@@ -27,6 +27,7 @@ Form = Literal["best of n", "training"]
 
 LEAST = 3  # checkpoints of two unknowns
 NO_KL_NATS = 1e-3  # below it a checkpoint is the reference, up to rounding
+SPAN = 4.0  # largest KL over the smallest from which on a curve's peak, or that it has none, can be read off it
 ALIKE = 1e4  # condition number from which on the checkpoints are as good as one
 BISECTIONS = 10  # to a thousandth of the measured range
 
@@ -111,6 +112,12 @@ class Fit:
         return None if total <= 1e-18 else 1 - float(np.sum((self.gains - self.at(self.d)) ** 2)) / total
 
     @property
+    def wide(self) -> bool:
+        """Whether the checkpoints span enough KL to speak of a peak: the largest at least four times the smallest, so
+        that √KL doubles."""
+        return bool(self.d[-1] ** 2 >= SPAN * self.d[0] ** 2)
+
+    @property
     def missed(self) -> tuple[int, ...]:
         """The checkpoints that the curve misses by more than their noise; of m all hold together (1 − 0.05/m)."""
         confidence = 1 - 0.05 / len(self.d)
@@ -119,14 +126,15 @@ class Fit:
 
     @property
     def peak(self) -> Estimate | None:
-        """d* within the measured range, where the curve is shown to be past it: its slope at the end is below 0.
+        """d* within the measured range, where that is wide enough and the curve is shown to be past it: its
+        slope at the end is below 0.
 
         The interval holds the d at which the slope may be 0, within the measured range: a confidence set in Fieller's
         way, which needs no ratio of two estimates.
         """
         low, high = float(self.d[0]), float(self.d[-1])
         top = peak(self.form, *self.means)
-        if top is None or not low <= top <= high or self.slope(high).sign >= 0:
+        if top is None or not self.wide or not low <= top <= high or self.slope(high).sign >= 0:
             return None
         rising = self.edge(top, low) if self.slope(low).sign > 0 else low
         return Estimate(top, rising, self.edge(top, high))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from preflab.report.fields import Fields
 from preflab.report.statistics import Estimate
+from preflab.report.wording import number
 
 SIDES = ("shorter", "longer")
 
@@ -56,18 +57,28 @@ class RewardModel:
         return (self.longer, self.shorter) if more else (self.shorter, self.longer)
 
     @property
+    def miscalibrated(self) -> bool:
+        """Whether its calibration error is larger than chance leaves to 95 % of calibrated models."""
+        return self.error > self.error_by_chance
+
+    @property
     def found(self) -> bool:
         """Whether there is something to warn of."""
-        return bool(self.misjudges or self.sides)
+        return bool(self.misjudges or self.miscalibrated or self.sides)
 
     @property
     def finding(self) -> str:
         """Whether it believes itself too much, and whether it follows length: only where intervals say so."""
-        sure = self.misjudges or "about as sure as it is right"
+        otherwise = "not as sure as it is right" if self.miscalibrated else "about as sure as it is right"
+        sure = self.misjudges or otherwise
         text = (
             f"{sure[0].upper()}{sure[1:]}: {self.confidence:.0%} sure on average, right in {self.accuracy.mean:.0%} "
-            "of the pairs."
+            "of the pairs"
         )
+        if self.miscalibrated and not self.misjudges:
+            error, chance = number(self.error, 3), number(self.error_by_chance, 3)
+            text += f", but groups of equally sure pairs are off by {error}, by chance up to {chance}"
+        text += "."
         if self.sides:
             better, worse = self.sides
             text += (

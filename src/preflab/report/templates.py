@@ -35,7 +35,7 @@ def environment(for_markdown: bool) -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for name in ("number", "share", "count"):
+    for name in ("number", "share", "count", "said"):
         templates.filters[name] = getattr(wording, name)
     templates.filters["fence"] = fence
     templates.filters["made"] = Markup  # what a macro made, whose parts have passed the gate

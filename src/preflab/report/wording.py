@@ -33,6 +33,24 @@ def shown(character: str) -> str:
     return chr(0x2400 + code) if code < 0x20 else f"⟨U+{code:04X}⟩"
 
 
+def said(response: str) -> str:
+    """A response as it is shown, also where there is nothing to see of it.
+
+    >>> said(" Yes. "), said(" \\n")
+    (' Yes. ', '(empty)')
+    """
+    return response if response.strip() else "(empty)"
+
+
+def capital(text: str) -> str:
+    """A text as a title or a sentence begins; no other letter changes.
+
+    >>> capital("reward per KL")
+    'Reward per KL'
+    """
+    return text[:1].upper() + text[1:]
+
+
 def number(value: float | None, digits: int = 2) -> str:
     """A number for people: `digits` decimals, fewer from 100 on, a true minus, thousands apart; – for none.
 
@@ -41,7 +59,16 @@ def number(value: float | None, digits: int = 2) -> str:
     """
     if value is None:
         return "–"
-    text = f"{value:,.{digits if abs(value) < 100 else 0}f}"
+    return fixed(value, digits if abs(value) < 100 else 0)
+
+
+def fixed(value: float, digits: int) -> str:
+    """A number with so many decimals, whatever its size.
+
+    >>> fixed(-0.001, 2), fixed(123.456, 1)
+    ('0.00', '123.5')
+    """
+    text = f"{value:,.{digits}f}"
     if text.startswith("-"):
         text = text[1:] if float(text.replace(",", "")) == 0 else "−" + text[1:]
     return text
@@ -54,6 +81,16 @@ def figure(value: float) -> str:
     ('256', '0.812', '12.35')
     """
     return count(value) if float(value).is_integer() else number(value, 3 if abs(value) < 1 else 2)
+
+
+def setting(value: float) -> str:
+    """A number as people write it where they set it: with the digits that it has.
+
+    >>> setting(0.05), setting(5.0), setting(1e-06), setting(2048.0)
+    ('0.05', '5', '1e-6', '2048')
+    """
+    digits, _, power = f"{value:.12g}".replace("-", "−", value < 0).partition("e")
+    return f"{digits}e{int(power)}" if power else digits
 
 
 def share(value: float | None, digits: int = 1) -> str:
@@ -73,17 +110,21 @@ def share(value: float | None, digits: int = 1) -> str:
 
 
 def interval(value: Estimate | None, digits: int = 2) -> str:
-    """A mean with its interval; one or two more decimals where it is narrow.
+    """A mean with its interval, all with the decimals of the mean: none from 100 on, one or two more where the interval
+    is narrow.
 
     >>> interval(Estimate(1.0, 0.5, 1.5)), interval(Estimate(0.9134, 0.91, 0.917))
     ('1.00 [0.50, 1.50]', '0.913 [0.910, 0.917]')
+    >>> interval(Estimate(102.0, 90.08, 116.0)), interval(Estimate(95.0, 85.0, 105.0), 1)
+    ('102 [90, 116]', '95.0 [85.0, 105.0]')
     """
     if value is None:
         return "–"
     width = value.high - value.low
     if abs(value.mean) > 10.0 ** -(digits + 2):  # else it is 0 up to rounding
         digits += (0 < width < 0.02) + (0 < width < 0.002)
-    return f"{number(value.mean, digits)} [{number(value.low, digits)}, {number(value.high, digits)}]"
+    digits = digits if abs(value.mean) < 100 else 0
+    return f"{fixed(value.mean, digits)} [{fixed(value.low, digits)}, {fixed(value.high, digits)}]"
 
 
 def count(value: float | None) -> str:

@@ -14,7 +14,7 @@ from preflab.report.study import Arm, Study
 from preflab.report.svg import INK, Picture, named, sheet, to_svg
 from preflab.report.verdicts import mean_cost
 from preflab.report.visits import visited
-from preflab.report.wording import count, duration, interval, number
+from preflab.report.wording import capital, count, duration, interval, number
 
 MOST = 0.8
 """The share of the best arm's gain that is asked for."""
@@ -125,7 +125,7 @@ def pareto(study: Study, arms: Sequence[Arm], name: str, axis: str, write: Calla
     what = "seconds" if name == "wall_seconds" else name
     picture = Picture(
         f"reward-by-{what}",
-        f"{study.reward_name} against {'time' if name == 'wall_seconds' else 'computation'}",
+        f"{capital(study.reward_name)} against {'time' if name == 'wall_seconds' else 'computation'}",
         "Up and to the left is better. A ring: no other arm that costs as much or less was shown to get more reward on "
         "the same prompts (oracles don't count). Hollow: an oracle. Lines are 95 % intervals, cut off where they are "
         "wide; the axis of costs is logarithmic.",
@@ -134,7 +134,7 @@ def pareto(study: Study, arms: Sequence[Arm], name: str, axis: str, write: Calla
     columns = (
         Column("Arm", "arm"),
         Column(axis[0].upper() + axis[1:], "seconds" if name == "wall_seconds" else "count"),
-        Column(study.reward_name),
+        Column(capital(study.reward_name)),
         Column("Not dominated", "text"),
     )
     rows = tuple((arm, price, reward, "yes" if arm.name in undominated else "no") for arm, price, reward in bought)

@@ -39,7 +39,7 @@ from preflab.report.study import Arm, Point, Sample, Study
 from preflab.report.svg import INK, Picture, sheet, to_svg
 from preflab.report.verdicts import reference_like
 from preflab.report.visits import visited
-from preflab.report.wording import interval, listing, number
+from preflab.report.wording import interval, listing, number, said
 
 SHOWN_CHARACTERS = 90
 BANDS = 5
@@ -256,7 +256,7 @@ def optional_share(values: Matrix | None, what: str) -> Estimate | None:
 
 def shortened(text: str) -> str:
     """The beginning of a text, on one line."""
-    line = " ".join(text.split())
+    line = " ".join(said(text).split())
     return line if len(line) <= SHOWN_CHARACTERS else line[: SHOWN_CHARACTERS - 1] + "…"
 
 

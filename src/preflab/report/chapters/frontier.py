@@ -10,14 +10,15 @@ from matplotlib.axes import Axes
 
 from preflab.report.chapter import Chapter, Column, Drawing, Part, Prose, Sheet, Value
 from preflab.report.checkpoints import Checkpoint, Family, checkpoints, families, trained_points
-from preflab.report.figures import above, colour_of, dots, frame_means, label_ends, line, mark_reference
+from preflab.report.figures import above, colour_of, dots, frame_means, label_ends, line, mark_reference, root_scale
 from preflab.report.frontiers import envelope_of, frontier_at, measured_range, overlap, with_reference
 from preflab.report.statistics import Estimate, estimate
 from preflab.report.study import Arm, Point, Study
 from preflab.report.svg import Picture, named, sheet, to_svg
 from preflab.report.verdicts import GRID, MANY
-from preflab.report.wording import number
+from preflab.report.wording import capital, number
 
+HEAPED = 10.0
 SHOWN_KL = 4  # columns of the table of reward at matched KL, at most
 
 
@@ -59,7 +60,7 @@ def differences(study: Study, groups: Sequence[Family]) -> Sheet | None:
     """By how much the frontiers differ, over the KL values that both families reached; None of fewer than two."""
     columns = (
         Column("Family", "text"), Column("Against", "text"), Column("Seeds", "count"), Column("KL from"),
-        Column("KL to"), Column(f"{study.reward_name}, difference"), Column("Area between (reward · nats)"),
+        Column("KL to"), Column(f"{capital(study.reward_name)}, difference"), Column("Area between (reward · nats)"),
     )  # fmt: skip
     rows: list[tuple[Value, ...]] = []
     for a, b in pairs(groups):
@@ -98,7 +99,7 @@ def at_matched_kl(study: Study, groups: Sequence[Family]) -> Sheet | None:
             cells.append(Estimate(width * mean.mean, width * mean.low, width * mean.high))
         rows.append((group.title, sum(len(trained_points(arm)) for arm in group.arms), least, most, *cells))
     reading = (
-        f"{study.reward_name.capitalize()} on each family's convex frontier at the same KL, with 95 % intervals; empty "
+        f"{capital(study.reward_name)} on each family's convex frontier at the same KL, with 95 % intervals; empty "
         "where the family was not measured."
         + (" The area under it is over the KL range of all families." if overlapping else "")
     )
@@ -157,7 +158,8 @@ def drawn_envelope(study: Study, group: Family) -> list[Point]:
 def picture(study: Study, groups: Sequence[Family], found: Sequence[Checkpoint]) -> Picture:
     """Reward against KL: a line an arm, from the reference at KL 0; a broad pale one for each family's frontier."""
     figure, axes = sheet(7.2, 4.4)
-    axes.set_xlabel("KL to the reference, nats per response")
+    roots = spread(found)
+    axes.set_xlabel("KL to the reference, nats per response" + (", on a √ scale" if roots else ""))
     axes.set_ylabel(named(study.reward_name))
     origin = next((c for c in found if c.arm.name == study.reference_name), None)
     by_arm = {arm.name: [c for c in found if c.arm.name == arm.name] for arm in study.trained}
@@ -177,6 +179,8 @@ def picture(study: Study, groups: Sequence[Family], found: Sequence[Checkpoint])
             dots(study, axes, arm, [c.kl for c in path], [c.reward for c in path], [c.chosen for c in path])
         ends.append((arm, path[-1].kl.mean, path[-1].reward.mean))
     frame_means(axes, [c.kl for c in found], [c.reward for c in found])
+    if roots:
+        root_scale(axes)
     if origin:
         mark_reference(study, axes, origin.arm, origin.kl, origin.reward)
     label_ends(study, axes, above(axes, ends))
@@ -187,10 +191,11 @@ def picture(study: Study, groups: Sequence[Family], found: Sequence[Checkpoint])
     )
     return Picture(
         "frontier",
-        f"{study.reward_name} against KL",
+        f"{capital(study.reward_name)} against KL",
         "Higher is better, further left stays closer to the reference: of two curves the upper one buys more "
-        f"reward for the same KL. {marks}, on validation prompts; the broad pale band is a family's convex frontier"
-        + ("; a dashed curve is an oracle, which trained on the gold reward itself" if oracles(drawn) else "")
+        f"reward for the same KL{' (equal steps are of √KL, so that small ones can be told apart)' if roots else ''}. "
+        f"{marks}, on validation prompts; the broad pale band is a family's convex frontier"
+        + (f"; a dashed curve is an oracle, which trained on {study.reward_name} itself" if oracles(drawn) else "")
         + ("; a dotted one (≤ KL) has no measured KL but an upper bound." if bounds(drawn) else "."),
         to_svg(figure, "frontier", f"{study.reward_name} against KL, one curve per arm"),
     )
@@ -206,6 +211,16 @@ def bounds(arms: Sequence[Arm]) -> bool:
     return any(arm.kl_is_bound for arm in arms)
 
 
+def spread(found: Sequence[Checkpoint]) -> bool:
+    """Whether one arm goes so much further than most that these would lie in a heap on a linear axis: the largest KL is
+    more than 10 times the median of the arms' largest. Else the axis is linear, on which a convex frontier looks it."""
+    farthest: dict[str, float] = {}
+    for c in found:
+        if c.point.step > 0:
+            farthest[c.arm.name] = max(c.kl.mean, farthest.get(c.arm.name, 0.0))
+    return max(farthest.values(), default=0.0) > HEAPED * float(np.median(list(farthest.values()) or [0.0]))
+
+
 def middle(group: Family) -> Arm:
     """The arm whose colour stands for the family: the middle one of its shades."""
     return group.arms[len(group.arms) // 2]
@@ -214,4 +229,7 @@ def middle(group: Family) -> Arm:
 def shadow(axes: Axes, points: Sequence[Point], colour: str) -> None:
     """A family's frontier, below its arms' lines."""
     kl, reward = ([float(m.mean()) for m in ms] for ms in zip(*((p.kl_nats, p.reward) for p in points), strict=True))
-    axes.plot(kl, reward, color=colour, linewidth=7, alpha=0.2, solid_capstyle="round", zorder=1)
+    between = np.linspace(kl[0], kl[-1], 500)  # a mix of two points is straight in KL, and bent on a √ scale
+    axes.plot(
+        between, np.interp(between, kl, reward), color=colour, linewidth=7, alpha=0.2, solid_capstyle="round", zorder=1
+    )

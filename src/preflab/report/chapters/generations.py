@@ -66,8 +66,9 @@ def given_prompts(study: Study) -> Gallery:
     asked = list(dict.fromkeys(key for _, answers in by_arm for key in answers))
     items = tuple(
         Answers(
-            f"{prompt} (greedy)" if greedy else prompt,
+            prompt,
             tuple((arm, answers.get((prompt, sample, greedy))) for arm, answers in by_arm),
+            how="answered greedily" if greedy else "",
         )
         for prompt, sample, greedy in asked
     )

@@ -14,7 +14,7 @@ METHOD = (
     "which share none with training and validation. Curves are of validation prompts.",
     "At equal KL: curves are interpolated linearly between checkpoints ordered by KL, from the reference at KL 0, and "
     "their difference is averaged where the KL ranges of trained checkpoints overlap; outside nothing is said.",
-    "A proxy misled where, from the arm's best checkpoint to its last, it rose while the gold reward fell, both shown, "
+    "A proxy misled where, from the arm's best checkpoint to its last, it rose while {reward} fell, both shown, "
     "and shown beyond what picking the best of several checkpoints by looking explains (Bonferroni).",
     "Ratios (perplexity) by the delta method, distinct-2 by a jackknife over prompts, since resampling would repeat "
     "what the responses didn't. A share that is the same in every row, such as a win rate of 100 %, has the exact "
@@ -25,4 +25,8 @@ METHOD = (
 
 def method(study: Study) -> Chapter | None:
     """The definitions and the statistics behind every figure."""
-    return Chapter("method", "How it was measured", tuple(Prose(line, quiet=True) for line in METHOD))
+    return Chapter(
+        "method",
+        "How it was measured",
+        tuple(Prose(line.replace("{reward}", study.reward_name), quiet=True) for line in METHOD),
+    )

@@ -14,12 +14,12 @@ from matplotlib.figure import Figure
 from preflab.report.chapter import Chapter, Column, Drawing, Finding, Findings, Part, Prose, Sheet, Value
 from preflab.report.checkpoints import Checkpoint, checkpoints
 from preflab.report.figures import above, colour_of, dash, dots, frame_means, label_ends, line, mark_reference
-from preflab.report.fits import LEAST, NO_KL_NATS, Fit, fit
+from preflab.report.fits import LEAST, NO_KL_NATS, SPAN, Fit, fit
 from preflab.report.statistics import Estimate, Matrix, estimate
 from preflab.report.study import Arm, Point, Study
 from preflab.report.svg import INK, STYLE, Picture, named, sheet, to_svg
 from preflab.report.verdicts import reference_like, seeds_in_words
-from preflab.report.wording import interval, listing, number
+from preflab.report.wording import capital, interval, listing, number
 
 Reward = Literal["gold", "proxy"]
 
@@ -53,16 +53,16 @@ def over_optimisation(study: Study) -> Chapter | None:
     fitted = [one for one in courses if one.gold]
     parts: list[Part] = [
         Prose(
-            f"The {study.proxy_name} (proxy) stands in for {study.reward_name} (gold), which is what is wanted. Where "
-            "the gold reward falls while the proxy goes on rising, the proxy is being exploited: that is "
+            f"The {study.proxy_name} (proxy) stands in for {study.reward_name}, which is what is wanted. Where "
+            f"{study.reward_name} falls while the proxy goes on rising, the proxy is being exploited: that is "
             "over-optimisation, and the place to stop is before it."
         )
     ]
     if fitted:
         parts += [
-            Drawing(against_root_kl(study, fitted), points_sheet(fitted)),
+            Drawing(against_root_kl(study, fitted), points_sheet(study, fitted)),
             Findings("Where to stop", tuple(advice(study, one, one.gold) for one in fitted if one.gold)),
-            fits_sheet(fitted),
+            fits_sheet(study, fitted),
             Prose(HOW, quiet=True),
         ]
     few = [f"{one.arm.title} ({len(one.gains)})" for one in courses if not one.gold]
@@ -82,9 +82,10 @@ HOW = (
     "The curves are those of Gao, Schulman and Hilton (arXiv 2210.10760): with d = √KL and R the reward above the "
     "reference's, R = d (α − β d) for best of n and R = d (α − β log d) for training, by least squares through the "
     "checkpoints, with intervals over seeds and prompts. A peak is named only where it lies between checkpoints and "
-    "the curve's slope at the last one is shown to be below 0; its interval holds every KL at which the slope may be "
-    "0. Nothing is said from a curve that misses its checkpoints by more than their noise. Each interval is at 95 % "
-    "for itself; whether the proxy misled is among the verdicts, which are corrected for their number."
+    f"the curve's slope at the last one is shown to be below 0, and where the largest KL is at least {SPAN:g} "
+    "times the smallest; its interval holds every KL at which the slope may be 0. Nothing is said from a curve that "
+    "misses its checkpoints by more than their noise. Each interval is at 95 % for itself; whether the proxy misled is "
+    "among the verdicts, which are corrected for their number."
 )
 
 
@@ -148,6 +149,13 @@ def advice(study: Study, one: Course, gold: Fit) -> Finding:
             about, f"No over-optimisation seen up to {reached}: {study.reward_name} still rises, {proxy}; {at_end}.",
             found=True,
         )  # fmt: skip
+    if not gold.wide:
+        least = number(float(gold.d[0]) ** 2)
+        return Finding(
+            about, f"Undecided: {study.reward_name} falls, but checkpoints from {least} to {reached} span too little "
+            f"KL to say where to stop, which takes {SPAN:g} times the smallest; {at_end}.",
+            found=False,
+        )  # fmt: skip
     kind = (
         f"over-optimised: past it {study.reward_name} falls while the proxy goes on rising"
         if rises
@@ -180,7 +188,7 @@ def step(arm: Arm, point: Point) -> str:
     return f"n = {point.step}" if arm.kl_is_bound else f"step {point.step}"
 
 
-def fits_sheet(fitted: Sequence[Course]) -> Sheet:
+def fits_sheet(study: Study, fitted: Sequence[Course]) -> Sheet:
     """The curves' coefficients."""
     columns = (
         Column("Arm", "arm"), Column("Reward", "text"), Column("Curve", "text"), Column("Checkpoints", "count"),
@@ -188,12 +196,14 @@ def fits_sheet(fitted: Sequence[Course]) -> Sheet:
     )  # fmt: skip
     rows = []
     for one in fitted:
-        for reward, found in (("gold", one.gold), ("proxy", one.proxy)):
+        for reward, found in ((study.reward_name, one.gold), ("proxy", one.proxy)):
             if found is None:
                 continue
             curve = "d (α − β d)" if found.form == "best of n" else "d (α − β log d)"
             top = found.peak if not found.missed else None
             peak: Value = "not reached" if top is None else Estimate(top.mean**2, top.low**2, top.high**2)
+            if not found.wide:
+                peak = "too little KL spanned"
             if found.missed:
                 peak = "the curve doesn't fit"
             rows.append((one.arm, reward, curve, len(found.d), found.alpha, found.beta, found.r_squared, peak))
@@ -227,7 +237,7 @@ def against_root_kl(study: Study, fitted: Sequence[Course]) -> Picture:
         "Both rewards above the reference's, on validation prompts: marks are checkpoints with their 95 % intervals, "
         "lines the fitted curves, dotted for best of n. Training moves to the right; a curve that comes down below "
         "while its twin above still climbs is over-optimised. A ring is a peak that was shown.",
-        to_svg(figure, "over-optimisation", "Proxy and gold reward against the root of KL, with fitted curves"),
+        to_svg(figure, "over-optimisation", f"Proxy and {study.reward_name} against √KL, with fitted curves"),
     )
 
 
@@ -258,11 +268,13 @@ def draw(study: Study, axes: Axes, courses: Sequence[Course], reward: Reward) ->
     label_ends(study, axes, above(axes, ends))
 
 
-def points_sheet(fitted: Sequence[Course]) -> Sheet:
+def points_sheet(study: Study, fitted: Sequence[Course]) -> Sheet:
     """What the picture shows."""
+    wanted = capital(study.reward_name)
     columns = (
         Column("Arm", "arm"), Column("Step", "count"), Column("Seeds", "count"), Column("√KL (√nats)", digits=4),
-        Column("KL (nats)", digits=4), Column("Gold gained", digits=4), Column("Gold, fitted", digits=4),
+        Column("KL (nats)", digits=4), Column(f"{wanted} gained", digits=4),
+        Column(f"{wanted}, fitted", digits=4),
         Column("Proxy gained", digits=4), Column("Proxy, fitted", digits=4),
     )  # fmt: skip
     rows = []
@@ -304,7 +316,7 @@ def proxy_against_gold(study: Study) -> Picture:
         "proxy",
         f"Does the {study.proxy_name} tell the truth?",
         "Training moves along a curve from the reference. Up and to the right: both rewards rise. To the right and "
-        "down: the proxy is being exploited, it rises while the gold reward falls.",
+        f"down: the proxy is being exploited, it rises while {study.reward_name} falls.",
         to_svg(figure, "proxy", f"{study.reward_name} against {study.proxy_name} through training"),
     )
 
@@ -313,7 +325,7 @@ def proxy_sheet(study: Study) -> Sheet:
     """What that picture shows."""
     columns = (
         Column("Arm", "arm"), Column("Step", "count"), Column("Seeds", "count"), Column("Proxy reward", digits=4),
-        Column("Gold reward", digits=4), Column("KL (nats)", digits=4),
+        Column(capital(study.reward_name), digits=4), Column("KL (nats)", digits=4),
     )  # fmt: skip
     rows = tuple(
         (c.arm, c.point.step, len(c.point.seeds), c.proxy, c.reward, c.kl)

@@ -6,7 +6,7 @@ from preflab.report.chapter import Chapter, Column, Sheet
 from preflab.report.measures import Row, summary
 from preflab.report.study import Study
 from preflab.report.verdicts import mean_cost
-from preflab.report.wording import count, listing, steps
+from preflab.report.wording import capital, count, listing, steps
 
 
 def results(study: Study) -> Chapter | None:
@@ -17,7 +17,7 @@ def results(study: Study) -> Chapter | None:
     columns = (
         Column("Arm", "arm"),
         Column("Step", "text"),
-        Column(study.reward_name, drawn=True),
+        Column(capital(study.reward_name), drawn=True),
         Column("KL, nats"),
         Column("Wins against reference", "percent"),
         Column("Time", "seconds"),
@@ -42,7 +42,7 @@ def reading(study: Study, rows: tuple[Row, ...]) -> str:
     not_final = f"Of validation prompts, so not final: {listing(early)}. " if early else ""
     bounds = [row.arm.title for row in rows if row.arm.kl_is_bound]
     bounded = f" The KL of {listing(bounds)} is an upper bound, not measured." if bounds else ""
-    name = f"{study.reward_name[:1].upper()}{study.reward_name[1:]}"
+    name = capital(study.reward_name)
     return (
         f"{not_final}Each arm at {study.chosen_as}, scored once on {count(study.prompts.get('test'))} test prompts; "
         f"95 % intervals in brackets.{bounded} {name}: {study.reward_explanation}"

@@ -23,12 +23,13 @@ from preflab.report.sweeps import (
     at_end,
     changes,
     choose,
+    chosen_on_validation,
     over_all,
     sweeps,
     written,
 )
 from preflab.report.verdicts import MANY, absolute, seeds_in_words
-from preflab.report.wording import interval, listing, number
+from preflab.report.wording import capital, interval, listing, number
 
 # Whose implicit reward is β times the logratio of the whole response.
 BY_LOGRATIO = (
@@ -62,16 +63,18 @@ def sweep(study: Study) -> Chapter | None:
         (arm, seen) for one in found if (seen := [v.arm for v in one.variants if implicit(v.arm)]) for arm in seen
     ]
     if beside:
-        parts += [Prose(WHY), circular(study, tuple(dict.fromkeys(arm.name for arm, _ in beside)))]
+        parts += [Prose(why(study)), circular(study, tuple(dict.fromkeys(arm.name for arm, _ in beside)))]
     return Chapter("sweep", "What a setting does", tuple(parts))
 
 
-WHY = (
-    "A popular picture plots the implicit reward of the data set's chosen responses, β·log π/π_ref, against a “KL” "
-    "that is the mean logratio of those same responses: one number on both axes, so a straight line of slope β comes "
-    "out whatever the policy has learnt. KL is a mean over responses that the policy itself writes, and how good those "
-    "are is for the gold reward to say: the right picture shows both, of the same arms."
-)
+def why(study: Study) -> str:
+    """What is wrong with the popular picture."""
+    return (
+        "A popular picture plots the implicit reward of the data set's chosen responses, β·log π/π_ref, against a "
+        "“KL” that is the mean logratio of those same responses: one number on both axes, so a straight line of slope "
+        "β comes out whatever the policy has learnt. KL is a mean over responses that the policy itself writes, and "
+        f"how good those are is for {study.reward_name} to say: the right picture shows both, of the same arms."
+    )
 
 
 # --- what the setting does ---
@@ -118,7 +121,7 @@ def whole_range(setting: str, what: str, points: dict[float, Point], of: str) ->
     if change.by.sign == 0:
         return Finding(about, f"No difference found {ends}: {interval(change.by)}.", found=False)
     verb = "rises" if change.by.sign > 0 else "falls"
-    return Finding(about, f"{ends.capitalize()} {what} {verb} by {interval(absolute(change.by))}.", found=True)
+    return Finding(about, f"{capital(ends)} {what} {verb} by {interval(absolute(change.by))}.", found=True)
 
 
 def recommendation(study: Study, one: Sweep) -> Finding:
@@ -148,19 +151,27 @@ def recommendation(study: Study, one: Sweep) -> Finding:
 
 
 def table(study: Study, one: Sweep, name: str) -> Sheet:
-    """The values with their figures, at the end of training and at the chosen checkpoint."""
+    """The values with their figures, at the end of training and, where that is another, at the chosen checkpoint."""
     setting = written(one.setting)
-    columns = (
-        Column(setting, "figure"), Column("Arm", "arm"), Column("Seeds", "count"), Column("KL at the end (nats)"),
-        Column("Reward at the end"), Column("KL, chosen (nats)"), Column("Reward, chosen"),
-    )  # fmt: skip
+    chosen_last = all(
+        chosen_on_validation(r) is r.validation[-1] for v in one.variants for r in v.arm.runs if r.validation
+    )
+    columns = [
+        Column(setting, "setting"), Column("Arm", "arm"), Column("Seeds", "count"), Column("KL at the end (nats)"),
+        Column("Reward at the end"),
+    ]  # fmt: skip
+    if not chosen_last:
+        columns += [Column("KL, chosen (nats)"), Column("Reward, chosen")]
     rows: list[tuple[Value, ...]] = []
     for variant in one.variants:
         end, chosen = at_end(variant.arm), at_chosen(variant.arm)
-        cells = [cell for point in (end, chosen) for cell in (kl_of(variant.arm, point), reward_of(variant.arm, point))]
+        points = (end,) if chosen_last else (end, chosen)
+        cells = [cell for point in points for cell in (kl_of(variant.arm, point), reward_of(variant.arm, point))]
         rows.append((variant.value, variant.arm, len(end.seeds), *cells))
     reading = f"{one.title}: {study.reward_name} and KL by {setting}, on validation prompts, with 95 % intervals."
-    return Sheet(name, columns, tuple(rows), reading)
+    if chosen_last:
+        reading += " The last checkpoint is the chosen one."
+    return Sheet(name, tuple(columns), tuple(rows), reading)
 
 
 def kl_of(arm: Arm, point: Point) -> Estimate:
@@ -232,8 +243,8 @@ def at_values(axes: Axes, one: Sweep) -> None:
 def drawn(one: Sweep, name: str) -> Sheet:
     """The numbers of the picture."""
     columns = (
-        Column(written(one.setting), "figure"), Column("Arm", "arm"), Column("Step", "count"), Column("Seeds", "count"),
-        Column("KL (nats)", digits=4), Column("Reward", digits=4),
+        Column(written(one.setting), "setting"), Column("Arm", "arm"), Column("Step", "count"),
+        Column("Seeds", "count"), Column("KL (nats)", digits=4), Column("Reward", digits=4),
     )  # fmt: skip
     rows = []
     for variant in one.variants:
@@ -300,7 +311,7 @@ def circular(study: Study, names: Sequence[str]) -> Drawing:
         right.legend(frameon=False, fontsize=9, labelcolor="linecolor", handletextpad=0.2, borderaxespad=0.2)
     columns = (
         Column("Panel", "text"), Column("Arm", "arm"), Column("Seed", "count"), Column("Step", "count"),
-        Column("Logratio or KL (nats)", digits=4), Column("Implicit or gold reward", digits=4),
+        Column("Logratio or KL (nats)", digits=4), Column(f"Implicit reward or {study.reward_name}", digits=4),
     )  # fmt: skip
     return Drawing(
         Picture(
@@ -308,7 +319,7 @@ def circular(study: Study, names: Sequence[str]) -> Drawing:
             "A straight line that says nothing, and what was asked",
             "Left, a dot is a logged training step: every arm lies on its own line of slope β. Right, the same arms: a "
             "mark is a checkpoint on validation prompts, higher is better, further left is closer to the reference.",
-            to_svg(figure, "implicit-reward", "Implicit reward against logratio, beside gold reward against KL"),
+            to_svg(figure, "implicit-reward", f"Implicit reward against logratio, {study.reward_name} against KL"),
         ),
         Sheet(
             "implicit-reward", columns, tuple(rows),

@@ -14,6 +14,7 @@ from preflab.report.figures import colour_of, dash, label_ends, logged, referenc
 from preflab.report.measures import Curve, curves
 from preflab.report.study import Arm, Study
 from preflab.report.svg import INK, STYLE, Picture, named, sheet, to_svg
+from preflab.report.wording import capital
 
 # The metrics worth a picture, by the first one that a run has; (key, title).
 PANELS = {
@@ -58,7 +59,7 @@ def by_step_data(study: Study, found: Sequence[Curve]) -> Sheet:
         for curve in found
         for step, m in zip(curve.steps, curve.measures, strict=True)
     )
-    columns = (Column("Arm", "arm"), Column("Step", "count"), Column(study.reward_name))
+    columns = (Column("Arm", "arm"), Column("Step", "count"), Column(capital(study.reward_name)))
     return Sheet("reward-by-step", columns, rows, "A row for each checkpoint, on validation prompts.")
 
 
@@ -97,7 +98,7 @@ def reward_by_step(study: Study, curves: Sequence[Curve]) -> Picture:
     axes.set_xticks([tick for tick in axes.get_xticks() if 0 <= tick <= last])
     return Picture(
         "reward-by-step",
-        f"{study.reward_name} by step",
+        f"{capital(study.reward_name)} by step",
         "How fast each arm gets there, on validation prompts; the band is the 95 % interval. "
         "A step of one method need not cost what a step of another costs.",
         to_svg(figure, "reward-by-step", f"{study.reward_name} by optimiser step"),

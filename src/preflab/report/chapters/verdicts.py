@@ -8,7 +8,7 @@ from preflab.report.measures import measure
 from preflab.report.study import Arm, Study
 from preflab.report.verdicts import Subject
 from preflab.report.verdicts import verdicts as all_verdicts
-from preflab.report.wording import listing
+from preflab.report.wording import capital, listing
 
 HEADINGS: dict[Subject, str] = {
     "tuned": "Which method, as tuned, gets more?",
@@ -44,8 +44,8 @@ def tuned_sheet(study: Study, groups: tuple[Family, ...]) -> Sheet:
         Column("Tries", "count"),
         Column("Chosen", "arm"),
         Column("Its settings", "text"),
-        Column(f"{study.proxy_name if by_proxy else study.reward_name}, validation"),
-        Column(f"{study.reward_name}, test"),
+        Column(f"{capital(study.proxy_name if by_proxy else study.reward_name)}, validation"),
+        Column(f"{capital(study.reward_name)}, test"),
         Column("KL, nats", digits=1),
     )
     rows = tuple(row(study, one, one.chosen) for one in groups if one.chosen)

@@ -11,11 +11,11 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from preflab.report.chapter import Chapter, Column, Drawing, Finding, Findings, Part, Prose, Sheet, Value
-from preflab.report.duels import Duel, between, duels, same_ground
+from preflab.report.duels import Duel, between, beyond_kl, duels, farthest, same_ground
 from preflab.report.figures import colour_of
 from preflab.report.judgements import JudgedPair, read_judgements
 from preflab.report.lengths import correlation
-from preflab.report.statistics import Estimate
+from preflab.report.statistics import Estimate, estimate
 from preflab.report.study import Arm, Study
 from preflab.report.svg import COLOURS, INK, STYLE, Picture, named, to_svg
 from preflab.report.verdicts import MANY, seeds_in_words
@@ -64,7 +64,25 @@ def against_reference(study: Study, found: Sequence[Duel]) -> Findings:
     shown = [one for one in found if one.second.name == study.reference_name]
     shown += [one for one in found if {one.first.name, one.second.name} == {"dpo", "ppo"}]
     heading = "How often does it win?"
-    return Findings(heading, tuple(Finding(about(one), answer(one), one.sign != 0) for one in shown))
+    told = []
+    for one in shown:
+        luck = luck_of_the_draw(study, one)
+        told.append(Finding(about(one), " ".join([answer(one), *luck]), one.sign != 0 and not luck))
+    return Findings(heading, tuple(told))
+
+
+def luck_of_the_draw(study: Study, one: Duel) -> tuple[str, ...]:
+    """What to say of a win rate against the reference that is farther from 50 % than the arm's KL lets expect."""
+    point = one.first.final
+    if point is None or one.second.name != study.reference_name:
+        return ()
+    kl = estimate(point.kl_nats, f"arm {one.first.name}: KL").within(0.0)
+    if not beyond_kl(one.win_rate, kl):
+        return ()
+    return (
+        f"That is luck of the draw: at a KL of {kl.mean:.1g} nats no win rate can be expected farther than "
+        f"{number(100 * farthest(kl.high), 1)} points from 50 % (√(KL/2), Pinsker's inequality).",
+    )
 
 
 def about(one: Duel) -> str:
