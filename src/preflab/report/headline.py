@@ -43,7 +43,9 @@ def against_reference(study: Study, found: Sequence[Verdict]) -> str:
     if alone:
         whom = "it" if parts else "the reference"
         counts = "counts" if len(alone) == 1 else "counts for each"
-        parts.append(f"the difference of {few(alone, len(asked))} from {whom} {counts} alone, not among all comparisons")
+        parts.append(
+            f"the difference of {few(alone, len(asked))} from {whom} {counts} alone, not among all comparisons"
+        )
     same = [titles[v.arms[0]] for v in asked if v.sign == 0 and titles[v.arms[0]] not in alone]
     if same:
         whom = "it" if parts else "the reference"
