@@ -79,7 +79,7 @@ def test_many_tries_bring_no_luck() -> None:
     assert np.mean(covered) >= 0.91
 
 
-DIFFERENCE = "gold sentiment, difference"
+DIFFERENCE = "Gold sentiment, difference"
 
 
 def chapter_of(folder: Path) -> Chapter:
