@@ -58,8 +58,8 @@ def show_plan(
             f"{tree:,}: hardly fewer, or this model can't",
         ),
         ("reference", reference),
-        ("peak memory", f"{_mib(plan.memory.total)} estimated, in {plan.memory.place}:"),
-        *((f"  {part}", _mib(size)) for part, size in _parts(plan.memory) if size),
+        ("peak memory", f"{mib(plan.memory.total)} estimated, in {plan.memory.place}:"),
+        *((f"  {part}", mib(size)) for part, size in _parts(plan.memory) if size),
     ]
     for title, said in rows:
         print(f"{title:<16}{said}")
@@ -99,5 +99,6 @@ def _sampled(rows: Sequence[Tree] | Sequence[PromptIds], response_tokens: int) -
     return f" of a prompt; responses up to {response_tokens}" if of_prompts else " of a prompt with its responses"
 
 
-def _mib(size: int) -> str:
+def mib(size: int) -> str:
+    """Bytes for people."""
     return f"{size / MIB:,.0f} MiB"

@@ -10,9 +10,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from preflab.cli.plan import mib
 from preflab.studies.plan_study import Part, StudyPlan
-
-MIB = 2**20
 
 
 def show_study_plan(plan: StudyPlan, console: Console) -> None:
@@ -27,8 +26,8 @@ def show_study_plan(plan: StudyPlan, console: Console) -> None:
         ),
         ("", f"{at_once}; from a few real steps of each kind, on this machine as busy as it is"),
         *_budget(plan),
-        ("memory", f"about {_mib(plan.memory_bytes)} at the peak, of all processes"),
-        ("disk", f"about {_mib(plan.disk_bytes)} in the study folder"),
+        ("memory", f"about {mib(plan.memory_bytes)} at the peak, of all processes"),
+        ("disk", f"about {mib(plan.disk_bytes)} in the study folder"),
     ]
     for title, said in rows:
         console.print(f"{title:<9}{said}", highlight=False)
@@ -55,8 +54,8 @@ def _table(title: str, parts: Sequence[Part]) -> Table:
             part.state,
             "" if part.steps is None else f"{part.steps:,}",
             "" if part.state == "made" else _clock(part.seconds),
-            _mib(part.memory_bytes) if part.memory_bytes else "",
-            _mib(part.disk_bytes),
+            mib(part.memory_bytes) if part.memory_bytes else "",
+            mib(part.disk_bytes),
         )
     return table
 
@@ -64,7 +63,3 @@ def _table(title: str, parts: Sequence[Part]) -> Table:
 def _clock(seconds: float) -> str:
     """h:mm:ss."""
     return str(timedelta(seconds=round(seconds)))
-
-
-def _mib(size: int) -> str:
-    return f"{size / MIB:,.0f} MiB"

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from preflab.config.arms import label
 from preflab.errors import StorageError
 from preflab.report.statistics import Estimate, estimate
-from preflab.report.study import Arm, Point, Run, Study, stack
+from preflab.report.study import Arm, Study, stack
 from preflab.report.wording import listing
 
 
@@ -57,20 +57,13 @@ def family(study: Study, name: str, variants: Sequence[Arm]) -> Family:
 
 def validation_reward(study: Study, arm: Arm) -> Estimate | None:
     """What variants are chosen by: the reward, over seeds and validation prompts, of each seed's chosen checkpoint."""
-    points = [point for run in arm.runs if (point := validated(run))]
+    points = [point for run in arm.runs if (point := run.validated)]
     if not points:
         return None
     point = stack(points)
     by_proxy = study.config.get("choose_by") == "proxy"
     reward = point.proxy_reward if by_proxy and point.proxy_reward is not None else point.reward
     return estimate(reward, f"validation reward of {arm.name}")
-
-
-def validated(run: Run) -> Point | None:
-    """The chosen checkpoint of a run on validation prompts, or until it is chosen the last one."""
-    return next(
-        (p for p in run.validation if p.step == run.chosen_step), run.validation[-1] if run.validation else None
-    )
 
 
 def refuse_shared_prompts(study: Study, arm: Arm) -> None:

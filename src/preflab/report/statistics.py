@@ -51,6 +51,15 @@ class Estimate:
         """
         return 1 if self.low > ROUNDING else -1 if self.high < -ROUNDING else 0
 
+    def times(self, factor: float) -> Estimate:
+        """The same in another unit, or with the other sign.
+
+        >>> Estimate(-4.0, -5.0, -3.0).times(-1)
+        Estimate(mean=4.0, low=3.0, high=5.0)
+        """
+        low, high = sorted((factor * self.low, factor * self.high))
+        return Estimate(factor * self.mean, low, high)
+
     def within(self, lowest: float, highest: float = float("inf")) -> Estimate:
         """The same, its ends kept inside the range that the quantity can take (never past the mean).
 

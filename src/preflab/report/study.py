@@ -141,10 +141,15 @@ class Run:
 
     @property
     def chosen(self) -> Point | None:
-        """The point that speaks for the run: on test prompts, or until then the chosen or last validation point."""
-        if self.test or not self.validation:
-            return self.test
-        return next((p for p in self.validation if p.step == self.chosen_step), self.validation[-1])
+        """The point that speaks for the run: on test prompts, or until then on validation prompts."""
+        return self.test or self.validated
+
+    @property
+    def validated(self) -> Point | None:
+        """The chosen checkpoint as it was on validation prompts, or until it is chosen the last one; None where there
+        is none yet."""
+        last = self.validation[-1] if self.validation else None
+        return next((point for point in self.validation if point.step == self.chosen_step), last)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from itertools import pairwise
 from preflab.config.arms import stages
 from preflab.report.checkpoints import Family, families
 from preflab.report.statistics import Estimate, Matrix, estimate
-from preflab.report.study import Arm, Point, Run, Study, stack
+from preflab.report.study import Arm, Point, Study, stack
 from preflab.report.verdicts import reference_like
 from preflab.runs import JSON
 
@@ -109,12 +109,7 @@ def at_end(arm: Arm) -> Point:
 
 def at_chosen(arm: Arm) -> Point:
     """The chosen checkpoint of every seed on validation prompts."""
-    return stack([chosen_on_validation(run) for run in arm.runs if run.validation])
-
-
-def chosen_on_validation(run: Run) -> Point:
-    """The checkpoint that a run chose, as it was on validation prompts; its last one until it has chosen."""
-    return next((point for point in run.validation if point.step == run.chosen_step), run.validation[-1])
+    return stack([point for run in arm.runs if (point := run.validated)])
 
 
 def paired(first: Point, second: Point, of: str) -> Matrix | None:

@@ -394,9 +394,7 @@ def what_it_cost(arms: Sequence[Arm]) -> Verdict | None:
 
 def absolute(difference: Estimate) -> Estimate:
     """The size of a difference that has a sign."""
-    if difference.mean >= 0:
-        return difference
-    return Estimate(-difference.mean, -difference.high, -difference.low)
+    return difference if difference.mean >= 0 else difference.times(-1)
 
 
 def seeds_in_words(seeds: int) -> str:

@@ -37,7 +37,7 @@ from preflab.report.shares import share
 from preflab.report.statistics import Estimate, Matrix, estimate, perplexity, repetition
 from preflab.report.study import Arm, Point, Sample, Study
 from preflab.report.svg import INK, Picture, sheet, to_svg
-from preflab.report.verdicts import reference_like
+from preflab.report.verdicts import absolute, reference_like
 from preflab.report.visits import visited
 from preflab.report.wording import interval, listing, number, said
 
@@ -170,7 +170,7 @@ def signed(found: Estimate) -> str:
     >>> signed(Estimate(-4.0, -5.0, -3.0))
     '4.0 [3.0, 5.0]'
     """
-    size = found if found.mean >= 0 else Estimate(-found.mean, -found.high, -found.low)
+    size = absolute(found)
     return f"{number(size.mean, 1)} [{number(size.low, 1)}, {number(size.high, 1)}]"
 
 

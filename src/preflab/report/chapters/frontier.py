@@ -95,8 +95,7 @@ def at_matched_kl(study: Study, groups: Sequence[Family]) -> Sheet | None:
         points = with_reference(study, group_points(group))
         cells: list[Value] = [reward(points, [x], group) if least <= x <= most else None for x in shown]
         if overlapping:
-            mean, width = reward(points, np.linspace(*common, GRID), group), common[1] - common[0]
-            cells.append(Estimate(width * mean.mean, width * mean.low, width * mean.high))
+            cells.append(reward(points, np.linspace(*common, GRID), group).times(common[1] - common[0]))
         rows.append((group.title, sum(len(trained_points(arm)) for arm in group.arms), least, most, *cells))
     reading = (
         f"{capital(study.reward_name)} on each family's convex frontier at the same KL, with 95 % intervals; empty "

@@ -23,7 +23,6 @@ from preflab.report.sweeps import (
     at_end,
     changes,
     choose,
-    chosen_on_validation,
     over_all,
     sweeps,
     written,
@@ -153,9 +152,7 @@ def recommendation(study: Study, one: Sweep) -> Finding:
 def table(study: Study, one: Sweep, name: str) -> Sheet:
     """The values with their figures, at the end of training and, where that is another, at the chosen checkpoint."""
     setting = written(one.setting)
-    chosen_last = all(
-        chosen_on_validation(r) is r.validation[-1] for v in one.variants for r in v.arm.runs if r.validation
-    )
+    chosen_last = all(r.validated is r.validation[-1] for v in one.variants for r in v.arm.runs if r.validation)
     columns = [
         Column(setting, "setting"), Column("Arm", "arm"), Column("Seeds", "count"), Column("KL at the end (nats)"),
         Column("Reward at the end"),
