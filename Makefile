@@ -12,7 +12,7 @@ demo: .venv/installed
 	$(BIN)/preflab compare reviews --out $(STUDY)
 
 test: .venv/installed-test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: .venv/installed-test
 	$(BIN)/ruff check src tests benchmarks recipes

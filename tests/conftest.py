@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 
+# Also of the processes that tests start: the other cores have tests of their own.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import hypothesis
 import pytest
 import torch
