@@ -211,7 +211,7 @@ def test_a_study_differs_from_the_full_one_in_what_it_is_named_after(recipe: Any
     changed = {
         "noisy-labels": {"pairs.gold_scale"},
         "poor-generations": {"pairs.temperature"},
-        "few-labels": {"reward.epochs"},
+        "few-labels": {"pairs.per_prompt"},
         "small-reward-model": {"reward.freeze_blocks"},
     }
     full = flatten(to_values(settings_of("full")))
