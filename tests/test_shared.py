@@ -15,6 +15,7 @@ from preflab.config.training import Batch, Optimizer
 from preflab.config.training import Reward as RewardSettings
 from preflab.data.encode import Encoder
 from preflab.data.records import Prompt
+from preflab.data.reviews import judges
 from preflab.errors import DataError
 from preflab.models.load import load_policy
 from preflab.rewards.protocol import Answer, Reward
@@ -69,9 +70,11 @@ def test_two_kinds_of_prompts_part_those_that_arms_sample_on_and_nothing_else() 
 
 
 def test_a_kind_that_no_training_prompt_has_is_refused() -> None:
-    with pytest.raises(DataError, match="none of the 1 train prompts is; raise"):
-        for policy in ("judged", "open"):
-            generated_reviews(replace(of_kind(policy), prompts=Prompts(train=1, validation=2, test=2, policy=policy)))
+    few = replace(TINY, prompts=Prompts(train=1, validation=2, test=2))
+    (only,) = generated_reviews(few).prompts["train"]
+    missing: Literal["judged", "open"] = "open" if judges(only.text) else "judged"
+    with pytest.raises(DataError, match=f"policy = {missing}: none of the 1 train prompts is; raise prompts.train"):
+        generated_reviews(replace(few, prompts=replace(few.prompts, policy=missing)))
 
 
 def test_what_arms_share_is_the_same_for_every_kind_of_prompts() -> None:

@@ -246,7 +246,7 @@ def measured(studies: Mapping[str, Study], name: str, measure: Measure) -> dict[
 def by_kind(
     studies: Mapping[str, Study], judged: str, unjudged: str, measure: Measure
 ) -> dict[int, tuple[tuple[str, ...], Matrix]]:
-    """What `judged` is on test prompts that judge already and `unjudged` on the others, for each seed that both have."""
+    """What `judged` is on test prompts that judge already, and `unjudged` on the others, for each seed of both."""
     first, second = measured(studies, judged, measure), measured(studies, unjudged, measure)
     found = {}
     for seed in sorted(first.keys() & second.keys()):
