@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from preflab.config.online import PPO
 from preflab.errors import ConfigError
 from preflab.evaluation.rows import add_point, best_step, read_points
 from preflab.models.load import load_policy
+from preflab.rewards.protocol import Answer
 from preflab.runs import JSON, RunFolder, read_json, read_lines
 from preflab.studies import arms
 from preflab.studies.arms import describe, needs_reward_model, run_arm
@@ -316,3 +317,26 @@ def test_best_of_n_is_an_arm_of_points_by_n(shelf: Path, tmp_path: Path) -> None
     assert cost["generated_tokens"] > 0
     assert {line["step"] for line in read_lines(bench.folder("best-of-n").samples)} == {2, 4, 6}
     assert read_points(bench.folder("best-of-n"))[-1]["split"] == "test"
+
+
+@dataclasses.dataclass
+class Remembering:
+    """A reward that knows what it was asked of."""
+
+    prompts: set[str] = dataclasses.field(default_factory=set)
+    name: str = "remembering"
+
+    def __call__(self, answers: Sequence[Answer]) -> list[float]:
+        self.prompts |= {answer.prompt for answer in answers}
+        return [float(len(answer.response)) for answer in answers]
+
+
+def test_an_arm_that_samples_learns_on_the_task_s_prompts_for_it(shelf: Path, tmp_path: Path) -> None:
+    for chosen in (None, slice(2, 5)):
+        bench = bench_of(shelf, tmp_path / str(chosen), "ppo-gold")
+        asked = Remembering()
+        train = bench.task.prompts["train"]
+        of_policy = None if chosen is None else train[chosen]
+        run_arm(dataclasses.replace(bench, task=dataclasses.replace(bench.task, gold=asked, policy_prompts=of_policy)),
+                "ppo-gold")  # fmt: skip
+        assert asked.prompts == {prompt.text for prompt in (train if chosen is None else train[chosen])}

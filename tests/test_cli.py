@@ -104,6 +104,9 @@ REFUSED = [
     ("compare --arms dpo+best-of-n --out OUT", 2, r'"best-of-n" trains nothing, so it can\'t be a stage'),
     ("compare --arms dpo-gold --out OUT", 2, r"dpo learns from pairs, not from a reward; leave -gold out"),
     ("compare --arms dpo --ipo.loss.tau 0.2 --out OUT", 2, r"ipo\.\* has no effect: no arm is ipo; add it to arms, or"),
+    ("compare --arms dpo --prompts.policy open --out OUT", 2, r"policy = open has no effect: no arm samples"),
+    ("compare dialogue --data d --prompts.policy open --out OUT", 2, r"only the grammar of generated reviews tells"),
+    ("compare --data d --prompts.policy judged --out OUT", 2, r"only the grammar of generated reviews tells"),
     ("compare --best-of-n.n 4 --out OUT", 2, r"best_of_n\.\* has no effect: no arm is best-of-n"),
     (
         "compare --arms dpo --chain-reference previous --out OUT",

@@ -15,6 +15,7 @@ from preflab.data.reviews import (
     count_reviews,
     generate_review,
     generate_reviews,
+    judges,
     parse_review,
     review_sentiment,
     vocabulary,
@@ -264,6 +265,29 @@ def test_prefixes_vary():
 
 
 # The grammar
+
+
+def test_a_sentence_judges_where_it_has_a_clause_and_no_neutral_one_does(drawn):
+    sentences = [f"{one}." for text in drawn for one in text.rstrip(".").split(". ")]
+    found = {sentence: bool(parse_review(sentence).sentences[0].clauses) for sentence in sentences}
+    assert {False, True} == set(found.values())
+    assert {sentence: judges(sentence) for sentence in found} == found
+
+
+@pytest.mark.parametrize(
+    ("beginning", "judged"),
+    [
+        ("The plot was very dull", True),
+        ("What really made me smile was", True),
+        ("I had a soft spot for", True),
+        ("The plot was not exactly", False),
+        ("What gave me a", False),  # a headache, but that is still to come
+        ("I saw it with old friends. Skip it", True),
+        ("This film is set in", False),
+    ],
+)
+def test_a_beginning_judges_once_a_whole_phrase_does(beginning, judged):
+    assert judges(beginning) is judged
 
 
 def test_vocabulary():

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -14,11 +15,13 @@ from preflab.config.training import Batch, Optimizer
 from preflab.config.training import Reward as RewardSettings
 from preflab.data.encode import Encoder
 from preflab.data.records import Prompt
+from preflab.data.reviews import judges
+from preflab.errors import DataError
 from preflab.models.load import load_policy
 from preflab.rewards.protocol import Answer, Reward
 from preflab.studies.preferences import Labelled, sample_pairs
 from preflab.studies.reviews import generated_reviews
-from preflab.studies.shared import make_preferences
+from preflab.studies.shared import base_inputs, make_preferences, reference_inputs, seed_inputs
 from preflab.studies.stages import Stages
 from preflab.training.rollout import prompt_ids
 from tiny import save_tiny, tiny_policy
@@ -46,6 +49,38 @@ def test_a_second_start_finds_the_preferences_and_counts_of_the_first(tmp_path: 
     first = make_preferences(TINY, task, reference, stages, 0)
     assert any("lost their beginning" in count["name"] for count in first.counts)
     assert make_preferences(TINY, task, reference, stages, 0) == first
+
+
+def of_kind(policy: Literal["all", "judged", "open"]) -> Compare:
+    return replace(TINY, prompts=replace(TINY.prompts, policy=policy))
+
+
+def test_two_kinds_of_prompts_part_those_that_arms_sample_on_and_nothing_else() -> None:
+    everything, judged, unjudged = (generated_reviews(of_kind(policy)) for policy in ("all", "judged", "open"))
+    assert everything.sampled_on == everything.prompts["train"]
+    assert judged.sampled_on
+    assert unjudged.sampled_on
+    assert {*judged.sampled_on, *unjudged.sampled_on} == {*everything.sampled_on}
+    assert not {*judged.sampled_on} & {*unjudged.sampled_on}
+    assert any(" was " in prompt.text for prompt in judged.sampled_on)
+    for task in (judged, unjudged):
+        assert task.prompts == everything.prompts
+        assert task.demonstrations == everything.demonstrations
+        assert list(task.counts.values())[1:] == [len(task.sampled_on)]
+
+
+def test_a_kind_that_no_training_prompt_has_is_refused() -> None:
+    few = replace(TINY, prompts=Prompts(train=1, validation=2, test=2))
+    (only,) = generated_reviews(few).prompts["train"]
+    missing: Literal["judged", "open"] = "open" if judges(only.text) else "judged"
+    with pytest.raises(DataError, match=f"policy = {missing}: none of the 1 train prompts is; raise prompts.train"):
+        generated_reviews(replace(few, prompts=replace(few.prompts, policy=missing)))
+
+
+def test_what_arms_share_is_the_same_for_every_kind_of_prompts() -> None:
+    for inputs in (base_inputs, reference_inputs, lambda config: seed_inputs(config, 0)):
+        assert inputs(of_kind("judged")) == inputs(of_kind("all"))
+        assert inputs(replace(TINY, prompts=Prompts(train=41, validation=5, test=10))) != inputs(TINY)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ import doctest
 import importlib.util
 import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +84,33 @@ def test_labels_of_another_scale_are_compared_in_units_of_sentiment(recipe: Any,
     values = recipe.difference(recipe.read_studies(tmp_path), claim)
     assert values.shape == (4, 80)
     assert values.mean() == pytest.approx(0.1 - 0.5, abs=0.15)
+
+
+def test_matching_prompts_are_those_of_the_kind_that_is_tested(recipe: Any, tmp_path: Path) -> None:
+    """Test prompts judge and are open in turn; the better policy is the one that learned on prompts that judge."""
+    for name, sentiment in (("judged-prompts", 0.8), ("open-prompts", 0.2), ("full", 0.1)):
+        arm = SimulatedArm("ppo", "ppo", level(sentiment))
+        texts = ("The plot was dull", "The plot was")
+        write_study(
+            tmp_path / name, [REFERENCE, arm], seeds=3, prompts=8, noise=0.0, prompt_texts=texts,
+            study={"pairs": {"gold_scale": 5.0}},
+        )  # fmt: skip
+    studies = recipe.read_studies(tmp_path)
+    other, everything = [recipe.difference(studies, one) for one in recipe.CLAIMS if one.topic == "prompts"]
+    assert other == pytest.approx(np.tile([0.6, -0.6], (3, 4)))
+    assert everything == pytest.approx(np.tile([0.7, 0.1], (3, 4)))
+    del studies["open-prompts"]
+    assert all(recipe.difference(studies, one) is None for one in recipe.CLAIMS if one.topic == "prompts")
+
+
+def test_kinds_of_prompts_are_compared_on_the_same_test_prompts(recipe: Any, tmp_path: Path) -> None:
+    for name, prompts in (("judged-prompts", 80), ("open-prompts", 40)):
+        write_study(
+            tmp_path / name, [REFERENCE, SimulatedArm("ppo", "ppo")], seeds=3, prompts=prompts,
+            study={"pairs": {"gold_scale": 5.0}},
+        )  # fmt: skip
+    with pytest.raises(StorageError, match="other prompts; run all"):
+        recipe.answers(recipe.read_studies(tmp_path))
 
 
 def test_studies_on_other_prompts_are_refused(recipe: Any, tmp_path: Path) -> None:
@@ -189,8 +215,9 @@ def test_a_page_without_marks_is_refused(recipe: Any) -> None:
         recipe.filled("no marks", {"conclusions": "x"})
 
 
-def arms_of(claims: Sequence[Any], study: str) -> set[str]:
-    return {name.partition("/")[2] for claim in claims for name in claim.terms if name.startswith(f"{study}/")}
+def arms_of(recipe: Any, study: str) -> set[str]:
+    terms = [name.partition("/") for claim in recipe.CLAIMS for name in claim.terms]
+    return {arm for folder, _, arm in terms if study in recipe.BY_KIND.get(folder, (folder,))}
 
 
 def settings_of(name: str) -> Compare:
@@ -203,16 +230,18 @@ def test_every_arm_that_a_claim_names_is_in_its_study(recipe: Any) -> None:
     for name in recipe.STUDIES:
         config = settings_of(name)
         arms = {"reference", *(canonical(config, arm) for arm in config.arms)}
-        assert arms_of(recipe.CLAIMS, name) <= arms
-        assert set(arms) - {"reference"} <= arms_of(recipe.CLAIMS, name)
+        assert arms_of(recipe, name) <= arms
+        assert set(arms) - {"reference"} <= arms_of(recipe, name)
 
 
 def test_a_study_differs_from_the_full_one_in_what_it_is_named_after(recipe: Any) -> None:
     changed = {
         "noisy-labels": {"pairs.gold_scale"},
         "poor-generations": {"pairs.temperature"},
-        "few-labels": {"reward.epochs"},
+        "few-labels": {"pairs.per_prompt"},
         "small-reward-model": {"reward.freeze_blocks"},
+        "judged-prompts": {"prompts.policy"},
+        "open-prompts": {"prompts.policy"},
     }
     full = flatten(to_values(settings_of("full")))
     assert set(changed) == set(recipe.STUDIES) - {"full"}

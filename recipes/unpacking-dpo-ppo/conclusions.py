@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from preflab.data.reviews import judges
 from preflab.errors import StorageError
 from preflab.report.checkpoints import Family
 from preflab.report.frontiers import overlap
@@ -23,8 +24,13 @@ from preflab.report.statistics import Estimate, Matrix, estimate, over_seeds
 from preflab.report.study import Arm, Point, Study, read_study
 from preflab.runs import write_json, write_text
 
-STUDIES = ("full", "noisy-labels", "poor-generations", "few-labels", "small-reward-model")
+STUDIES = (
+    "full", "noisy-labels", "poor-generations", "few-labels", "small-reward-model", "judged-prompts", "open-prompts"
+)  # fmt: skip
 """The YAML files, and the folders that their studies lie in."""
+BY_KIND = {"matching": ("judged-prompts", "open-prompts"), "other": ("open-prompts", "judged-prompts")}
+"""Stands for a study: the first on test prompts that judge already, the second on those that judge nothing yet, so
+that "matching" learned on prompts of the kind that it is tested on, and "other" on those of the other kind."""
 
 ALPHA = 0.05
 """How often a set of studies in which no claim is off its bound may settle one."""
@@ -69,7 +75,7 @@ def minus(first: Mapping[str, float], second: Mapping[str, float]) -> dict[str, 
     return {name: weight for name, weight in both.items() if weight}
 
 
-DATA, METHOD, REWARD, DETAILS = "preferences", "PPO or DPO", "reward model", "details of PPO"
+DATA, METHOD, REWARD, PROMPTS, DETAILS = "preferences", "PPO or DPO", "reward model", "prompts", "details of PPO"
 BOTH = ("dpo", "ppo")
 POORER = ("few-labels", "small-reward-model")
 
@@ -101,6 +107,16 @@ CLAIMS = (
             for study in POORER
             for name, weight in minus(costs(study, "best-of-n"), costs(study, "ppo")).items()
         },
+    ),
+    Claim(
+        PROMPTS,
+        "Prompts like the test's get PPO more than other prompts",
+        {"matching/ppo": 1.0, "other/ppo": -1.0},
+    ),
+    Claim(
+        PROMPTS,
+        "Prompts like the test's get PPO more than all prompts",
+        {"matching/ppo": 1.0, "full/ppo": -1.0},
     ),
     Claim(
         DETAILS,
@@ -211,6 +227,8 @@ def difference(studies: Mapping[str, Study], claim: Claim) -> Matrix | None:
 def measured(studies: Mapping[str, Study], name: str, measure: Measure) -> dict[int, tuple[tuple[str, ...], Matrix]]:
     """What one term is on test prompts, for each seed that was tested: the prompts, and a value each."""
     folder, _, arm = name.partition("/")
+    if folder in BY_KIND:
+        return by_kind(studies, *(f"{study}/{arm}" for study in BY_KIND[folder]), measure)
     study = studies.get(folder)
     if study is None:
         return {}
@@ -223,6 +241,32 @@ def measured(studies: Mapping[str, Study], name: str, measure: Measure) -> dict[
     }
     tested = [(run.seed, run.test) for one in study.arms if one.name == arm for run in one.runs]
     return {seed: (point.prompts, read[measure](point)[0]) for seed, point in tested if point}
+
+
+def by_kind(
+    studies: Mapping[str, Study], judged: str, unjudged: str, measure: Measure
+) -> dict[int, tuple[tuple[str, ...], Matrix]]:
+    """What `judged` is on test prompts that judge already, and `unjudged` on the others, for each seed of both."""
+    first, second = measured(studies, judged, measure), measured(studies, unjudged, measure)
+    found = {}
+    for seed in sorted(first.keys() & second.keys()):
+        prompts, values = first[seed]
+        if prompts != second[seed][0]:
+            raise StorageError(
+                f"{judged} and {unjudged} were scored on other prompts; run all studies of the recipe with the same "
+                "prompts and seed"
+            )
+        texts = texts_of(studies, judged, seed)
+        kind = np.array([judges(texts[prompt]) for prompt in prompts])
+        found[seed] = prompts, np.where(kind, values, second[seed][1])
+    return found
+
+
+def texts_of(studies: Mapping[str, Study], name: str, seed: int) -> dict[str, str]:
+    """The test prompts of one arm and seed by their ids."""
+    folder, _, arm = name.partition("/")
+    tested = (run.test for one in studies[folder].arms if one.name == arm for run in one.runs if run.seed == seed)
+    return {sample.prompt_id: sample.prompt for point in tested if point for sample in point.samples[0]}
 
 
 def accuracies(study: Study) -> dict[int, float]:

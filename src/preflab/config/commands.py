@@ -420,7 +420,7 @@ class Base:
 
 @dataclass(frozen=True, kw_only=True)
 class Prompts:
-    """How many prompts, in three sets that share none."""
+    """How many prompts, in three sets that share none, and which of them the arms that sample learn on."""
 
     train: Positive = 2500
     """For demonstrations, pairs, the reward model and the arms."""
@@ -428,6 +428,10 @@ class Prompts:
     """For choosing checkpoints."""
     test: Positive = 256
     """Scored once, at the end, with the chosen checkpoint."""
+    policy: Literal["all", "judged", "open"] = "all"
+    """Which prompts of train the arms that sample learn on: all; judged: those in which a word or phrase says how good
+    something was; open: the others. Pairs and reward models have all, and validation and test are as they are (reviews
+    without --data: its grammar tells)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -508,7 +512,7 @@ class Study:
     lengths: Lengths = field(default_factory=Lengths)
     """What fits in a sequence."""
     prompts: Prompts = field(default_factory=Prompts)
-    """How many prompts."""
+    """How many prompts, and which."""
     base: Base = field(default_factory=Base)
     """The small base model."""
     reference: SFT = field(default_factory=lambda: SFT(epochs=1, evaluations=1))

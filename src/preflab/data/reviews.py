@@ -7,16 +7,17 @@ are parsed all the same, the generator does not draw them.
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from functools import cache
 from random import Random
 
-from preflab.data.review_grammar import FORMS, TABLES, TOPICS, Form, Kind, Phrase, Slot
+from preflab.data.review_grammar import FORMS, TABLES, TOPICS, WITH_FACTOR, Form, Kind, Phrase, Slot
 from preflab.data.review_parser import Clause, ReviewParse, SentenceParse, interpret, parse_review, review_sentiment
 
 __all__ = [
     "Clause", "GeneratedReview", "ReviewParse", "SentenceParse", "count_reviews", "generate_review", "generate_reviews",
-    "parse_review", "review_sentiment", "vocabulary",
+    "judges", "parse_review", "review_sentiment", "vocabulary",
 ]  # fmt: skip
 
 GENERATED_WORDS = range(12, 35)
@@ -27,6 +28,8 @@ SHAPES = {
     "OO": 0.15, "OA": 0.10, "NO": 0.04, "ON": 0.02, "NA": 0.01,
     "OOO": 0.22, "OOA": 0.24, "NOO": 0.08, "ONO": 0.02, "OON": 0.02, "NOA": 0.07, "ONA": 0.03,
 }  # fmt: skip
+JUDGEMENTS = ("adjective", "superlative", "verdict", "verb", "liking", "deed", "order", "mark")
+"""The tables whose phrases say how good something was; those of the others with a factor say how much so."""
 LETTERS = {"O": Kind.OPINION, "N": Kind.NEUTRAL, "A": Kind.ADVICE}
 
 # A review's latent mood is the chance that each of its sentences is positive on balance.
@@ -107,6 +110,21 @@ def _derive(rng: Random, form: Form) -> list[Phrase]:
         else:
             phrases += _derive(rng, rng.choice(FORMS[symbol]))
     return phrases
+
+
+def judges(text: str) -> bool:
+    """True where a whole word or phrase of the text says how good something was: then it is no open beginning.
+
+    >>> judges("The plot was very dull"), judges("I gave the plot"), judges("What gave me a")
+    (True, False, False)
+    """
+    return _judgement().search(text) is not None
+
+
+@cache
+def _judgement() -> re.Pattern[str]:
+    phrases = (re.escape(words) for table in JUDGEMENTS for words, _ in WITH_FACTOR[table])
+    return re.compile(rf"\b(?:{'|'.join(phrases)})\b", re.IGNORECASE)  # an order opens its sentence: "Skip it"
 
 
 def vocabulary() -> frozenset[str]:

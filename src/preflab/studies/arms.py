@@ -354,7 +354,7 @@ def _train_online(
     config = bench.config
     reward: Reward | None = bench.task.gold if stage.gold else bench.proxy
     assert reward is not None
-    prompts = bench.prompts("train")
+    prompts = prompt_ids(bench.judge.encoder, bench.task.sampled_on)
     shared = shared | {"max_new_tokens": config.lengths.response_tokens, "gold": stage.gold}
     match given:
         case PPO():

@@ -6,7 +6,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
-from preflab.config.arms import canonical, stages, swept
+from preflab.config.arms import SAMPLING, canonical, stages, swept
 from preflab.config.commands import Compare
 from preflab.config.load import check, to_values, to_yaml
 from preflab.config.presets import preset
@@ -187,6 +187,7 @@ def _refuse_settings_without_effect(config: Compare) -> None:
         if getattr(config, name) != getattr(start, name):
             arm = name.replace("_", "-")
             raise ConfigError(f"{name}.* has no effect: no arm is {arm}; add it to arms, or leave it out")
+    _refuse_prompts_of_a_kind(config)
     if config.task == "dialogue" and config.pairs != start.pairs:
         raise ConfigError("pairs.* says how pairs are sampled, and dialogue brings its own: leave it out")
     if config.task == "dialogue" and config.judge:
@@ -195,6 +196,16 @@ def _refuse_settings_without_effect(config: Compare) -> None:
         raise ConfigError(
             "generations.samples has no effect: reviews asks no prompts by itself; name a file: --prompts"
         )
+
+
+def _refuse_prompts_of_a_kind(config: Compare) -> None:
+    which = config.prompts.policy
+    if which == "all":
+        return
+    if config.task != "reviews" or config.data is not None:
+        raise ConfigError(f"prompts.policy = {which}: only the grammar of generated reviews tells; leave it out")
+    if not any(stage.method in SAMPLING for arm in config.arms for stage in stages(arm)):
+        raise ConfigError(f"prompts.policy = {which} has no effect: no arm samples while it learns; add ppo to arms")
 
 
 def _task(config: Compare) -> Task:

@@ -477,7 +477,7 @@ class _Probe:
     def _arm_kind(self, stage: Stage, settings: Any) -> _Kind:
         arm = stage.method + (GOLD if stage.gold else "")  # what a variant sets is in `settings`
         bench, policy = self.bench, self._load(self._start)
-        pairs, prompts = self.pairs, self.task.prompts["train"]
+        pairs, prompts = self.pairs, self.task.sampled_on
 
         def run(steps: int) -> Cost:
             fresh = self._load(self._start)
@@ -496,7 +496,7 @@ class _Probe:
             mine = replace(
                 bench,
                 config=replace(bench.config, **{stage.key: replace(short, evaluations=1)}),
-                task=replace(bench.task, prompts={**bench.task.prompts, "train": some}),
+                task=replace(bench.task, policy_prompts=some),
                 preferences=replace(bench.preferences, train=examples),
             )
             return train_arm(mine, arm, fresh, self._run_folder(), lambda step: None, None)
@@ -536,7 +536,7 @@ class _Probe:
                     value,
                     self.policy.model,
                     [] if gold else [bench.proxy],
-                    bench.prompts("train"),
+                    prompt_ids(self.encoder, bench.task.sampled_on),
                     settings,
                     held=held,
                     folder=folder,

@@ -6,10 +6,11 @@ import random
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Literal
 
 from preflab.config.commands import Compare
 from preflab.data.records import Demonstration, Prompt, Rating
-from preflab.data.reviews import generate_reviews
+from preflab.data.reviews import generate_reviews, judges
 from preflab.data.sources import read_ratings
 from preflab.data.split import first_prompts, split_by_prompt, split_in_halves
 from preflab.errors import DataError
@@ -48,6 +49,7 @@ def generated_reviews(config: Compare) -> Task:
     prompts = {
         side: _prompts(sides[side], getattr(wanted, side), config.seed) for side in ("train", "validation", "test")
     }
+    chosen = _chosen(prompts["train"], wanted.policy)
     for_judge: list[Demonstration] = []
     if config.judge:  # reviews of its own: those of the arms are the same with a judge and without
         more = generate_reviews(4 * wanted.train, seed=derive(config.seed, "judge's reviews"))
@@ -74,9 +76,11 @@ def generated_reviews(config: Compare) -> Task:
         gold=GrammarSentiment(config.pairs.gold_scale),
         pairs=None,
         facts=(Fact("Distinct texts among the generated reviews", len(seen) / len(texts)),),
-        counts={"reviews generated": len(texts)},
+        counts={"reviews generated": len(texts)}
+        | ({} if chosen is None else {f"train prompts that arms which sample learn on ({wanted.policy})": len(chosen)}),
         warnings=few_prompts_warning(prompts),
         judge_prompts=_unseen(for_judge, (row.prompt for side in sides.values() for row in side), config),
+        policy_prompts=chosen,
     )
 
 
@@ -155,6 +159,20 @@ def real_reviews(config: Compare, path: Path) -> Task:
         warnings=(*few_prompts_warning(prompts), *_few_reviews_warning(len(loaded.rows), len(sides["test"]))),
         judge_prompts=_unseen(for_judge, seen, config),
     )
+
+
+def _chosen(prompts: Sequence[Prompt], which: Literal["all", "judged", "open"]) -> tuple[Prompt, ...] | None:
+    """Those that judge already, or the others; None for all.
+
+    Raises:
+        DataError: there is none.
+    """
+    if which == "all":
+        return None
+    found = tuple(prompt for prompt in prompts if judges(prompt.text) is (which == "judged"))
+    if not found:
+        raise DataError(f"prompts.policy = {which}: none of the {len(prompts)} train prompts is; raise prompts.train")
+    return found
 
 
 def _unseen(rows: Sequence[Demonstration], seen: Iterable[str], config: Compare) -> tuple[Prompt, ...]:

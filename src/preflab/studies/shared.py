@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -280,11 +279,12 @@ def seed_inputs(config: Compare, seed: int) -> dict[str, JSON]:
 
 
 def _inputs(config: Compare, *names: str) -> dict[str, JSON]:
-    """The settings that a stage's result depends on."""
-    values = to_values(config)
+    """The settings that a stage's result depends on; which prompts arms sample on changes nothing that they share."""
+    values: dict[str, Any] = to_values(config)
+    del values["prompts"]["policy"]
     return {name: values[name] for name in (*names, "precision")}
 
 
 def pairs_chosen(pairs: list[Tree]) -> list[Tree]:
     """The chosen responses as demonstrations."""
-    return [dataclasses.replace(tree, responses=tree.responses[:1]) for tree in pairs]
+    return [replace(tree, responses=tree.responses[:1]) for tree in pairs]

@@ -101,6 +101,13 @@ class Task:
     """What every arm answers at its end, for reading side by side."""
     judge_prompts: tuple[Prompt, ...] = ()
     """What the held-out judge learns from beside a gold reward; no arm sees them. Empty: there is none."""
+    policy_prompts: tuple[Prompt, ...] | None = None
+    """Those of train that arms which sample learn on; None: all."""
+
+    @property
+    def sampled_on(self) -> tuple[Prompt, ...]:
+        """The prompts that arms which sample learn on."""
+        return self.prompts["train"] if self.policy_prompts is None else self.policy_prompts
 
 
 def as_json(facts: tuple[Fact, ...]) -> list[JSON]:
