@@ -85,7 +85,7 @@ class Opinion:
     """What all discriminators say of some rows."""
 
     logits: Mapping[str, Logits]
-    """By name of the discriminator, calibrated."""
+    """By name of the discriminator, calibrated; of whole rows one place: `of_rows` of these."""
     levels: Mapping[str, Level]
     """By the same names."""
     ratio: Float[np.ndarray, " row"]
