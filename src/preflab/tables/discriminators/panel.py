@@ -230,7 +230,7 @@ def _fit(
         places,
         settings,
         seed=seed,
-        weights=part.weights,
+        weights=part.importance,
         name=name,
     )
 
