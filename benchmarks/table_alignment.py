@@ -4,7 +4,8 @@
 
 Each seed is a study of its own in OUT/seed-S (`--first-seed`, `--seeds`, `--arms`, so that seeds can be run apart, each
 on a core); `--join` puts all seeds that are there into OUT/study, draws its report, and writes
-benchmarks/results/table_alignment.json: mean, interval and paired difference to the reference of each figure, by arm.
+benchmarks/results/table_alignment.json: mean, interval and paired difference to the reference of each figure, by arm;
+and which aligned arm is the best on validation rows. `tables.py --bars` shows what they must reach.
 `--weak` fits references that are stopped early, or see few rows, aligns each, and judges reference, aligned policy and
 resampled rows: a curve of detectability before and after against the reference's quality. Seconds are of this machine,
 and of what else it did at the time.
@@ -19,7 +20,7 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ import numpy as np
 from scipy import stats
 
 from preflab.report.table_study import write_table_study
+from preflab.report.table_study_folder import Alignment, read_table_study
+from preflab.report.table_study_verdicts import best_of
 from preflab.runs import read_json, write_json
 from preflab.tables.alignment.align import rows_of
 from preflab.tables.alignment.choose import differences, features, told_apart
@@ -92,17 +95,17 @@ def interval(values: Sequence[float]) -> dict[str, Any]:
     return {"mean": mean, "half_width": half, "seeds": n, "each": list(values)}
 
 
-def costs(folder: Path, arms: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Of one seed: what the fit and each alignment took, KL and sampling speed of each arm."""
-    found = {}
-    for arm in arms:
+def costs(folder: Path, arms: Mapping[str, Alignment | None]) -> dict[str, dict[str, float]]:
+    """Of one seed: what the fit and each alignment took, all its stages; KL and sampling speed of each arm."""
+    found, fit = {}, read_json(folder / "table" / "fit.json")
+    for arm, alignment in arms.items():
         judged = read_json(folder / "judged" / f"{arm}.json")
         found[arm] = {name: judged[name] for name in ("kl_nats", "rows_per_cpu_second", "unmasked_valid_share")}
-        said = folder / "table" / "aligned" / arm / "align.json"
-        if said.exists():
-            cost = read_json(said)["cost"]
-            found[arm] |= {name: cost[name] for name in ("cpu_seconds", "queries", "discriminator_cpu_seconds")}
-    found["reference"]["cpu_seconds"] = read_json(folder / "table" / "fit.json")["cpu_seconds"]
+        if alignment is not None:
+            spent = alignment.cost
+            found[arm] |= {name: spent[name] for name in ("cpu_seconds", "queries", "discriminator_cpu_seconds")}
+            found[arm]["seconds"] = fit["seconds"] + spent["wall_seconds"]
+    found["reference"] |= {name: fit[name] for name in ("cpu_seconds", "seconds")}
     return found
 
 
@@ -142,10 +145,14 @@ def join(out: Path) -> None:
     write_json(whole / "study.json", said[0] | {"seeds": seeds, "arms": arms})
     write_table_study(whole)
     found: dict[str, Any] = {}
+    joined = read_table_study(whole)
+    best = best_of(joined)
     spent = {
-        seed: costs(at, [one["name"] for one in arms if (at / "judged" / f"{one['name']}.json").exists()])
+        seed: costs(
+            whole / "seeds" / f"seed-{seed}",
+            {arm.name: arm.alignments.get(seed) for arm in joined.arms if seed in arm.judged},
+        )
         for seed in seeds
-        for at in [whole / "seeds" / f"seed-{seed}"]
     }
     names = [one["name"] for one in arms]
     apart = {seed: related(whole / "seeds" / f"seed-{seed}", names) for seed in seeds}
@@ -168,7 +175,14 @@ def join(out: Path) -> None:
             found[arm][name] = interval(values) if values else None
     content = read_json(RESULTS) if RESULTS.exists() else {}
     machine = f"{os.cpu_count()} × {platform.machine()}"
-    write_json(RESULTS, content | {"machine": machine, "seeds": seeds, "redraws": said[0]["redraws"], "arms": found})
+    of_all = {
+        "table": joined.table,
+        "machine": machine,
+        "seeds": seeds,
+        "redraws": said[0]["redraws"],
+        "best": best and best.arm.name,
+    }
+    write_json(RESULTS, content | of_all | {"arms": found})
     page()
     print(json.dumps({arm: found[arm][FIGURES[0]] for arm in found}, indent=1))
 

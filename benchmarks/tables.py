@@ -7,6 +7,9 @@ draws as many rows as it learned from, `--redraws` times, and judges each draw a
 benchmarks/results/tables.json: for each table the mean over seeds of each figure, each seed's mean, and the standard
 deviation over redraws; and docs/tables/measured.md from it (`--page` alone: from what is there). Tables beside the
 one given: breast_cancer, wine and diabetes of scikit-learn, and a mixed one that is generated here. One core.
+
+At its end it shows the bars of the table that was given, those of fits from these figures and those of alignments from
+`table_alignment.py`'s; `--bars` alone shows them from what is there.
 """
 
 from __future__ import annotations
@@ -36,6 +39,8 @@ from preflab.tables.judge.score import flat, judge
 from preflab.tables.judge.typed import typed
 from preflab.tables.judge.utility import utility
 from preflab.tables.synthesizer import Synthesizer
+from table_alignment import RESULTS as ALIGNED
+from table_bars import COPIES, of_alignments, of_fits, table
 
 RESULTS = Path(__file__).resolve().parent / "results" / "tables.json"
 SCIKIT_LEARN = {"breast_cancer": load_breast_cancer, "wine": load_wine, "diabetes": load_diabetes}
@@ -207,6 +212,17 @@ def _cell(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.3f}"
 
 
+def bars(results: Path, aligned: Path, name: str) -> str:
+    """What a table must reach: its fits, and its alignments."""
+    content = json.loads(aligned.read_text()) if aligned.exists() else {}
+    kept = json.loads(results.read_text())["tables"].get(name) if results.exists() else None
+    # Without a second real sample to compare with, none may be copied.
+    copies = content.get("arms", {}).get("real", {}).get(COPIES, {}).get("mean", 0.0)
+    fits = table(f"{name}: fits", of_fits(kept, copies)) if kept else f"{name}: no fits in {results}"
+    alignments = table(f"{content.get('table', name)}: alignments", of_alignments(content))
+    return f"{fits}\n\n{alignments}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path)
@@ -217,12 +233,18 @@ def main() -> None:
     parser.add_argument("--redraws", type=int, default=6)
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--page", action="store_true", help="only write docs/tables/measured.md from the results")
+    parser.add_argument("--bars", action="store_true", help="only show the bars, from the results")
+    parser.add_argument("--aligned", type=Path, default=ALIGNED, help="results of table_alignment.py, for the bars")
     given = parser.parse_args()
     if given.page:
         PAGE.write_text(page(json.loads(given.out.read_text())))
         return
-    with TemporaryDirectory() as name:
-        folder = Path(name)
+    name = given.data.stem if given.data is not None else "heloc"
+    if given.bars:
+        print(bars(given.out, given.aligned, name))
+        return
+    with TemporaryDirectory() as temporary:
+        folder = Path(temporary)
         for table, data, target in tables(given.data, given.target, given.tables, folder):
             for seed in range(given.first_seed, given.first_seed + given.seeds):
                 one = seed_of(table, data, target, seed, given.redraws, folder)
@@ -246,6 +268,7 @@ def main() -> None:
                     {key: round(value, 4) for key, value in (one["mean"] | one["costs"]).items()},
                     flush=True,
                 )
+    print(bars(given.out, given.aligned, name))
 
 
 if __name__ == "__main__":

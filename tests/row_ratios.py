@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, models
 
 from preflab.models.load import Policy
 from preflab.rewards.protocol import Answer
-from preflab.tables.discriminators.level import Codes, Opinion
+from preflab.tables.discriminators.level import Codes, Level, Opinion, of_rows
 from preflab.tables.encoding import Encoding
 from tables_by_hand import Row
 from tabular import Array
@@ -35,10 +35,10 @@ class Exact:
     shift_nats: float = 0.0
     """Is added to every logit: what a wrong share of real rows does."""
 
-    def opinion(self, codes: Codes) -> Opinion:
+    def opinion(self, codes: Codes, *, whole: bool = False) -> Opinion:
         found = [self.rows.index(tuple(row)) for row in codes.tolist()]
-        logits = {name: one[found] for name, one in self.logits.items()}
-        levels: Any = {name: name.partition(":")[0] for name in logits}
+        levels: Any = {name: name.partition(":")[0] for name in self.logits}
+        logits = {name: of_places(levels[name], one[found], whole=whole) for name, one in self.logits.items()}
         return Opinion(logits, levels, logits["row"][:, 0])
 
     def ratio(self, codes: Codes) -> Array:
@@ -65,6 +65,11 @@ class Exact:
                 same = [other[place] == event for other in events]
                 found[row, place] = np.log(self.real[same].sum() / self.written[same].sum())
         return found + self.shift_nats
+
+
+def of_places(level: Level, logits: Array, *, whole: bool) -> Array:
+    """All places, or the one of whole rows."""
+    return of_rows(level, logits)[:, None] if whole else logits
 
 
 def answers_of(encoding: Encoding, rows: Sequence[Row]) -> list[Answer]:

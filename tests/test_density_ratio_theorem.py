@@ -113,8 +113,8 @@ def test_paid_token_by_token_the_optimum_is_the_same_and_nothing_is_left_for_lat
 
 def test_a_token_level_that_is_wrong_moves_payments_and_no_optimum() -> None:
     class Misled(Exact):
-        def opinion(self, codes: Any) -> Any:
-            found = super().opinion(codes)
+        def opinion(self, codes: Any, *, whole: bool = False) -> Any:
+            found = super().opinion(codes, whole=whole)
             found.logits["token"][:] = 2 * np.sin(found.logits["token"] * 7)
             return found
 

@@ -13,7 +13,7 @@ from preflab.errors import ConfigError, DataError, StorageError
 from preflab.tables.column import Column
 from preflab.tables.compact import Compact
 from preflab.tables.discriminators.crossfit import CrossFitted, cross_fit
-from preflab.tables.discriminators.level import Evidence
+from preflab.tables.discriminators.level import Evidence, of_rows
 from preflab.tables.discriminators.panel import Panel, fit_panel, stacked
 from told_apart import COLUMNS, ENCODING, ROWS, Known, Table, additive, normalised
 
@@ -165,11 +165,29 @@ def test_encoders_and_trees_go_together(tmp_path: Path) -> None:
     assert list(opinion.levels.values()) == ["token", "sentence", "row", "feature", "feature"]
     assert opinion.logits["token"].shape == (60, ENCODING.longest)
     assert opinion.logits["sentence"].shape == (60, 3)
+    assert_same_of_whole_rows(panel)
     panel.save(tmp_path / "panel")
     back = Panel.load(tmp_path / "panel", ENCODING).opinion(ROWS)
     np.testing.assert_allclose(back.ratio, opinion.ratio, rtol=1e-6, atol=1e-9)
     for name, logits in opinion.logits.items():
         np.testing.assert_allclose(back.logits[name], logits, rtol=1e-6, atol=1e-9)
+
+
+def assert_same_of_whole_rows(panel: Panel) -> None:
+    """To the last bit: what is said of whole rows is what of all places counts, a batch of one row included."""
+    for rows in (ROWS, ROWS[7:8]):
+        each, whole = panel.opinion(rows), panel.opinion(rows, whole=True)
+        np.testing.assert_array_equal(whole.ratio, each.ratio)
+        np.testing.assert_array_equal(panel.ratio(rows), each.ratio)
+        assert whole.levels == each.levels
+        for name, logits in each.logits.items():
+            assert whole.logits[name].shape == (len(rows), 1)
+            np.testing.assert_array_equal(whole.logits[name][:, 0], of_rows(each.levels[name], logits))
+
+
+def test_trees_say_the_same_of_whole_rows_as_after_their_last_token() -> None:
+    settings = replace(BOTH, levels=("token", "row", "feature"), relations=("difference", "share"), folds=2)
+    assert_same_of_whole_rows(fit_panel(ENCODING, KNOWN.evidence(600, 1200, folds=2), settings, seed=0))
 
 
 def test_what_is_stored_belongs_to_its_table(tmp_path: Path) -> None:

@@ -10,16 +10,21 @@ from typing import Any
 import numpy as np
 import pytest
 
+from preflab.config.alignment import Discriminators
 from preflab.errors import ConfigError, NumericError
 from preflab.rewards import Answer, assess
 from preflab.tables.alignment.reward import LogitReward, WeightedReward, cell_ends
 from preflab.tables.column import Column, Numbers
 from preflab.tables.compact import Compact
-from preflab.tables.discriminators.level import Codes, Opinion
+from preflab.tables.discriminators.crossfit import Calibration
+from preflab.tables.discriminators.level import Codes, Level, Logits, Opinion
+from preflab.tables.discriminators.panel import Judge, Panel, Stack, fit_panel
 from preflab.tables.encoding import Encoding
 from preflab.tables.sentence import Sentence
-from row_ratios import answers_of
+from row_ratios import answers_of, of_places
 from small_tables import small_tokenizer
+from told_apart import ENCODING, additive
+from told_apart import ROWS as ROWS_OF_60
 
 AGE = Column("age", "integer", levels=("", "12"), missing=("",), numbers=Numbers(0, 5000, ()))
 """So long a scale that a cell is a bucket and two digits, in which the point 12 can be written, but is not legal."""
@@ -37,10 +42,13 @@ class Said:
     logits: Mapping[str, tuple[float, ...]]
     ratio: float = 0.5
 
-    def opinion(self, codes: Codes) -> Opinion:
+    def opinion(self, codes: Codes, *, whole: bool = False) -> Opinion:
         assert len(codes)
-        logits = {name: np.tile(one, (len(codes), 1)) for name, one in self.logits.items()}
-        levels: Any = {name: name.partition(":")[0] for name in logits}
+        levels: Any = {name: name.partition(":")[0] for name in self.logits}
+        logits = {
+            name: of_places(levels[name], np.tile(one, (len(codes), 1)), whole=whole)
+            for name, one in self.logits.items()
+        }
         return Opinion(logits, levels, np.full(len(codes), self.ratio))
 
 
@@ -106,6 +114,39 @@ def test_logit_by_hand() -> None:
     for ratio in (8.0, -8.0):
         (score,) = LogitReward(FIXED, Said(levels, ratio), clip_nats=3.0)(answers_of(FIXED, ROWS[:1])).values
         assert (score.total, score.tokens, score.parts["clipped"]) == (math.copysign(3.0, ratio), None, 1.0)
+
+
+@dataclass(frozen=True)
+class Blind:
+    """At token level, of whole rows alone."""
+
+    name: str = "token"
+    level: Level = "token"
+
+    def logits(self, codes: Codes) -> Logits:
+        raise AssertionError("asked about beginnings of rows")
+
+    def row_logits(self, codes: Codes) -> np.ndarray:
+        return np.full(len(codes), 2.0)
+
+
+def test_only_dense_rewards_ask_about_beginnings_of_rows() -> None:
+    judges = (Judge("token", "token", (Blind(), Blind()), Calibration(0.5, 0.25)),)
+    panel = Panel(judges, Stack((1.0,), 0.0, Calibration(1.0, 0.0)), ())
+    scores = LogitReward(FIXED, panel)(answers_of(FIXED, ROWS)).values
+    assert [(score.total, score.parts["token"]) for score in scores] == [(1.25, 1.25)] * 3
+    for reward in (LogitReward(FIXED, panel, dense=True), WeightedReward(FIXED, panel)):
+        with pytest.raises(AssertionError, match="beginnings"):
+            reward(answers_of(FIXED, ROWS))
+
+
+def test_what_sequences_are_paid_is_what_tokens_are_paid_together_to_the_last_bit() -> None:
+    settings = Discriminators(levels=("token", "row"), trees=20, folds=2)
+    panel = fit_panel(ENCODING, additive().evidence(400, 800, folds=2), settings, seed=0)
+    answers = answers_of(ENCODING, [tuple(row) for row in ROWS_OF_60.tolist()])
+    whole, dense = (LogitReward(ENCODING, panel, dense=dense)(answers).values for dense in (False, True))
+    assert [(score.total, score.parts) for score in whole] == [(score.total, score.parts) for score in dense]
+    assert len({score.total for score in whole}) > 20
 
 
 def test_without_a_token_level_a_row_is_paid_at_its_end() -> None:
@@ -214,4 +255,4 @@ def test_settings_and_discriminators_that_do_not_fit_are_refused() -> None:
         with pytest.raises(ConfigError, match="clip_nats"):
             LogitReward(FIXED, FOUR, clip_nats=clip)
     with pytest.raises(ValueError, match='discriminator "token" gives logits of shape'):
-        LogitReward(FIXED, Said({"token": (1.0, 2.0)}))(answers_of(FIXED, ROWS))
+        LogitReward(FIXED, Said({"token": (1.0, 2.0)}), dense=True)(answers_of(FIXED, ROWS))

@@ -8,16 +8,19 @@ started stay part of the study: one that is left out silently would be a try tha
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
+from typing import Any, TypeVar
 
 from preflab.config.arms import before, canonical, parts, settings, spelled
 from preflab.config.commands import Compare, Methods
 from preflab.config.load import build, flatten, read_yaml, to_values
+from preflab.config.table_study import CompareTable
 from preflab.errors import ConfigError, StorageError
 from preflab.runs import JSON, RunFolder
 
+Study = TypeVar("Study", Compare, CompareTable)
 FREE = ("out", "arms", "seeds", "jobs", "generations", "pair_judge")
 """What may change: where the study lies, how much of it is run, how much at once, what finished arms are asked."""
 
@@ -25,7 +28,8 @@ FREE = ("out", "arms", "seeds", "jobs", "generations", "pair_judge")
 def refuse_conflicts(config: Compare) -> None:
     """Raise StorageError where the study in `config.out` can't become this one, with the setting, there and now."""
     folder = config.out
-    _refuse_other_study(config)
+    methods = {one.name for one in fields(Methods)}
+    refuse_other_study(config, lambda key: key.partition(".")[0] in {*FREE, *methods})
     seeds = range(config.seed, config.seed + config.seeds)
     for arm, seed, run in _started(folder / "arms"):
         if arm not in config.arms:
@@ -36,7 +40,7 @@ def refuse_conflicts(config: Compare) -> None:
             raise StorageError(
                 f"{folder} holds seed {seed} of {arm}; ask for --seeds {seed - config.seed + 1}, or delete {run.path}"
             )
-    needed = {*config.arms, *beginnings(config)}
+    needed = {*config.arms, *beginnings(config.arms)}
     for place in (folder / "arms", folder / "stages" / "arms"):
         for arm, seed, run in _started(place):
             if arm in needed:
@@ -52,10 +56,14 @@ def bring_forward(config: Compare) -> None:
             os.replace(run.path, shown)
 
 
-def beginnings(config: Compare) -> set[str]:
-    """The arms that chains start from, and those that these start from."""
+def beginnings(arms: Sequence[str]) -> set[str]:
+    """The arms that chains start from, and those that these start from.
+
+    >>> sorted(beginnings(["reference", "sft+dpo+ppo"]))
+    ['sft', 'sft+dpo']
+    """
     found: set[str] = set()
-    for arm in config.arms:
+    for arm in arms:
         first = before(arm)
         while first is not None:
             found.add(first)
@@ -70,40 +78,66 @@ def _started(folder: Path) -> Iterator[tuple[str, int, RunFolder]]:
         yield run.parent.name, int(run.name.removeprefix("seed-")), RunFolder(run)
 
 
-def _refuse_other_study(config: Compare) -> None:
+def refuse_other_study(config: Study, free: Callable[[str], bool]) -> Study:
+    """Raise StorageError where the study in `config.out` has another value of a setting that is one for all its arms.
+    Returns it.
+
+    Args:
+        free: whether a setting may change, by its dotted key.
+    """
     recorded = config.out / "study.yaml"
     try:
-        there = flatten(to_values(build(Compare, read_yaml(recorded)[0])))
+        before = build(type(config), read_yaml(recorded)[0])
     except ConfigError as error:
         raise StorageError(f"{recorded} can't be read as a study ({error}); choose another --out") from None
-    now = flatten(to_values(config))
-    free = {*FREE, *(one.name for one in fields(Methods))}
-    for key in (*there, *now):
-        if key.partition(".")[0] not in free and there.get(key) != now.get(key):
+    for key, there, now in _changes(before, config):
+        if not free(key):
             raise StorageError(
-                f"{config.out} holds a study with other settings: {_change(key, there.get(key), now.get(key))}, which "
-                "all arms depend on; choose another --out, or delete that folder"
+                f"{config.out} holds a study with other settings: {_change(key, there, now)}, which all arms depend "
+                "on; choose another --out, or delete that folder"
             )
+    return before
+
+
+def refuse_other_settings(
+    run: RunFolder, given: Any, *, holds: str, group: str, remedy: Callable[[str, JSON], str]
+) -> None:
+    """Raise StorageError where a run was made with other settings.
+
+    Args:
+        holds: what is there: "FOLDER holds ARM, seed 0".
+        group: what stands before the dotted keys of these settings in those of the study.
+        remedy: what to do about a setting, given its key and its value now, but for another --out.
+    """
+    try:
+        before = build(type(given), read_yaml(run.config)[0])
+    except ConfigError as error:
+        raise StorageError(f"{run.config} can't be read ({error}); delete {run.path} to run it again") from None
+    for key, there, now in _changes(before, given):
+        raise StorageError(
+            f"{holds}, made with other settings: {_change(f'{group}.{key}', there, now)}; {remedy(key, now)}, or "
+            "choose another --out"
+        )
 
 
 def _refuse_other_settings(config: Compare, arm: str, seed: int, run: RunFolder) -> None:
     stage = parts(arm)[-1]
-    if stage.method == "reference":
-        return
-    given = settings(config, stage)
-    try:
-        there = flatten(to_values(build(type(given), read_yaml(run.config)[0])))
-    except ConfigError as error:
-        raise StorageError(f"{run.config} can't be read ({error}); delete {run.path} to run it again") from None
-    now = flatten(to_values(given))
-    for key in (*there, *now):
+    if stage.method != "reference":
+        refuse_other_settings(
+            run,
+            settings(config, stage),
+            holds=f"{config.out} holds {arm}, seed {seed}",
+            group=stage.key,
+            remedy=lambda key, now: f"{_remedy(config, arm, key, now)}delete {run.path.parent} to run it again",
+        )
+
+
+def _changes(before: Any, config: Any) -> Iterator[tuple[str, JSON, JSON]]:
+    """Each setting that is not what it was: its dotted key, there and now."""
+    there, now = (flatten(to_values(one)) for one in (before, config))
+    for key in dict.fromkeys((*there, *now)):
         if there.get(key) != now.get(key):
-            raise StorageError(
-                f"{config.out} holds {arm}, seed {seed}, made with other settings: "
-                f"{_change(f'{stage.key}.{key}', there.get(key), now.get(key))}; "
-                f"{_remedy(config, arm, key, now.get(key))}delete {run.path.parent} to run it again, or choose another "
-                "--out"
-            )
+            yield key, there.get(key), now.get(key)
 
 
 def _change(key: str, there: JSON, now: JSON) -> str:

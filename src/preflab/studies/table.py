@@ -30,6 +30,7 @@ from preflab.studies.table_arms import (
     measure,
     panel_folder,
 )
+from preflab.studies.table_extension import refuse_conflicts
 from preflab.tables.alignment.align import align
 from preflab.tables.files import read_table
 from preflab.tables.fit_run import fit_run
@@ -68,7 +69,7 @@ def compare_table(config: CompareTable) -> Path:
     else:
         frame, name = read_table(config.data)[0], config.data.stem
     table = _checked(config, name, frame)
-    claim(config.out, "study.yaml", to_yaml(config), data=config.data)
+    claim(config.out, "study.yaml", to_yaml(config), data=config.data, refuse=lambda: refuse_conflicts(config))
     data = config.data or config.out / f"{SHIPPED}.csv"
     if shipped:
         say(f"no --data: {SHIPPED} of scikit-learn, {table.rows} rows of {len(table.columns)} columns, in {data}")

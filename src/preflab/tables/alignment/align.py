@@ -39,7 +39,7 @@ def align(
     fitted = Fitted.load(folder) if fitted is None else fitted
     rows = rows_of(fitted) if rows is None else rows
     # What would be refused is refused before a folder holds these settings.
-    configs = [_of_stage(settings, "+".join(stages[: count + 1]), seed) for count in range(len(stages))]
+    configs = [of_stage(settings, "+".join(stages[: count + 1]), seed) for count in range(len(stages))]
     check_rows(rows, settings.discriminators)
     if settings.discriminators.groups:
         groups_of(settings.discriminators.groups, fitted.encoding.columns, rows.train)
@@ -80,7 +80,7 @@ def rows_from(fitted: Fitted, codes: Any) -> Rows:
     return Rows(codes[learned], codes[held])
 
 
-def _of_stage(settings: Alignment, method: str, seed: int) -> Aligned:
+def of_stage(settings: Alignment, method: str, seed: int) -> Aligned:
     """What one stage is told. The settings of other methods say nothing to it: arms of a study, and stages of a chain,
     share theirs."""
     values = {one.name: getattr(settings, one.name) for one in fields(Alignment)}

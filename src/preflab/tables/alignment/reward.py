@@ -66,8 +66,9 @@ Payments = Float[np.ndarray, "row token"]
 class Judge(Protocol):
     """Discriminators, all together."""
 
-    def opinion(self, codes: Codes) -> Opinion:
-        """What they say of at least one row."""
+    def opinion(self, codes: Codes, *, whole: bool = False) -> Opinion:
+        """What they say of at least one row; `whole`: of whole rows alone, which is faster where a level reads rows
+        token by token."""
         ...
 
 
@@ -92,7 +93,7 @@ class LogitReward:
 
     >>> from preflab.tables.column import Column
     >>> class Sure:
-    ...     def opinion(self, codes):
+    ...     def opinion(self, codes, *, whole=False):
     ...         logits = np.where(codes == -1, 9.0, -0.5)
     ...         return Opinion({"row": logits}, {"row": "row"}, logits[:, 0])
     >>> encoding = Compact.of((Column("smokes", "boolean", levels=("no", "yes")),), np.array([[-1], [-2]]))
@@ -122,7 +123,7 @@ class LogitReward:
         Raises:
             NumericError: a discriminator's logit is not finite.
         """
-        rows = read(self.encoding, self.judge, answers)
+        rows = read(self.encoding, self.judge, answers, whole=not self.dense)
         totals = clipped(rows.ratio, self.clip_nats)
         of_levels = by_level({name: of_rows(rows.levels[name], one) for name, one in rows.logits.items()}, rows.levels)
         return rows.scores(
@@ -289,8 +290,11 @@ class Rows:
         return [one.prompt_ids + one.response_ids == tokens for one, tokens in zip(answers, written, strict=True)]
 
 
-def read(encoding: Encoding, judge: Judge, answers: Sequence[Answer]) -> Rows:
+def read(encoding: Encoding, judge: Judge, answers: Sequence[Answer], *, whole: bool = False) -> Rows:
     """Answers as rows, judged; those that are none are left out.
+
+    Args:
+        whole: judge whole rows alone; each discriminator then has one place.
 
     Raises:
         NumericError: a discriminator's logit is not finite.
@@ -302,13 +306,13 @@ def read(encoding: Encoding, judge: Judge, answers: Sequence[Answer]) -> Rows:
     kept = _all_legal(codes, legal)
     found, codes = tuple(place for place, keep in zip(rows, kept, strict=True) if keep), codes[kept]
     # Where there is no row to judge, some legal row tells which discriminators there are.
-    opinion = judge.opinion(codes if len(codes) else _some_row(encoding))
+    opinion = judge.opinion(codes if len(codes) else _some_row(encoding), whole=whole)
     rows_of = slice(len(codes))
     logits = {name: one[rows_of] for name, one in opinion.logits.items()}
     judged = Rows(encoding, answers, found, codes, logits, opinion.levels, opinion.ratio[rows_of])
     places = {"token": encoding.longest, "sentence": len(encoding.columns), "row": 1, "feature": 1}
     for name, values in logits.items():
-        if values.shape != (len(codes), places[judged.levels[name]]):
+        if values.shape != (len(codes), 1 if whole else places[judged.levels[name]]):
             raise ValueError(f'discriminator "{name}" gives logits of shape {values.shape} for {len(codes)} rows')
         _check_finite(name, values, judged)
     _check_finite("all", judged.ratio[:, None], judged)

@@ -163,13 +163,8 @@ def without(evidence: Evidence, fold: int) -> Evidence:
         evidence.real_fold[real],
         evidence.written[written],
         evidence.written_fold[written],
-        importance(evidence)[written],
+        evidence.importance[written],
     )
-
-
-def importance(evidence: Evidence) -> Rows:
-    """The weight of each written row."""
-    return evidence.weights if len(evidence.weights) else np.ones(len(evidence.written))
 
 
 def mean_logits(members: Sequence[Discriminator], codes: Codes) -> Float[np.ndarray, "row place"]:
@@ -195,7 +190,7 @@ def _said(members: Sequence[Discriminator], evidence: Evidence) -> Said:
         ):
             own = folds == fold
             found[own] = member.row_logits(rows[own])
-    return Said(real, written, importance(evidence), evidence.real_fold, evidence.written_fold)
+    return Said(real, written, evidence.importance, evidence.real_fold, evidence.written_fold)
 
 
 def held(name: str, level: Level, raw: Said, calibration: Calibration) -> Held:

@@ -42,6 +42,11 @@ class Evidence:
     """Rows of the model that no discriminator learned from."""
 
     @property
+    def importance(self) -> Float[np.ndarray, " row"]:
+        """The weight of each written row, 1 where none is given."""
+        return self.weights if len(self.weights) else np.ones(len(self.written))
+
+    @property
     def folds(self) -> int:
         """How many there are, numbered from 0."""
         return int(self.real_fold.max()) + 1
@@ -85,7 +90,7 @@ class Opinion:
     """What all discriminators say of some rows."""
 
     logits: Mapping[str, Logits]
-    """By name of the discriminator, calibrated."""
+    """By name of the discriminator, calibrated; of whole rows one place: `of_rows` of these."""
     levels: Mapping[str, Level]
     """By the same names."""
     ratio: Float[np.ndarray, " row"]

@@ -142,7 +142,7 @@ def fit_encoder(
     Args:
         columns: of the feature level: the only ones that are read; None: all, at the other levels.
         seed: determines all, whatever the order of the rows.
-        weights: how much each written row counts, > 0; only their ratios matter. None or none: all alike.
+        weights: how much each written row counts, > 0; only their ratios matter. None: all alike.
         name: of what is fitted; None: its level, and the columns of the feature level.
 
     Raises:
@@ -154,7 +154,7 @@ def fit_encoder(
     if name is None:
         named = ", ".join(encoding.columns[column].name for column in columns or ())
         name = f"{level}: {named}" if named else level
-    counts = np.ones(len(written)) if weights is None or not len(weights) else weights
+    counts = np.ones(len(written)) if weights is None else weights
     order_real, order_written = np.lexsort(real.T), np.lexsort((counts, *written.T))
     codes = np.concatenate([real[order_real], written[order_written]])
     is_real = np.arange(len(codes)) < len(real)

@@ -68,8 +68,10 @@ class Judge:
         return self.calibration(mean_logits(self.members, codes))
 
     def row_logits(self, codes: Codes) -> Rows:
-        """The same of whole rows."""
-        return self.calibration(mean_row_logits(self.members, codes))
+        """`of_rows` of these logits, to the last bit; of beginnings of rows none is asked about."""
+        if self.level == "token":
+            return self.calibration(mean_row_logits(self.members, codes))
+        return of_rows(self.level, self.logits(codes))
 
 
 @dataclass(frozen=True)
@@ -95,16 +97,18 @@ class Panel:
     held: tuple[Held, ...]
     """What each is worth on rows that it did not learn from, and last what all are worth together."""
 
-    def opinion(self, codes: Codes) -> Opinion:
-        """What is said of rows that no fold holds, by all members."""
-        logits = {judge.name: judge.logits(codes) for judge in self.judges}
+    def opinion(self, codes: Codes, *, whole: bool = False) -> Opinion:
+        """What is said of rows that no fold holds, by all members; `whole`: of whole rows alone."""
+        logits = {
+            judge.name: judge.row_logits(codes)[:, None] if whole else judge.logits(codes) for judge in self.judges
+        }
         levels = {judge.name: judge.level for judge in self.judges}
         rows = np.column_stack([of_rows(levels[name], found) for name, found in logits.items()])
         return Opinion(logits, levels, self.stack(rows))
 
     def ratio(self, codes: Codes) -> Rows:
         """That of `opinion` alone, without what is said of parts of rows."""
-        return self.stack(np.column_stack([judge.row_logits(codes) for judge in self.judges]))
+        return self.opinion(codes, whole=True).ratio
 
     @property
     def silent(self) -> bool:
@@ -226,7 +230,7 @@ def _fit(
         places,
         settings,
         seed=seed,
-        weights=part.weights,
+        weights=part.importance,
         name=name,
     )
 

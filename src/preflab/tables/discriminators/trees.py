@@ -134,7 +134,7 @@ def fit_trees(
 
 def class_weights(evidence: Evidence) -> Float[np.ndarray, " row"]:
     """1 for a real row; written rows, behind them, weigh as much together, each in proportion to its importance."""
-    importance = evidence.weights if len(evidence.weights) else np.ones(len(evidence.written))
+    importance = evidence.importance
     return np.concatenate([np.ones(len(evidence.real)), importance * (len(evidence.real) / importance.sum())])
 
 
