@@ -1,6 +1,6 @@
 """How often a report's verdicts find what is not there, and what is: a table for docs/statistics.md.
 
-    OMP_NUM_THREADS=1 python benchmarks/verdict_errors.py                      two minutes of one core
+    OMP_NUM_THREADS=1 python benchmarks/verdict_errors.py                      one minute of one core
     OMP_NUM_THREADS=1 python benchmarks/verdict_errors.py --studies 100        a quick look, written nowhere
 
 A simulated study has a reference and three methods, whose checkpoints share the luck of their seed and what their
