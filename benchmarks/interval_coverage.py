@@ -1,6 +1,6 @@
 """How often the report's 95 % intervals hold the truth, over simulated studies: a table for docs/statistics.md.
 
-    OMP_NUM_THREADS=1 python benchmarks/interval_coverage.py                      two minutes on one core
+    OMP_NUM_THREADS=1 python benchmarks/interval_coverage.py                      half a minute of one core
     OMP_NUM_THREADS=1 python benchmarks/interval_coverage.py --studies 100        a quick look, written nowhere
 
 A simulated study is a matrix of differences, a row a seed and a column a prompt: seed + prompt + error, each drawn

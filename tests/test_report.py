@@ -97,7 +97,7 @@ def test_comparison_has_the_keys_and_types_of_the_design(usual: Report) -> None:
         assert is_estimate(row["reward"])
         assert is_estimate(row["kl"])
     for verdict in content["verdicts"]:
-        assert set(verdict) == {"question", "answer", "found", "difference", "p", "corrected_p"}
+        assert set(verdict) == {"question", "answer", "found", "difference", "p", "corrected_p", "corrected_for"}
         assert verdict["difference"] is None or is_estimate(verdict["difference"])
 
 

@@ -6,11 +6,12 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import special, stats
 
 from preflab.errors import DataError, NumericError
 from preflab.report.statistics import (
     Estimate,
+    MeanSquares,
     distinct_values,
     estimate,
     holm,
@@ -67,6 +68,36 @@ def test_interval_covers_skewed_prompts_and_rewards_of_zero_and_one(seeds: int, 
     values = skewed if case == "skewed" else binary
     covered = [e.low <= 0 <= e.high for e in (estimate(study, "reward") for study in values)]
     assert np.mean(covered) >= 0.91
+
+
+def test_interval_covers_where_seeds_saturate_a_reward_of_zero_and_one() -> None:
+    """The hardest case of docs/statistics.md: 92.1 % of 20,000 studies, where Satterthwaite's interval covers 90.8."""
+    rng = np.random.default_rng(2)
+    nodes, weights = np.polynomial.hermite_e.hermegauss(101)
+    truth = weights @ special.expit(1 + nodes) / weights.sum()
+    values = (rng.random((5000, 3, 32)) < special.expit(1 + rng.normal(size=(5000, 3, 1)))).astype(float)
+    off = np.abs(values.mean(axis=(1, 2)) - truth)
+    squares = [mean_squares(study) for study in values]
+    ours = np.mean(off <= [one.half_width() for one in squares])
+    assert ours >= 0.915
+    assert np.mean(off <= [satterthwaite(one, 0.95) for one in squares]) <= ours - 0.006
+
+
+def test_where_seeds_make_all_the_noise_the_interval_is_students_over_seeds() -> None:
+    values = np.repeat([[0.1], [0.4], [0.3]], 200, axis=1) + 1e-4 * np.random.default_rng(0).normal(size=(3, 200))
+    for confidence in (0.9, 0.95, 0.99, 0.999):
+        ours, theirs = estimate(values, "reward", confidence), over_seeds(values.mean(axis=1), "reward", confidence)
+        assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), rel=1e-3)
+
+
+def test_an_interval_is_never_narrower_than_one_of_less_confidence() -> None:
+    rng = np.random.default_rng(3)
+    for seeds in (2, 3, 5):
+        for spread in (0.0, 0.1, 1.0):
+            squares = mean_squares(spread * rng.normal(size=(seeds, 1)) + rng.normal(size=(seeds, 32)))
+            widths = [squares.half_width(1 - 10 ** -float(tenths / 10)) for tenths in range(1, 60)]
+            assert widths == sorted(widths)
+            assert widths[0] > 0
 
 
 def test_a_bootstrap_over_three_seeds_would_not_cover() -> None:
@@ -197,15 +228,23 @@ def test_equal_values_have_p_one_at_zero_and_zero_elsewhere() -> None:
         p_value([[1.0, 2.0], [float("nan"), 2.0]], "reward")
 
 
-def test_p_values_far_out_hold_where_seeds_make_the_noise() -> None:
-    """At 1 in 200 Satterthwaite's quantile alone would be wrong five times as often."""
+def satterthwaite(squares: MeanSquares, confidence: float) -> float:
+    """Half the width of the textbook's interval."""
+    variance = squares.total / (squares.seeds * squares.prompts)
+    return float(stats.t.isf((1 - confidence) / 2, squares.freedom) * variance**0.5)
+
+
+@pytest.mark.parametrize(("seed_spread", "prompt_spread"), [(0.3, 0.0), (0.6, 0.5), (1.0, 1.5)])
+def test_p_values_far_out_hold_where_seeds_make_the_noise(seed_spread: float, prompt_spread: float) -> None:
+    """At 1 in 120, which six comparisons need, Satterthwaite's quantile would be wrong several times as often."""
     rng = np.random.default_rng(4)
-    values = 0.3 * rng.normal(size=(1500, 3, 1)) + rng.normal(size=(1500, 3, 64))
-    found = np.mean([p_value(study, "reward") < 0.005 for study in values])
-    alone = [mean_squares(study) for study in values]
-    reach = [stats.t.isf(0.0025, one.freedom) * (one.total / (3 * 64)) ** 0.5 for one in alone]
-    assert found <= 0.012
-    assert np.mean(np.abs(values.mean(axis=(1, 2))) > reach) >= 0.02
+    count, level = 2500, 0.05 / 6
+    effects = seed_spread * rng.normal(size=(count, 3, 1)) + prompt_spread * rng.normal(size=(count, 1, 64))
+    values = effects + rng.normal(size=(count, 3, 64))
+    off = np.abs(values.mean(axis=(1, 2)))
+    squares = [mean_squares(study) for study in values]
+    assert np.mean(off > [one.half_width(1 - level) for one in squares]) <= 1.4 * level
+    assert np.mean(off > [satterthwaite(one, 1 - level) for one in squares]) >= 2 * level
 
 
 def test_holm_is_the_closed_test_of_bonferronis() -> None:

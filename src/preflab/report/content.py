@@ -106,7 +106,9 @@ def cautions(study: Study, found: Sequence[Verdict]) -> tuple[str, ...]:
     if seeds == 1:
         lines.append("One seed: the intervals speak for other prompts, not for other training runs; 3 seeds would.")
     elif seeds == 2:
-        lines.append("Two seeds: where training luck matters, 95 % intervals cover only about 86 %; 3 seeds do better.")
+        lines.append(
+            "Two seeds: where training luck matters intervals are wide and few differences count; 3 do better."
+        )
     lines += [line for line in (correction(found), unequal_tries(families(study))) if line]
     if any(row.oracle for row in study.arms):
         lines.append(f"An oracle trained on {study.reward_name} itself: a bound for the others, not a competitor.")

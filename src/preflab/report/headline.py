@@ -44,7 +44,8 @@ def against_reference(study: Study, found: Sequence[Verdict]) -> str:
         whom = "it" if parts else "the reference"
         counts = "counts" if len(alone) == 1 else "counts for each"
         parts.append(
-            f"the difference of {few(alone, len(asked))} from {whom} {counts} alone, not among all comparisons"
+            f"the difference of {few(alone, len(asked))} from {whom} {counts} alone, not as one of "
+            f"{len(asked)} comparisons"
         )
     same = [titles[v.arms[0]] for v in asked if v.sign == 0 and titles[v.arms[0]] not in alone]
     if same:
@@ -76,7 +77,8 @@ def main_comparison(study: Study, main: Verdict | None, found: Sequence[Verdict]
         remedy = f"; {main.remedy[:1].lower()}{main.remedy[1:-1]}" if main.remedy else ""
         names = f"{compared[0].title} − {compared[1].title}"
         alone = main.p is not None and main.p < ALPHA
-        why = ", which counts alone but not among all comparisons" if alone else ", which may be nothing"
+        among = f", which counts alone but not as one of {main.among} comparisons {main.kind}"
+        why = among if alone else ", which may be nothing"
         answer = f"undecided, {where} {names} is {interval(main.difference)}{why}{remedy}"
     else:
         better = compared[0] if main.sign > 0 else compared[1]

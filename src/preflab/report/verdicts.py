@@ -1,12 +1,13 @@
 """One sentence per question, and never more than its interval allows.
 
-Arms are compared prompt by prompt on the seeds that both have, so luck that they share cancels. The verdicts of a
-report are one family: a difference is called one only where its p-value, corrected for their number, is below 5 %; else
-"no difference found", and what would settle it.
+Arms are compared prompt by prompt on the seeds that both have, so luck that they share cancels. Comparisons of one kind
+are one family: a difference is called one only where its p-value, corrected for their number, is below 5 %; else "no
+difference found", and what would settle it.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -23,6 +24,14 @@ from preflab.report.wording import count, duration, interval, listing, number
 
 Subject = Literal["tuned", "equal KL", "reference", "proxy", "cost"]
 
+KINDS: dict[Subject, str] = {
+    "reference": "with the reference",
+    "equal KL": "between methods",
+    "tuned": "between methods",
+    "proxy": "about the proxy",
+}
+"""What a comparison is corrected among: all of its kind. How many there are of another kind, which may be as many as
+there are arms, doesn't make it less certain."""
 ALPHA = 0.05
 GRID = 65  # KL values at which two curves are compared
 MANY = 7  # arms from which on a page no longer compares each with each, nor names them all in one sentence
@@ -41,7 +50,8 @@ class Verdict:
     numbers: str
     difference: Estimate | None = None
     p: float | None = None  # of "no difference", for this question alone
-    corrected: float | None = None  # among all questions of the report
+    corrected: float | None = None  # among all comparisons of its kind
+    among: int = 0  # how many these are
     remedy: str = ""  # what would settle it
     values: Matrix | None = field(default=None, repr=False, compare=False)  # the difference, seed × prompt
     prompts: str = ""  # what those prompts are called
@@ -50,6 +60,11 @@ class Verdict:
     def found(self) -> bool:
         """Whether there is something to say: a difference was found, or counted."""
         return self.subject == "cost" or (self.corrected is not None and self.corrected < ALPHA)
+
+    @property
+    def kind(self) -> str:
+        """What it is corrected among; "" of what is counted and not compared."""
+        return KINDS.get(self.subject, "")
 
     @property
     def sign(self) -> int:
@@ -64,7 +79,11 @@ class Verdict:
         silent, numbers = self.silent, self.numbers
         if self.p is not None and self.p < ALPHA:
             silent = "Undecided"
-            numbers += f"; p = {number(self.p, 3)} alone, {number(self.corrected, 2)} among all comparisons"
+            numbers += (
+                f"; alone it would count (p = {number(self.p, 3)}), but of {self.among} comparisons {self.kind} one "
+                f"may look so by luck: corrected for that p = {number(self.corrected, 3)}, and it takes less than "
+                f"{ALPHA:g}"
+            )
         return f"{silent}: {numbers}." + (f" {self.remedy}" if self.remedy else "")
 
     def json(self) -> dict[str, object]:
@@ -76,12 +95,13 @@ class Verdict:
             "difference": self.difference.json() if self.difference else None,
             "p": self.p,
             "corrected_p": self.corrected,
+            "corrected_for": self.among,
         }
 
 
 @lru_cache(maxsize=2)  # more than one chapter asks
 def verdicts(study: Study) -> tuple[Verdict, ...]:
-    """Every verdict that the study's points allow, oracles last within a question, corrected for their number.
+    """Every verdict that the study's points allow, oracles last within a question, corrected among those of its kind.
 
     Arms are compared with each other, or, where they are many, with the first one; at equal KL, but on test prompts
     where a variant was chosen, as curves are of the validation prompts that it was chosen on. Only chosen variants take
@@ -106,21 +126,24 @@ def pairs_of(arms: Sequence[Arm]) -> list[tuple[Arm, Arm]]:
 
 
 def settled(asked: Sequence[Verdict]) -> tuple[Verdict, ...]:
-    """The verdicts of one report, their p-values corrected together, and what would settle the open ones.
+    """The verdicts of one report, the p-values of each kind corrected together, and what would settle the open ones.
 
     Holm's correction: it holds whatever their dependence, and verdicts share arms, seeds and prompts; it finds all that
     Bonferroni's does and more; and each interval stays the 95 % interval of its own difference.
 
-    What would settle an open one is said at the level that the next difference to be found has to meet.
+    What would settle an open one is said at the level that the next difference of its kind has to meet to be found.
     """
-    counted = [place for place, verdict in enumerate(asked) if verdict.p is not None]
     verdicts = list(asked)
-    for place, corrected in zip(counted, holm([asked[place].p or 0.0 for place in counted]), strict=True):
-        verdicts[place] = replace(verdicts[place], corrected=corrected)
-    open_ones = [v for v in verdicts if v.p is not None and not v.found]
+    for kind in set(KINDS.values()):
+        places = [n for n, verdict in enumerate(asked) if verdict.kind == kind and verdict.p is not None]
+        for place, corrected in zip(places, holm([asked[n].p or 0.0 for n in places]), strict=True):
+            verdicts[place] = replace(verdicts[place], corrected=corrected, among=len(places))
+    open_ones = Counter(v.kind for v in verdicts if v.p is not None and not v.found)
     sizes = [abs(v.difference.mean) for v in verdicts if v.values is not None and v.difference and v.found]
     return tuple(
-        replace(v, remedy=remedy(v, max(sizes, default=0.0) / 2, 1 - ALPHA / len(open_ones))) if v in open_ones else v
+        v
+        if v.p is None or v.found
+        else replace(v, remedy=remedy(v, max(sizes, default=0.0) / 2, 1 - ALPHA / open_ones[v.kind]))
         for v in verdicts
     )
 
@@ -145,15 +168,19 @@ def remedy(verdict: Verdict, of_interest: float, confidence: float) -> str:
 
 
 def correction(found: Sequence[Verdict]) -> str:
-    """How many comparisons a report makes, and what was done about it; "" where there is one or none."""
+    """How many comparisons of each kind a report makes, and what was done about it; "" where there is one or none."""
     counted = [verdict for verdict in found if verdict.p is not None]
     if len(counted) < 2:
         return ""
-    held = sum(verdict.found for verdict in counted)
-    return (
-        f"{len(counted)} comparisons, Holm-corrected: {held} found. Where nothing differs, at most one study in twenty "
-        "finds anything at all. Each interval is the 95 % interval of its own difference."
-    )
+    asked, held = Counter(v.kind for v in counted), Counter(v.kind for v in counted if v.found)
+    kinds = [kind for kind in dict.fromkeys(KINDS.values()) if asked[kind]]
+    first = f"{asked[kinds[0]]} comparison{'' if asked[kinds[0]] == 1 else 's'}"
+    amounts = [first, *(str(asked[kind]) for kind in kinds[1:])]
+    said = listing([f"{n} {kind} ({held[kind] or 'none'} found)" for n, kind in zip(amounts, kinds, strict=True)])
+    guarantee = "Holm-corrected: where nothing differs, at most one study in twenty finds anything"
+    if len(kinds) > 1:
+        guarantee = f"each kind {guarantee} of a kind, at most {'two' if len(kinds) == 2 else 'three'} of any"
+    return f"{said}, {guarantee}. Each interval is the 95 % interval of its own difference."
 
 
 def dpo_and_ppo(a: Arm, b: Arm) -> bool:

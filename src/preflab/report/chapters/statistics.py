@@ -23,7 +23,8 @@ MEASURES = {
 }
 METHOD = (
     "Arms are compared prompt by prompt, on the seeds that both have. A difference over several seeds varies with the "
-    "seed and with the prompt: its interval is of crossed random effects, with Satterthwaite's degrees of freedom. "
+    "seed and with the prompt: its interval is of crossed random effects, and allows for how little a few seeds say of "
+    "their own spread. "
     "Over one seed it is a BCa bootstrap over prompts, which says nothing of other seeds. A p-value is an interval "
     "read backwards. The other chapters describe: their intervals are at 95 % each, and a difference that they show is "
     "no verdict. How often the intervals hold the truth was simulated: docs/statistics.md has the figures."
@@ -57,7 +58,7 @@ def seeds_said(study: Study) -> str:
         case 1:
             return "One: the intervals speak for other prompts, not for other training runs. 3 seeds would."
         case 2:
-            return "Two: where training luck matters, 95 % intervals cover only about 86 %, and few differences count."
+            return "Two: where training luck matters intervals are wide and few differences count; 3 do better."
         case seeds:
             return f"{seeds}: the intervals speak for other seeds and other prompts."
 
@@ -69,17 +70,22 @@ def comparisons(found: Sequence[Verdict]) -> Sheet:
         Column("Difference"),
         Column("p, alone", digits=4),
         Column("p, corrected", digits=4),
+        Column("Corrected for", "count"),
         Column("Seeds' share of the variance", "percent"),
         Column("Decided", "text"),
         Column("What would settle it", "text"),
     )
     rows = tuple(
-        (v.question, v.difference, v.p, v.corrected, seeds_share(v), "yes" if v.found else "no", v.remedy or "–")
+        (
+            *(v.question, v.difference, v.p, v.corrected, v.among),
+            *(seeds_share(v), "yes" if v.found else "no", v.remedy or "–"),
+        )
         for v in sorted(found, key=lambda v: v.corrected or 0.0)
     )
     reading = (
-        "Each interval is that of its own difference; decided is what stays below 5 % after Holm's correction. The "
-        "seeds' share of a mean's variance says whether more seeds or more prompts would narrow it."
+        "Each interval is that of its own difference; decided is what stays below 5 % after Holm's correction for all "
+        "comparisons of its kind: with the reference, between methods, about the proxy. The seeds' share of a mean's "
+        "variance says whether more seeds or more prompts would narrow it."
     )
     return Sheet("comparisons", columns, rows, reading)
 

@@ -44,7 +44,7 @@ def win_rates(study: Study) -> Chapter | None:
             f"Arms are compared response by response, on the same {where}: the response with more "
             f"{study.reward_name} wins, equal ones tie, and a tie counts as half a win. Of equal "
             "arms each wins 50 %. These shares describe, each with its own 95 % interval; which difference counts "
-            "among all that were asked, the verdicts say."
+            "among all of its kind, the verdicts say."
         ),
         against_reference(study, by_reward),
         Drawing(matrix(study, by_reward, "win-rates", study.reward_name), drawn_sheet(by_reward, "win-rates-drawn")),
