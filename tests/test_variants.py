@@ -16,6 +16,7 @@ from preflab.config.arms import (
     canonical,
     family,
     label,
+    needs_reward_model,
     overrides,
     parts,
     spelled,
@@ -26,7 +27,7 @@ from preflab.config.arms import (
 from preflab.config.commands import Compare
 from preflab.config.load import check, flatten, read_scalar, to_values
 from preflab.errors import ConfigError
-from preflab.studies.arms import describe, needs_reward_model, settings_of
+from preflab.studies.arms import describe, settings_of
 
 CONFIG = Compare()
 

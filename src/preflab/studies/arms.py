@@ -7,7 +7,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, assert_never
 
-from preflab.config.arms import SAMPLING, Stage, before, family, label, overrides, parts, settings, spelled, stages
+from preflab.config.arms import (
+    SAMPLING,
+    Stage,
+    before,
+    family,
+    label,
+    needs_reward_model,
+    overrides,
+    parts,
+    settings,
+    spelled,
+    stages,
+)
 from preflab.config.commands import BestOfN, Compare
 from preflab.config.load import flatten, to_values, to_yaml
 from preflab.config.online import PPO, PolicyGradient
@@ -215,15 +227,6 @@ def _train_and_test(bench: Bench, arm: str, run: RunFolder) -> None:
 def settings_of(config: Compare, arm: str) -> Any:
     """What an arm's last stage is told, a part of `config`; None for the reference, which trains nothing."""
     return None if arm == "reference" else settings(config, parts(arm)[-1])
-
-
-def needs_reward_model(config: Compare, arm: str) -> bool:
-    """True where a stage is paid by the reward model, or its value model starts as it: part of what the arm costs."""
-    return any(
-        not stage.gold or (isinstance(method := settings(config, stage), PPO) and method.value_trunk == "separate")
-        for stage in stages(arm)
-        if stage.method in SAMPLING
-    )
 
 
 def _cost_before(bench: Bench, arm: str) -> Cost:
