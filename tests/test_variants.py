@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from preflab.cli.flags import parse
@@ -60,6 +60,7 @@ def test_an_arm_has_one_spelling(given: str, expected: str) -> None:
 
 
 @given(st.floats(allow_nan=False, allow_infinity=False) | st.integers(-(10**12), 10**12) | st.booleans() | st.none())
+@example(2.0**-24)  # halfway between two decimals of 16 digits
 def test_a_spelled_value_is_read_back_as_it_was(value: float | None) -> None:
     assert read_scalar(spelled(value)) == value
     assert "+" not in spelled(value)

@@ -271,9 +271,8 @@ def spelled(value: Value) -> str:
         return str(int(value))
     if SMALLEST_PLAIN <= size < LARGEST_WHOLE:
         return repr(value)
-    digits = len(Decimal(repr(value)).normalize().as_tuple().digits)
-    mantissa, _, exponent = f"{value:.{digits - 1}e}".partition("e")
-    return f"{mantissa}e{int(exponent)}"
+    # Of repr's digits, not of the value's: 2⁻²⁴ lies halfway between two spellings of 16 digits, of which one is its own.
+    return f"{Decimal(repr(value)).normalize():e}".replace("e+", "e")
 
 
 def written(key: str) -> str:
