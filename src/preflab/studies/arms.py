@@ -28,7 +28,7 @@ from preflab.config.preference import ORPO, Preference, Unpaired
 from preflab.config.training import SFT
 from preflab.evaluation.policy import Judge
 from preflab.evaluation.rows import add_point, best_step, finish, read_points
-from preflab.models.load import Policy, load_policy, load_reward_model, save_model
+from preflab.models.load import Policy, save_model
 from preflab.models.reference import ReferenceCache
 from preflab.rewards.learned import LearnedReward
 from preflab.rewards.protocol import Reward
@@ -37,7 +37,7 @@ from preflab.seeds import derive
 from preflab.studies.best_of_n import best_of_n
 from preflab.studies.budget import charged, labels_of, share_of
 from preflab.studies.generations import write_generations
-from preflab.studies.shared import Preferences, device, encoder_of, learned_reward, pairs_chosen
+from preflab.studies.shared import Preferences, encoder_of, learned_reward, load, load_scorer, pairs_chosen
 from preflab.studies.stages import Stages
 from preflab.studies.task import Task
 from preflab.training.cost import Cost
@@ -110,12 +110,7 @@ class Bench:
 
     def load(self, model: Path) -> Policy:
         """A policy from disk."""
-        return load_policy(
-            model,
-            device=device(self.config),
-            precision=self.config.precision,
-            trust_remote_code=self.config.trust_remote_code,
-        )
+        return load(self.config, model)
 
     def baseline(self, split: str) -> list[float]:
         """The rewards of the reference's responses to the prompts of a split."""
@@ -361,14 +356,8 @@ def _train_online(
     shared = shared | {"max_new_tokens": config.lengths.response_tokens, "gold": stage.gold}
     match given:
         case PPO():
-            value = None
-            if given.value_trunk == "separate":
-                value = load_reward_model(
-                    bench.preferences.reward_model,
-                    device=policy.device,
-                    precision=config.precision,
-                    trust_remote_code=config.trust_remote_code,
-                )
+            separate = given.value_trunk == "separate"
+            value = load_scorer(config, bench.preferences.reward_model) if separate else None
             return train_ppo(
                 policy,
                 value,

@@ -14,8 +14,8 @@ from preflab.errors import ConfigError
 from preflab.evaluation.rows import read_points
 from preflab.progress import say, warn
 from preflab.rewards.pair_judge import load_pair_judge
-from preflab.runs import JSON, RunFolder, claim, read_json, refuse_other, write_json
-from preflab.studies.arms import Bench, describe, finished, settings_of
+from preflab.runs import JSON, claim, read_json, refuse_other, write_json
+from preflab.studies.arms import Bench, describe, finished, folder_of, settings_of
 from preflab.studies.budget import share_of, shortfall
 from preflab.studies.dialogue import dialogue
 from preflab.studies.extension import bring_forward, refuse_conflicts
@@ -119,7 +119,7 @@ class _Study:
     def write(self) -> None:
         """Write study.json as things stand: a report can be drawn at any time."""
         arms = [
-            describe(self.config, arm, seed, done=finished(self._run(arm, seed)))
+            describe(self.config, arm, seed, done=finished(folder_of(self.config, arm, seed)))
             for arm in self.config.arms
             for seed in self.seeds
         ]
@@ -150,7 +150,7 @@ class _Study:
         """What arms made of the budget, where not all of it; the same of all seeds once."""
         found: list[str] = []
         for arm in self.config.arms:
-            runs = [run for seed in self.seeds if finished(run := self._run(arm, seed))]
+            runs = [run for seed in self.seeds if finished(run := folder_of(self.config, arm, seed))]
             costs = [Cost(**read_json(run.evaluation)["cost"]) for run in runs]
             if costs:
                 least = min(range(len(runs)), key=lambda place: share_of(self.config.budget, costs[place]) or 0.0)
@@ -159,9 +159,6 @@ class _Study:
                 said = shortfall(self.config, arm, given, costs[least], idle=idle)
                 found += [] if said is None else [said]
         return found
-
-    def _run(self, arm: str, seed: int) -> RunFolder:
-        return RunFolder(self.config.out / "arms" / arm / f"seed-{seed}")
 
 
 def _arms(config: Compare) -> tuple[str, ...]:

@@ -36,7 +36,7 @@ from preflab.config.training import SFT, Fit
 from preflab.data.encode import Encoder, Tree
 from preflab.errors import Interrupted
 from preflab.models.base import new_model, new_tokenizer
-from preflab.models.load import Policy, load_policy, load_reward_model, new_reward_model, save_model
+from preflab.models.load import Policy, save_model
 from preflab.models.precision import work_in
 from preflab.models.reference import reference_logprobs
 from preflab.progress import hushed
@@ -52,6 +52,9 @@ from preflab.studies.shared import (
     base_inputs,
     device,
     encoder_of,
+    load,
+    load_scorer,
+    new_scorer,
     pairs_chosen,
     reference_inputs,
     seed_inputs,
@@ -279,7 +282,7 @@ class _Probe:
             policy = new_model(tokenizer, config.base, positions=longest, seed=0)
             work_in(policy.model.to(device(config)), config.precision)
         else:
-            policy = self._load(name)
+            policy = load(config, name)
         policy.model.requires_grad_(False)
         save_model(policy, self._reference_folder)
         return policy
@@ -349,13 +352,7 @@ class _Probe:
     def bench(self) -> Bench:
         """A bench whose training is short."""
         assert self.policy is not None  # it writes the reference's folder
-        scorer = new_reward_model(
-            self._reference_folder,
-            seed=0,
-            device=device(self.config),
-            precision=self.config.precision,
-            trust_remote_code=self.config.trust_remote_code,
-        )
+        scorer = new_scorer(self.config, self._reference_folder, seed=0)
         reward_model = self.folder / "stages" / "reward-model"
         save_model(scorer, reward_model)
         judge = None if self.task.gold is not None else reward_model
@@ -448,7 +445,7 @@ class _Probe:
         )
 
     def _stage_kind(self, settings: Fit, trees: Sequence[Tree], total: int, *, scores: bool) -> _Kind:
-        model = self._scorer() if scores else self._load(self._start)
+        model = self._scorer() if scores else self._load()
         some = list(trees[: PROBED_STEPS * settings.batch.size])
         memory = plan_offline(model, list(trees), settings, held=[model.model], folder=self.folder, seed=0).memory
         train: Any = train_reward if scores else train_sft
@@ -476,11 +473,11 @@ class _Probe:
 
     def _arm_kind(self, stage: Stage, settings: Any) -> _Kind:
         arm = stage.method + (GOLD if stage.gold else "")  # what a variant sets is in `settings`
-        bench, policy = self.bench, self._load(self._start)
+        bench, policy = self.bench, self._load()
         pairs, prompts = self.pairs, self.task.prompts["train"]
 
         def run(steps: int) -> Cost:
-            fresh = self._load(self._start)
+            fresh = self._load()
             examples = list(pairs[: max(PROBED_STEPS * getattr(settings.batch, "size", 1), 1)])
             some = prompts[: max(PROBED_PROMPTS, settings.batch.size)]
             match settings:
@@ -555,25 +552,13 @@ class _Probe:
         """An empty one: a run in one that was used would go on."""
         return RunFolder.open(self.folder / "runs" / str(next(self.numbers)), "", ours=True)
 
-    @property
-    def _start(self) -> Path:
-        assert self.policy is not None
-        return self._reference_folder
-
-    def _load(self, name: str | Path) -> Policy:
-        config = self.config
-        return load_policy(
-            name, device=device(config), precision=config.precision, trust_remote_code=config.trust_remote_code
-        )
+    def _load(self) -> Policy:
+        """A policy to train: the reference, or what has its shape."""
+        assert self.policy is not None  # it writes that folder
+        return load(self.config, self._reference_folder)
 
     def _scorer(self) -> Policy:
-        config = self.config
-        return load_reward_model(
-            self.bench.preferences.reward_model,
-            device=device(config),
-            precision=config.precision,
-            trust_remote_code=config.trust_remote_code,
-        )
+        return load_scorer(self.config, self.bench.preferences.reward_model)
 
     def _trained_bytes(self, trained: Sequence[tuple[Policy, Any]]) -> int:
         """Of a checkpoint: weights, masters, moments."""

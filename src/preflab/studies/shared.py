@@ -92,13 +92,7 @@ def make_reference(config: Compare, task: Task, base: str, stages: Stages) -> tu
     """The reference: the base after SFT on the task's demonstrations. Every arm starts here."""
 
     def work(folder: Path) -> JSON:
-        policy = load_policy(
-            base,
-            device=device(config),
-            precision=config.precision,
-            trust_remote_code=config.trust_remote_code,
-            quiet=False,
-        )
+        policy = load(config, base, quiet=False)
         encoder = encoder_of(config, policy)
         run = RunFolder.open(folder, to_yaml(config.reference), ours=True)
         trees = encoder.demonstrations(task.demonstrations)
@@ -121,12 +115,7 @@ def make_reference(config: Compare, task: Task, base: str, stages: Stages) -> tu
 
 def load_reference(config: Compare, stages: Stages) -> Policy:
     """The reference that `make_reference` made."""
-    policy = load_policy(
-        stages.folder / "reference" / "model",
-        device=device(config),
-        precision=config.precision,
-        trust_remote_code=config.trust_remote_code,
-    )
+    policy = load(config, stages.folder / "reference" / "model")
     policy.model.requires_grad_(False)
     return policy
 
@@ -197,13 +186,7 @@ def make_preferences(config: Compare, task: Task, reference: Policy, stages: Sta
 
     def reward_work(pairs: list[Tree], label: str) -> Any:
         def work(folder: Path) -> JSON:
-            model = new_reward_model(
-                stages.folder / "reference" / "model",
-                seed=derive(seed, label, "head"),
-                device=device(config),
-                precision=config.precision,
-                trust_remote_code=config.trust_remote_code,
-            )
+            model = new_scorer(config, stages.folder / "reference" / "model", seed=derive(seed, label, "head"))
             run = RunFolder.open(folder, to_yaml(config.reward), ours=True)
             cost = train_reward(
                 model,
@@ -247,10 +230,7 @@ def make_preferences(config: Compare, task: Task, reference: Policy, stages: Sta
 
 def learned_reward(config: Compare, path: Path, policy: Policy, *, name: str) -> LearnedReward:
     """A reward model from disk as a reward for this policy's responses."""
-    model = load_reward_model(
-        path, device=policy.device, precision=config.precision, trust_remote_code=config.trust_remote_code
-    )
-    return LearnedReward(model, policy.tokenizer, name=name)
+    return LearnedReward(load_scorer(config, path), policy.tokenizer, name=name)
 
 
 def encoder_of(config: Compare, policy: Policy) -> Encoder:
@@ -261,6 +241,30 @@ def encoder_of(config: Compare, policy: Policy) -> Encoder:
 def device(config: Compare) -> Any:
     """The device that the study runs on."""
     return pick_device(config.device)
+
+
+def load(config: Compare, model: str | Path, *, quiet: bool = True) -> Policy:
+    """A policy from disk or the Hub, where and as precise as the study works."""
+    return load_policy(model, **_worked_in(config), quiet=quiet)
+
+
+def load_scorer(config: Compare, model: str | Path) -> Policy:
+    """A reward model, likewise."""
+    return load_reward_model(model, **_worked_in(config))
+
+
+def new_scorer(config: Compare, model: str | Path, *, seed: int) -> Policy:
+    """An untrained reward model on the body of a policy, likewise."""
+    return new_reward_model(model, seed=seed, **_worked_in(config))
+
+
+def _worked_in(config: Compare) -> dict[str, Any]:
+    """What every model of the study is loaded with."""
+    return {
+        "device": device(config),
+        "precision": config.precision,
+        "trust_remote_code": config.trust_remote_code,
+    }
 
 
 def base_inputs(config: Compare) -> dict[str, JSON]:
