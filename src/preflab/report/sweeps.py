@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from preflab.config.arms import stages
-from preflab.report.checkpoints import Family, families
+from preflab.report.checkpoints import measured_families
+from preflab.report.families import Family
 from preflab.report.statistics import Estimate, Matrix, estimate
 from preflab.report.study import Arm, Point, Study, stack
 from preflab.report.verdicts import reference_like
@@ -55,7 +56,7 @@ class Sweep:
         found = stages(self.family.name)
         key = self.setting.removeprefix(f"{len(found)}.")  # where a chain has a method twice
         own = len(found) < 2 or key.startswith(f"{found[-1].key}.")
-        return own and key.endswith(("beta", "kl_coefficient")) and self.family.arms[0].method not in UNANCHORED
+        return own and key.endswith(("beta", "kl_coefficient")) and self.family.variants[0].method not in UNANCHORED
 
     @property
     def decades(self) -> bool:
@@ -77,8 +78,8 @@ def sweeps(study: Study) -> tuple[Sweep, ...]:
     """Every setting that the study varies: two values where it was made to, else three at least."""
     return tuple(
         Sweep(family, key, others, tuple(sorted(variants, key=lambda variant: variant.value)))
-        for family in families(study)
-        for key in dict.fromkeys(key for arm in family.arms for key in arm.overrides)
+        for family in measured_families(study)
+        for key in dict.fromkeys(key for arm in family.variants for key in arm.overrides)
         for others, variants in alike_but_for(family, key)
         if len(variants) >= (2 if key in study.swept else LEAST)
     )
@@ -90,7 +91,7 @@ def alike_but_for(family: Family, key: str) -> list[tuple[Mapping[str, JSON], li
     The method without overrides stands among them by the value in its settings.
     """
     groups: list[tuple[Mapping[str, JSON], list[Variant]]] = []
-    for arm in family.arms:
+    for arm in family.variants:
         value = arm.overrides.get(key, arm.settings.get(key))
         others = {name: other for name, other in arm.overrides.items() if name != key}
         variants = next((found for alike, found in groups if alike == others), None)
