@@ -271,7 +271,7 @@ def spelled(value: Value) -> str:
         return str(int(value))
     if SMALLEST_PLAIN <= size < LARGEST_WHOLE:
         return repr(value)
-    # Of the digits of repr: 2⁻²⁴ lies halfway between two spellings of 16 digits, of which one alone is read back as it.
+    # Of the digits of repr: 2⁻²⁴ lies halfway between two spellings of 16 digits, of which one is read back.
     return f"{Decimal(repr(value)).normalize():e}".replace("e+", "e")
 
 
