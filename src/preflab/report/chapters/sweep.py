@@ -127,14 +127,14 @@ def recommendation(study: Study, one: Sweep) -> Finding:
     """The value to take, with the rule."""
     setting = written(one.setting)
     about = f"Which {setting}?"
-    choice = choose(study, one)
+    choice = choose(study, one.arms)
     if choice is None:
         return Finding(
             about, f"None can be recommended: no value's {study.reward_name} is shown to be above the reference's.",
             found=False,
         )  # fmt: skip
-    value = choice.variant.value
-    seeds = seeds_in_words(len(at_chosen(choice.variant.arm).seeds))
+    value = one.value_of(choice.arm)
+    seeds = seeds_in_words(len(at_chosen(choice.arm).seeds))
     rule = (
         f"of {len(one.variants)} values, the smallest KL ({number(choice.kl_nats)} nats) among those whose "
         f"{study.reward_name} beats the reference's and is not distinguishable from the best"
@@ -142,10 +142,10 @@ def recommendation(study: Study, one: Sweep) -> Finding:
     behind = (
         "it is the best itself"
         if choice.behind is None
-        else f"the best, {choice.best.value:g}, is ahead by {interval(choice.behind)}, which may be nothing"
+        else f"the best, {one.value_of(choice.best):g}, is ahead by {interval(choice.behind)}, which may be nothing"
     )
     gain = f"{interval(choice.gain)} more than the reference, {seeds}"
-    end = f" It lies at an end of what was tried: try values beyond {value:g}." if choice.at_an_end(one.values) else ""
+    end = f" It lies at an end of what was tried: try values beyond {value:g}." if one.at_an_end(choice.arm) else ""
     return Finding(about, f"{setting} {value:g}: {rule}; {behind}; {gain}.{end}", found=True)
 
 
