@@ -57,10 +57,12 @@ def plan(config: Compare) -> StudyPlan:
 
     Raises:
         ConfigError, DataError, StorageError: as `compare`.
+        NumericError: the judge of pairs failed on a pair of the task's demonstrations.
     """
     config, task = _asked_for(config)
+    pair_judge = None if config.pair_judge is None else load_pair_judge(config.pair_judge)
     refuse_other(config.out, "study.yaml", to_yaml(config), refuse=lambda: refuse_conflicts(config))
-    return plan_study(config, task)
+    return plan_study(config, task, pair_judge)
 
 
 def _asked_for(config: Compare) -> tuple[Compare, Task]:
