@@ -204,11 +204,11 @@ def choose(study: Study, arms: Sequence[Arm]) -> Choice | None:
 
 
 def recommended(study: Study) -> str:
-    """What to take of the settings that the study was made to vary, in a sentence; "" where it was not, or not yet."""
+    """What to take of the settings that the study was made to vary, a sentence a family; "" where it was not, or not
+    yet."""
     found = [one for one in sweeps(study) if one.setting in study.swept]
     families = {one.family.name: one.family for one in found}
-    parts = [f"{family.title}: {in_words(study, family, found)}" for family in families.values()]
-    return f"{'; '.join(parts)}." if parts else ""
+    return " ".join(in_words(study, family, found) for family in families.values())
 
 
 def in_words(study: Study, family: Family, found: Sequence[Sweep]) -> str:
@@ -218,19 +218,23 @@ def in_words(study: Study, family: Family, found: Sequence[Sweep]) -> str:
     names = {arm.name for one in mine for arm in one.arms}
     arms = [arm for arm in family.variants if arm.name in names]
     choice = choose(study, arms)
-    what = f"{len(arms)} {f'values of {written(mine[0].setting)}' if len(keys) == 1 else 'settings'}"
+    tried = (
+        f"{len(arms)} {f'values of {written(mine[0].setting)}' if len(keys) == 1 else 'settings'} for {family.title}"
+    )
     if choice is None:
-        return f"undecided between {what}, as none is shown to get more {study.reward_name} than the reference"
+        said = f"none is shown to get more {study.reward_name} than the reference"
+        return f"Undecided between {tried}: on validation prompts {said}."
 
-    def said(arm: Arm) -> str:
+    def named(arm: Arm) -> str:
         values = {written(key): spelled(arm.overrides.get(key, arm.settings.get(key))) for key in keys}
         return ", ".join(f"{name} {value}" if len(keys) > 1 else value for name, value in values.items())
 
-    why = f"the smallest KL ({number(choice.kl_nats)} nats) of those that beat the reference and may be as good"
+    kl = f"has the smallest KL of those that do, {number(choice.kl_nats)} nats"
     if choice.behind is None:
-        why = f"the most {study.reward_name}, {interval(choice.gain)} more than the reference, and {why}"
+        why = f"gets the most {study.reward_name}, {interval(choice.gain)} more than the reference"
+        kl = f"has the smallest KL of those that may be as good, {number(choice.kl_nats)} nats"
     else:
-        why += f" as the best, {said(choice.best)}, which is ahead by {interval(choice.behind)}"
-    at_end = len(mine) == 1 and mine[0].at_an_end(choice.arm)
-    end = "; it lies at an end of what was tried" if at_end else ""
-    return f"of {what} take {said(choice.arm)}, with {why}, on validation prompts{end}"
+        why = f"beats the reference and may be as good as the best, {named(choice.best)}"
+        why += f", which is ahead by {interval(choice.behind)}"
+    end = "; it lies at an end of what was tried" if len(mine) == 1 and mine[0].at_an_end(choice.arm) else ""
+    return f"Of {tried} take {named(choice.arm)}: on validation prompts it {why}, and {kl}{end}."

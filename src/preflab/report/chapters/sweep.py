@@ -212,7 +212,7 @@ def picture(study: Study, one: Sweep, name: str) -> Picture:
             axes.plot([variant.value] * 2, [end.low, end.high], color=colour, alpha=0.7, linewidth=1.2, zorder=2)
             axes.plot(variant.value, end.mean, marker_of(study, variant.arm), color=colour, markersize=6, zorder=3)
         at_values(axes, one)
-        axes.yaxis.set_major_locator(MaxNLocator(6))
+        axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     for c in origin:
         both[1].axhline(c.reward.mean, color=INK, alpha=0.6, linewidth=0.9, linestyle=":")
         both[1].annotate(
@@ -292,7 +292,8 @@ def circular(study: Study, names: Sequence[str]) -> Drawing:
         colour, seen = colour_of(study, arm), implicit(arm)
         x, y = np.array([(s.logratio_nats, s.implicit_reward) for s in seen]).T
         far = int(np.argmax(np.abs(x)))
-        left.plot([0, x[far]], [0, y[far]], color=colour, linewidth=1.2, alpha=0.8)
+        ends = np.array([min(0.0, x.min()), max(0.0, x.max())])
+        left.plot(ends, ends * (y[far] / x[far] if x[far] else 0.0), color=colour, linewidth=1.2, alpha=0.8)
         left.plot(x, y, ".", color=colour, markersize=4)
         path = sorted(checkpoints(study, arm), key=lambda c: c.kl.mean)
         right.plot([c.kl.mean for c in path], [c.reward.mean for c in path], color=colour, linewidth=1.2, alpha=0.8)
