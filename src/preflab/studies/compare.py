@@ -24,7 +24,15 @@ from preflab.studies.jobs import Ended, Job, Server, Shared, error_of, jobs_of, 
 from preflab.studies.judgements import judge_arms
 from preflab.studies.plan_study import StudyPlan, plan_study
 from preflab.studies.reviews import generated_reviews, real_reviews
-from preflab.studies.shared import Preferences, check_model, encoder_of, make_base, make_preferences, make_reference
+from preflab.studies.shared import (
+    Preferences,
+    check_model,
+    encoder_of,
+    make_base,
+    make_preferences,
+    make_reference,
+    seeds_of,
+)
 from preflab.studies.stages import Stages
 from preflab.studies.task import Task, as_json
 from preflab.training.cost import Cost
@@ -112,7 +120,7 @@ class _Study:
 
     def __init__(self, config: Compare, task: Task) -> None:
         self.config, self.task = config, task
-        self.seeds = range(config.seed, config.seed + config.seeds)
+        self.seeds = seeds_of(config)
         self.stages = Stages(config.out / "stages")
         self.facts: list[JSON] = as_json(task.facts)
         self.reward_models: list[JSON] = []

@@ -17,6 +17,7 @@ from preflab.config.commands import Compare, Methods
 from preflab.config.load import build, flatten, read_yaml, to_values
 from preflab.errors import ConfigError, StorageError
 from preflab.runs import JSON, RunFolder
+from preflab.studies.shared import seeds_of
 
 FREE = ("out", "arms", "seeds", "jobs", "generations", "pair_judge")
 """What may change: where the study lies, how much of it is run, how much at once, what finished arms are asked."""
@@ -26,7 +27,7 @@ def refuse_conflicts(config: Compare) -> None:
     """Raise StorageError where the study in `config.out` can't become this one, with the setting, there and now."""
     folder = config.out
     _refuse_other_study(config)
-    seeds = range(config.seed, config.seed + config.seeds)
+    seeds = seeds_of(config)
     for arm, seed, run in _started(folder / "arms"):
         if arm not in config.arms:
             raise StorageError(

@@ -36,9 +36,7 @@ from preflab.config.preference import Unpaired
 from preflab.config.training import SFT, Fit
 from preflab.data.encode import Encoder, Tree
 from preflab.errors import Interrupted
-from preflab.models.base import new_model, new_tokenizer
 from preflab.models.load import Policy, save_model
-from preflab.models.precision import work_in
 from preflab.models.reference import reference_logprobs
 from preflab.progress import hushed
 from preflab.rewards.pair_judge import PairJudge
@@ -54,14 +52,17 @@ from preflab.studies.preferences import sample_pairs
 from preflab.studies.shared import (
     Preferences,
     base_inputs,
-    device,
+    base_settings,
     encoder_of,
     load,
     load_scorer,
+    new_base,
     new_scorer,
     pairs_chosen,
     reference_inputs,
     seed_inputs,
+    seeds_of,
+    texts_of_base,
 )
 from preflab.studies.stages import Stages
 from preflab.studies.task import Task
@@ -150,7 +151,7 @@ def plan_study(config: Compare, task: Task, judge: PairJudge | None = None) -> S
     """The plan of a study; writes nothing but a temporary folder. The judge of pairs reads a few texts of the task."""
     with TemporaryDirectory(prefix="preflab-plan-") as folder, hushed(), _leaving_nothing():
         probe = _Probe(config, task, Path(folder))
-        seeds = range(config.seed, config.seed + config.seeds)
+        seeds = seeds_of(config)
         jobs = jobs_of(config.arms, seeds)
         shared = tuple(_shared(probe, seeds))
         with _threads(config.jobs):
@@ -203,8 +204,9 @@ def _shared(probe: _Probe, seeds: Sequence[int]) -> Iterator[Part]:
     config, task = probe.config, probe.task
     there = Stages(config.out / "stages")
     if config.model is None:
-        steps = total_steps(len(task.corpus), probe.base_settings)
-        yield probe.stage("base", there.has("base", base_inputs(config)), steps, probe.base_settings, probe.texts)
+        settings = base_settings(config)
+        steps = total_steps(len(task.corpus), settings)
+        yield probe.stage("base", there.has("base", base_inputs(config)), steps, settings, probe.texts)
     steps = total_steps(len(task.demonstrations), config.reference)
     made = there.has("reference", reference_inputs(config))
     yield probe.stage("reference", made, steps, config.reference, probe.demonstrations)
@@ -323,10 +325,7 @@ class _Probe:
         models = [there / stage / "model" for stage in ("reference", "base") if (there / stage / "stage.json").exists()]
         name = models[0] if models else config.model
         if name is None:
-            tokenizer = new_tokenizer(self.task.corpus, vocabulary=config.base.vocabulary)
-            longest = config.lengths.prompt_tokens + config.lengths.response_tokens + 2
-            policy = new_model(tokenizer, config.base, positions=longest, seed=0)
-            work_in(policy.model.to(device(config)), config.precision)
+            policy = new_base(config, self.task.corpus, seed=0)
         else:
             policy = load(config, name)
         policy.model.requires_grad_(False)
@@ -353,10 +352,8 @@ class _Probe:
     @cached_property
     def texts(self) -> list[Tree]:
         """What the base learns."""
-        longest = self.config.lengths.prompt_tokens + self.config.lengths.response_tokens + 2
-        whole = Encoder(self.policy.tokenizer, prompt_tokens=longest, response_tokens=longest - 1)
-        some = self.task.corpus[:LOOKED_AT]
-        return [Tree(f"text:{i}", whole.prompt(""), (whole.response(text),)) for i, text in enumerate(some)]
+        trees, _ = texts_of_base(self.config, self.policy, self.task.corpus[:LOOKED_AT])
+        return trees
 
     @cached_property
     def pairs(self) -> list[Tree]:
@@ -388,11 +385,6 @@ class _Probe:
         if self.trained:
             return self.config.lengths.response_tokens
         return round(sum(len(tree.responses[0]) for tree in self.demonstrations) / len(self.demonstrations))
-
-    @cached_property
-    def base_settings(self) -> SFT:
-        base = self.config.base
-        return SFT(epochs=base.epochs, batch=base.batch, optimizer=base.optimizer, evaluations=1)
 
     @cached_property
     def bench(self) -> Bench:

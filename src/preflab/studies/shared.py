@@ -45,6 +45,11 @@ from preflab.training.rollout import prompt_ids
 from preflab.training.sft import train_sft
 
 
+def seeds_of(config: Compare) -> range:
+    """The seeds of a study, the first one first."""
+    return range(config.seed, config.seed + config.seeds)
+
+
 def check_model(config: Compare, name: str) -> None:
     """Raises ConfigError where the named model can't take part."""
     policy = load_policy(name, trust_remote_code=config.trust_remote_code)
@@ -63,29 +68,43 @@ def make_base(config: Compare, task: Task, stages: Stages) -> tuple[str, list[JS
 
     def work(folder: Path) -> JSON:
         say(f"base: a {config.base.layers}-block GPT-2 of width {config.base.width} learns to write from scratch")
-        tokenizer = new_tokenizer(task.corpus, vocabulary=config.base.vocabulary)
-        longest = config.lengths.prompt_tokens + config.lengths.response_tokens + 2
-        encoder = Encoder(tokenizer, prompt_tokens=longest, response_tokens=longest - 1)
-        policy = new_model(tokenizer, config.base, positions=longest, seed=derive(config.seed, "base"))
-        work_in(policy.model.to(device(config)), config.precision)
-        trees = [
-            Tree(f"text:{number}", encoder.prompt(""), (encoder.response(text),))
-            for number, text in enumerate(task.corpus)
-        ]
-        settings = SFT(
-            epochs=config.base.epochs,
-            batch=config.base.batch,
-            optimizer=config.base.optimizer,
-            evaluations=1,
-        )
+        policy = new_base(config, task.corpus, seed=derive(config.seed, "base"))
+        trees, counts = texts_of_base(config, policy, task.corpus)
+        settings = base_settings(config)
         run = RunFolder.open(folder, to_yaml(settings), ours=True)
         train_sft(policy, trees, settings, run, seed=derive(config.seed, "base"), title="base model")
         save_model(policy, run.model)
-        return dict(encoder.counts)
+        return counts
 
     folder, counts = stages.make("base", base_inputs(config), work)
     named: list[JSON] = [{"name": f"texts of the base: {what}", "count": count} for what, count in counts.items()]
     return str(folder / "model"), named
+
+
+def new_base(config: Compare, corpus: Sequence[str], *, seed: int) -> Policy:
+    """The small base before it has learnt anything."""
+    tokenizer = new_tokenizer(corpus, vocabulary=config.base.vocabulary)
+    policy = new_model(tokenizer, config.base, positions=_positions(config), seed=seed)
+    work_in(policy.model.to(device(config)), config.precision)
+    return policy
+
+
+def texts_of_base(config: Compare, policy: Policy, texts: Sequence[str]) -> tuple[list[Tree], dict[str, int]]:
+    """What the base learns, and what encoding it counted."""
+    encoder = Encoder(policy.tokenizer, prompt_tokens=_positions(config), response_tokens=_positions(config) - 1)
+    trees = [Tree(f"text:{i}", encoder.prompt(""), (encoder.response(text),)) for i, text in enumerate(texts)]
+    return trees, dict(encoder.counts)
+
+
+def base_settings(config: Compare) -> SFT:
+    """How the base learns."""
+    base = config.base
+    return SFT(epochs=base.epochs, batch=base.batch, optimizer=base.optimizer, evaluations=1)
+
+
+def _positions(config: Compare) -> int:
+    """Of the base: a prompt, a response, and an end for each."""
+    return config.lengths.prompt_tokens + config.lengths.response_tokens + 2
 
 
 def make_reference(config: Compare, task: Task, base: str, stages: Stages) -> tuple[Policy, list[JSON]]:
