@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from bench import REWARD_COST, STILL, TINY, bench_of, evaluation, fill_shelf, points
-from preflab.config.arms import ALONE, LABELS, SAMPLING, Stage, label, stages
+from preflab.config.arms import ALONE, LABELS, SAMPLING, Stage, label, needs_reward_model, stages
 from preflab.config.commands import Compare
 from preflab.config.online import PPO
 from preflab.errors import ConfigError
@@ -20,7 +20,7 @@ from preflab.models.load import load_policy
 from preflab.rewards.protocol import Answer
 from preflab.runs import JSON, RunFolder, read_json, read_lines
 from preflab.studies import arms
-from preflab.studies.arms import describe, needs_reward_model, run_arm
+from preflab.studies.arms import describe, run_arm
 from preflab.studies.best_of_n import kl_bound_nats
 
 

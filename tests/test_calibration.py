@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,6 +22,8 @@ from preflab.evaluation.calibration import (
     correlation,
     equal_counts,
 )
+from preflab.report.fields import Fields
+from preflab.report.reward_models import RewardModel, read_reward_models
 
 
 def logit(p: float) -> float:
@@ -41,6 +44,12 @@ def simulated(boast: float, *, pairs: int = 1000, seed: int = 0) -> Calibration:
     x = 1.5 * rng.normal(size=pairs)
     signed = np.where(rng.random(pairs) < expit(x), x, -x)  # the chosen response first
     return of_gaps((boast * signed).tolist())
+
+
+def worded(found: Calibration) -> RewardModel:
+    """The figures as reports and the terminal put them into words."""
+    entry = {"label": "reward model", "calibration": json.loads(json.dumps(found.json()))}
+    return read_reward_models([Fields(entry, Path("evaluation.json"))])[0]
 
 
 def test_ten_buckets_worked_by_hand() -> None:
@@ -94,14 +103,14 @@ def test_equal_margins_share_a_bucket() -> None:
 def test_ties_are_half_right_and_half_sure() -> None:
     found = of_gaps([0.0] * 30)
     assert (found.accuracy.mean, found.confidence, found.error, found.error_by_chance) == (0.5, 0.5, 0.0, 0.0)
-    assert found.verdict is None
+    assert worded(found).misjudges == ""
     assert found.length_correlation is None
 
 
 def test_a_calibrated_scorer_is_found_calibrated() -> None:
     """In all but about one in twenty simulations; the ECE stays below what chance allows as often."""
     found = [simulated(1.0, pairs=400, seed=seed) for seed in range(60)]
-    assert sum(f.verdict is not None for f in found) <= 6
+    assert sum(bool(worded(f).misjudges) for f in found) <= 6
     above = sum(f.error > f.error_by_chance for f in found)
     assert 0 < above <= 8
     assert np.mean([f.error for f in found]) > 0.03  # noise alone: why chance has to be shown next to it
@@ -110,11 +119,11 @@ def test_a_calibrated_scorer_is_found_calibrated() -> None:
 @pytest.mark.parametrize(("boast", "verdict"), [(3.0, "over-confident"), (0.3, "under-confident")])
 def test_a_boaster_and_a_doubter_are_named(boast: float, verdict: str) -> None:
     found, calibrated = simulated(boast), simulated(1.0)
-    assert found.verdict == verdict
+    assert worded(found).misjudges == verdict
     assert found.accuracy == calibrated.accuracy
     assert found.error > 2 * found.error_by_chance
     assert found.error > 2 * calibrated.error
-    assert verdict in found.sentences()[1]
+    assert worded(found).sentences[0].lower().startswith(verdict)
     # Against the definition, written as a loop.
     total = 0.0
     for bucket in found.by_margin:
@@ -122,9 +131,18 @@ def test_a_boaster_and_a_doubter_are_named(boast: float, verdict: str) -> None:
     assert found.error == pytest.approx(total / found.pairs)
 
 
+def test_a_scorer_that_is_right_on_average_alone_is_not_called_calibrated() -> None:
+    """60 % sure and right in 80 %, 80 % sure and right in 60 %: no mean is off, and every group is."""
+    low = [logit(0.6)] * 160 + [-logit(0.6)] * 40
+    high = [logit(0.8)] * 120 + [-logit(0.8)] * 80
+    found = of_gaps(low + high)
+    assert found.confidence == pytest.approx(found.accuracy.mean)
+    assert worded(found).sentences[0].startswith("Not as sure as it is right: 70 % sure on average, right in 70 %")
+
+
 def test_five_right_of_five_is_no_under_confidence() -> None:
-    assert of_gaps([logit(0.6)] * 5).verdict is None
-    assert of_gaps([logit(0.6)] * 50).verdict == "under-confident"
+    assert worded(of_gaps([logit(0.6)] * 5)).misjudges == ""
+    assert worded(of_gaps([logit(0.6)] * 50)).misjudges == "under-confident"
 
 
 def test_a_constant_per_pair_changes_nothing() -> None:
@@ -187,11 +205,11 @@ def test_a_judge_that_only_reads_length_is_unmasked() -> None:
 def test_sides_that_have_no_pair_are_none() -> None:
     found = of_gaps([1.0, -1.0, 2.0], [3, 1, 0])
     assert found.shorter is None
-    assert "shorter" not in " ".join(found.sentences())
+    assert "shorter" not in " ".join(worded(found).sentences)
     equal = of_gaps([1.0, -1.0, 2.0])
     assert [bucket.name for bucket in equal.by_length] == ["equal"]
     assert equal.longer_wins.mean == 0.5
-    assert len(equal.sentences()) == 2
+    assert len(worded(equal).sentences) == 2
 
 
 @pytest.mark.parametrize(("hits", "n"), [(0, 5), (5, 5), (13, 20), (1, 3), (700, 1000)])
@@ -264,12 +282,13 @@ def test_trees_give_lengths_and_prompts() -> None:
     ]
 
 
-def test_it_survives_json() -> None:
-    found = simulated(2.0, pairs=60)
-    assert Calibration.of_json(json.loads(json.dumps(found.json()))) == found
-    assert json.loads(json.dumps(found.json())) == found.json()
-    without = replace(found, shorter=None, length_correlation=None)
-    assert Calibration.of_json(json.loads(json.dumps(without.json()))) == without
+def test_a_report_reads_every_figure() -> None:
+    found = replace(simulated(2.0, pairs=60), longer=None)
+    read = worded(found)
+    assert (read.accuracy.mean, read.confidence, read.error) == (found.accuracy.mean, found.confidence, found.error)
+    assert [(b.pairs, b.accuracy.low) for b in read.by_margin] == [(b.pairs, b.accuracy.low) for b in found.by_margin]
+    assert read.length_correlation is None
+    assert read.longer is None
 
 
 def test_the_same_scores_give_the_same_figures() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from preflab.errors import StorageError
 from preflab.report.chapter import Chapter, Drawing, Findings, Gallery, Prose, Sheet
 from preflab.report.chapters.cost import cost
 from preflab.report.chapters.degeneration import degeneration
@@ -283,14 +284,44 @@ def arm_of(study: Study, name: str):
     return next(arm for arm in study.arms if arm.name == name)
 
 
-def test_who_pays_for_the_reward_model() -> None:
-    study = type("Study", (), {"config": {"ppo": {"value_trunk": "separate"}}})()
-    shared, separate = {"value_trunk": "shared"}, {"value_trunk": "separate"}
-    pays = [("ppo", shared), ("ppo-gold", separate), ("dpo+ppo", {}), ("ppo+dpo", {}), ("ppo-gold+dpo", {}),
-            ("best-of-n", {}), ("dpo@loss.beta=0.1+grpo@clip=0.1", {}), ("online-dpo", {})]  # fmt: skip
-    does_not = [("dpo", {}), ("sft", {}), ("ppo-gold", shared), ("grpo-gold", {}), ("dpo+grpo-gold", {})]
-    assert all(pays_reward_model(study, name, settings) for name, settings in pays)
-    assert not any(pays_reward_model(study, name, settings) for name, settings in does_not)
+def told(study: Study, **methods: dict[str, Any]) -> Study:
+    """The study with some of its methods set otherwise."""
+    return replace(study, config={**study.config, **methods})
+
+
+def test_who_pays_for_the_reward_model(usual: Study) -> None:
+    pays = ("ppo", "dpo+ppo", "ppo+dpo", "ppo-gold", "ppo-gold+dpo", "online-dpo", "best-of-n", "best-of-n@n=64",
+            "dpo@loss.beta=0.1+grpo@epochs=2")  # fmt: skip
+    does_not = ("reference", "dpo", "sft", "grpo-gold", "dpo+grpo-gold", "ppo-gold@value_trunk=shared+dpo")
+    assert all(pays_reward_model(usual, name) for name in pays)
+    assert not any(pays_reward_model(usual, name) for name in does_not)
+
+
+def test_each_stage_says_for_itself_whether_its_value_model_starts_as_the_reward_model(usual: Study) -> None:
+    shared = told(usual, ppo={"value_trunk": "shared"})
+    assert not pays_reward_model(shared, "ppo-gold+dpo")
+    assert pays_reward_model(shared, "ppo-gold@value_trunk=separate+dpo")
+    assert pays_reward_model(shared, "ppo+dpo")  # paid by it
+
+
+def test_a_study_whose_settings_can_t_be_read_is_named(usual: Study) -> None:
+    with pytest.raises(StorageError, match=r"study\.json: ppo\.value_trunk = both"):
+        pays_reward_model(told(usual, ppo={"value_trunk": "both"}), "ppo")
+
+
+def test_a_beginning_that_is_no_arm_pays_by_its_own_settings(tmp_path: Path) -> None:
+    """43 s, of which 30 s are the reward model's where the first stage's value model started as it: they are not the
+    chain's own. Of a beginning without it all 43 s are its own."""
+    separate, shared = "ppo-gold@value_trunk=separate+dpo", "ppo-gold@value_trunk=shared+dpo"
+    arms = [SimulatedArm(name, "dpo", label=name, seconds=103.0) for name in (separate, shared)]
+    write_study(tmp_path, [REFERENCE, *arms])
+    write_json(tmp_path / "stages/seed-0/reward-model/stage.json", {"result": {"cost": {"wall_seconds": 30.0}}})
+    for name in (separate, shared):
+        first = tmp_path / "stages/arms" / name.removesuffix("+dpo") / "seed-0"
+        write_json(first / "evaluation.json", {"cost": {"wall_seconds": 43.0}})
+    study = read_study(tmp_path)
+    parts = [spent(study, arm, arm.runs[0], "wall_seconds") for arm in study.trained]
+    assert [(part.reward_model, part.before, part.own) for part in parts if part] == [(30, 13, 60), (0, 43, 60)]
 
 
 def test_ppo_is_charged_its_reward_model_and_the_ratio_is_said_with_and_without(usual: Study) -> None:

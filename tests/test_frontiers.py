@@ -12,7 +12,7 @@ import pytest
 from preflab.report.chapter import Chapter, Drawing, Findings, Sheet, Value
 from preflab.report.chapters.frontier import frontier
 from preflab.report.chapters.win_rates import win_rates
-from preflab.report.checkpoints import families
+from preflab.report.checkpoints import measured_families
 from preflab.report.figures import PALE, colour_of, frame_means
 from preflab.report.frontiers import envelope_of, frontier_at, overlap, upper_envelope
 from preflab.report.statistics import Estimate, Matrix, estimate
@@ -111,7 +111,7 @@ def test_a_simulated_difference_is_found_and_its_size_is_right(tmp_path: Path, s
     assert shown[DIFFERENCE].sign == -1
     assert shown["Seeds"] == seeds
     study = read_study(folder)
-    dpo, ppo = families(study)
+    dpo, ppo = measured_families(study)
     shared = overlap(study, ppo, dpo)
     assert shared
     grid = np.linspace(shared.low_nats, shared.high_nats, 400)
@@ -160,7 +160,7 @@ def test_variants_of_a_method_are_one_family_of_one_hue(tmp_path: Path) -> None:
     bound = SimulatedArm("best-of-n", "best-of-n", root(1.5), label="Best of n", kl_is_bound=True)
     folder = write_study(tmp_path, [REFERENCE, *variants(), ppo, bound])
     study = read_study(folder)
-    assert [(family.title, len(family.arms)) for family in families(study)] == [("DPO", 3), ("PPO", 1)]
+    assert [(family.title, len(family.variants)) for family in measured_families(study)] == [("DPO", 3), ("PPO", 1)]
     assert colour_of(study, study.arms[1]) == COLOURS[0].lower()
     assert colour_of(study, study.arms[4]) == COLOURS[1]
     assert len({colour_of(study, arm) for arm in study.arms}) == len(study.arms)
@@ -180,7 +180,7 @@ def test_variants_of_a_chain_are_called_by_the_whole_chain(tmp_path: Path) -> No
         for beta in (0.1, 0.5)
     ]  # fmt: skip
     study = read_study(write_study(tmp_path, [REFERENCE, *variants(), *chains]))
-    assert [family.title for family in families(study)] == ["DPO", "DPO → PPO"]
+    assert [family.title for family in measured_families(study)] == ["DPO", "DPO → PPO"]
 
 
 def test_no_chapter_calls_a_difference_one_that_the_verdicts_leave_open(tmp_path: Path) -> None:

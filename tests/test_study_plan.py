@@ -11,14 +11,14 @@ import pytest
 from rich.console import Console
 
 from preflab.cli.study_plan import show_study_plan
-from preflab.config.commands import Base, BestOfN, Budget, Compare, Lengths, Pairs, Prompts
+from preflab.config.commands import Base, BestOfN, Budget, Compare, Generations, Lengths, Pairs, Prompts
 from preflab.config.online import PPO, RolloutBatch
 from preflab.config.pair_losses import DPOLoss
 from preflab.config.preference import DPO, KTO
 from preflab.config.presets import preset
 from preflab.config.training import SFT, Batch, Reward
 from preflab.errors import StorageError
-from preflab.runs import read_json
+from preflab.runs import read_json, read_lines
 from preflab.studies.compare import compare, plan
 from preflab.studies.jobs import Job
 from preflab.studies.plan_study import Part, StudyPlan, makespan
@@ -45,6 +45,18 @@ def study(out: Path) -> Compare:
         best_of_n=BestOfN(n=4),
         log_every=1,
     )
+
+
+def asking(out: Path) -> Compare:
+    """The same, with two prompts that every arm answers and a judge of pairs that takes 5 ms a pair and 0.2 s once."""
+    prompts, judge = out.parent / "prompts.txt", out.parent / "judge.py"
+    prompts.write_text("the plot was\nher acting is\n")
+    judge.write_text(
+        "import time\nasked = []\n\ndef first(prompts, one, other):\n"
+        "    time.sleep(0.005 * len(prompts) + (0 if asked else 0.2))\n    asked.append(len(prompts))\n"
+        "    return [1.0] * len(prompts)\n"
+    )
+    return replace(study(out), generations=Generations(prompts=prompts, samples=2), pair_judge=f"{judge}:first")
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +113,32 @@ def test_what_is_made_takes_no_time(before_and_after: tuple[StudyPlan, StudyPlan
     assert read_json(folder / "study.json")["complete"]
 
 
+def test_what_finished_arms_are_still_asked_is_planned_and_then_made(
+    before_and_after: tuple[StudyPlan, StudyPlan, Path],
+) -> None:
+    """5 arms, so 10 pairs of 12 test prompts both ways: 240 readings of 5 ms, and 0.2 s once. The beginning of the
+    chain is an arm too. Best-of-n has no greedy response."""
+    folder = before_and_after[2]
+    config = asking(folder)
+    found = plan(config)
+    assert not list(folder.rglob("generations.jsonl"))
+    assert {part.state for part in found.stages} == {"made"}
+    assert {part.state for part in (*found.references, *found.arms)} == {"begun"}
+    assert all(part.seconds > 0 for part in (*found.references, *found.arms))
+    (judge,) = found.last
+    assert (judge.name, judge.state) == ("judge of pairs", "to make")
+    assert 0.2 + 240 * 0.005 <= judge.seconds < 2 * (0.2 + 240 * 0.005)
+    assert found.seconds == pytest.approx(found.shared_seconds + found.arms_seconds + judge.seconds)
+    compare(config)
+    lines = {path.parent.parent.name: len(read_lines(path)) for path in folder.rglob("generations.jsonl")}
+    assert lines == {"reference": 6, "dpo": 6, "dpo+ppo": 6, "kto": 6, "best-of-n": 4}
+    after = plan(config)
+    assert after.seconds == 0
+    assert {part.state for part in (*named(after).values(), *after.last)} == {"made"}
+    written = (folder / "judgements.json").stat().st_size
+    assert written / 2 < after.last[0].disk_bytes < written * 2
+
+
 def test_a_folder_with_other_settings_is_refused(before_and_after: tuple[StudyPlan, StudyPlan, Path]) -> None:
     with pytest.raises(StorageError, match="other settings"):
         plan(replace(study(before_and_after[2]), choose_by="last"))
@@ -135,14 +173,18 @@ def test_the_plan_is_printed_with_its_sums() -> None:
     part = Part("base", "to make", 813, 65.0, 2**29, 2**22)
     arm = Part("dpo, seed 0", "made", 43, 0.0, 0, 2**23)
     console = Console(file=io.StringIO(), width=100)
-    show_study_plan(StudyPlan((part,), (), (arm,), jobs=2, arms_seconds=35.0, memory_bytes=2**30), console)
+    judge = Part("judge of pairs", "begun", None, 20.0, 0, 2**20)
+    show_study_plan(
+        StudyPlan((part,), (), (arm,), jobs=2, arms_seconds=35.0, memory_bytes=2**30, last=(judge,)), console
+    )
     assert isinstance(console.file, io.StringIO)
     lines = [" ".join(line.split()) for line in console.file.getvalue().splitlines()]
     assert "base to make 813 0:01:05 512 MiB 4 MiB" in lines
     assert "dpo, seed 0 made 43 8 MiB" in lines
-    assert "time about 0:01:40: shared 0:01:05, arms 0:00:35" in lines
+    assert "judge of pairs begun 0:00:20 1 MiB" in lines
+    assert "time about 0:02:00: shared 0:01:05, arms 0:00:35, judge of pairs 0:00:20" in lines
     assert "memory about 1,024 MiB at the peak, of all processes" in lines
-    assert "disk about 12 MiB in the study folder" in lines
+    assert "disk about 13 MiB in the study folder" in lines
 
 
 def test_a_chain_waits_for_the_arm_that_it_begins_with() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,8 +13,10 @@ import pytest
 
 from preflab.report.chapter import Chapter, Drawing, Finding, Findings, Prose, Sheet
 from preflab.report.chapters.sweep import sweep
+from preflab.report.headline import headline
 from preflab.report.study import Study, read_study
-from preflab.report.sweeps import choose, sweeps
+from preflab.report.sweeps import choose, recommended, sweeps, written
+from preflab.report.verdicts import verdicts
 from study_folder import REFERENCE, SimulatedArm, root, write_study
 
 BETAS = (0.05, 0.1, 0.5, 1.0)
@@ -147,9 +150,9 @@ def test_only_the_last_stage_of_a_chain_holds_its_policy_back(tmp_path: Path) ->
 def test_the_smallest_kl_among_the_best_is_recommended(tmp_path: Path) -> None:
     """Reward saturates at KL 3: β 0.05, 0.1 and 0.5 are as good as each other, 0.5 is the closest to the reference."""
     study = study_of(tmp_path, of_betas([12, 6, 3, 0.2], lambda kl: min(kl, 3.0)), seeds=1, noise=0.3)
-    choice = choose(study, sweeps(study)[0])
+    choice = choose(study, sweeps(study)[0].arms)
     assert choice
-    assert choice.variant.value == 0.5
+    assert choice.arm.overrides["loss.beta"] == 0.5
     answer = findings(study)[-1].answer
     assert answer.startswith("β 0.5: of 4 values, the smallest KL (")
     assert "at an end" not in answer
@@ -173,9 +176,9 @@ def test_a_value_as_good_as_the_reference_is_not_recommended_for_its_small_kl(tm
     """With little data β 1 may be no worse than the best, and no better than the reference either."""
     rewards = {12: 1.0, 6: 0.9, 3: 0.8, 0.1: 0.0}
     study = study_of(tmp_path, of_betas([12, 6, 3, 0.1], lambda kl: rewards.get(kl, 0.0)), seeds=1, noise=0.5)
-    choice = choose(study, sweeps(study)[0])
+    choice = choose(study, sweeps(study)[0].arms)
     assert choice
-    assert choice.variant.value < 1
+    assert choice.arm.overrides["loss.beta"] < 1
     assert choice.gain.sign == 1
 
 
@@ -188,9 +191,70 @@ def test_the_test_prompts_have_no_say(tmp_path: Path) -> None:
         test["rows"]["reward"] = [-99.0 - i for i in range(len(test["rows"]["reward"]))]
         path.write_text(json.dumps(content))
     study = read_study(folder)
-    choice = choose(study, sweeps(study)[0])
+    choice = choose(study, sweeps(study)[0].arms)
     assert choice
-    assert choice.variant.value == 0.05
+    assert choice.arm.overrides["loss.beta"] == 0.05
+
+
+# --- the summary ---
+
+
+def swept_over(folder: Path, arms: Sequence[SimulatedArm], *keys: str, **fields: object) -> Study:
+    made = {"method": "dpo", "over": {key: [] for key in keys}}
+    return read_study(write_study(folder, [REFERENCE, *arms], sweep=made, **fields))  # type: ignore[arg-type]
+
+
+def test_the_summary_names_the_value_to_take_and_why(tmp_path: Path) -> None:
+    """β 0.05 gets a little more than 0.1 and 0.5 do, which may be nothing, for more KL."""
+    study = swept_over(tmp_path, of_betas([12, 6, 3, 0.2], lambda kl: min(kl, 3.0 + kl / 100)), "loss.beta", noise=0.3)
+    sentence = recommended(study)
+    assert sentence in headline(study, verdicts(study))[:3]
+    assert re.fullmatch(
+        r"Of 4 values of β for DPO take 0\.5: on validation prompts it beats the reference and may be as good as the "
+        r"best, 0\.05, which is ahead by 0\.\d+ \[−0\.\d+, 0\.\d+\], and has the smallest KL of those that do, "
+        r"[23]\.\d\d nats\.",
+        sentence,
+    )
+
+
+def test_the_summary_says_that_a_best_value_lies_at_an_end(tmp_path: Path) -> None:
+    study = swept_over(tmp_path, of_betas([12, 6, 3, 1], lambda kl: kl), "loss.beta", noise=0.2)
+    assert recommended(study).startswith(
+        "Of 4 values of β for DPO take 0.05: on validation prompts it gets the most gold sentiment, 12."
+    )
+    assert recommended(study).endswith("it lies at an end of what was tried.")
+
+
+def test_the_summary_of_a_grid_names_one_point_of_it(tmp_path: Path) -> None:
+    rate = "optimizer.learning_rate"
+    arms = [
+        variant({"loss.beta": beta, rate: lr}, 2.0, lambda kl, b=beta, lr=lr: 4.0 if (b, lr) == (0.5, 2e-4) else 1.0)
+        for beta in (0.1, 0.5)
+        for lr in (1e-4, 2e-4)
+    ]
+    study = swept_over(tmp_path, arms, "loss.beta", rate, noise=0.2)
+    assert recommended(study).startswith(
+        "Of 4 settings for DPO take β 0.5, learning_rate 2e-4: on validation prompts it gets the most gold sentiment"
+    )
+    assert "at an end" not in recommended(study)
+
+
+def test_the_summary_is_undecided_where_nothing_beats_the_reference(tmp_path: Path) -> None:
+    study = swept_over(tmp_path, of_betas([12, 6, 3, 1], lambda kl: -0.5), "loss.beta")
+    assert recommended(study) == (
+        "Undecided between 4 values of β for DPO: on validation prompts none is shown to get more gold sentiment than "
+        "the reference."
+    )
+
+
+def test_a_study_that_was_not_made_as_a_sweep_recommends_nothing_in_its_summary(tmp_path: Path) -> None:
+    assert recommended(study_of(tmp_path, of_betas([12, 6, 3, 1]))) == ""
+
+
+def test_a_setting_is_written_as_labels_write_it() -> None:
+    assert [written(key) for key in ("loss.tau", "batch.size", "ppo.kl_coefficient", "1.dpo.loss.beta")] == [
+        "τ", "batch.size", "kl_coefficient", "β",
+    ]  # fmt: skip
 
 
 # --- the popular picture ---

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from preflab.cli.flags import parse
@@ -16,6 +16,7 @@ from preflab.config.arms import (
     canonical,
     family,
     label,
+    needs_reward_model,
     overrides,
     parts,
     spelled,
@@ -26,7 +27,7 @@ from preflab.config.arms import (
 from preflab.config.commands import Compare
 from preflab.config.load import check, flatten, read_scalar, to_values
 from preflab.errors import ConfigError
-from preflab.studies.arms import describe, needs_reward_model, settings_of
+from preflab.studies.arms import describe, settings_of
 
 CONFIG = Compare()
 
@@ -59,6 +60,7 @@ def test_an_arm_has_one_spelling(given: str, expected: str) -> None:
 
 
 @given(st.floats(allow_nan=False, allow_infinity=False) | st.integers(-(10**12), 10**12) | st.booleans() | st.none())
+@example(2.0**-24)  # halfway between two decimals of 16 digits
 def test_a_spelled_value_is_read_back_as_it_was(value: float | None) -> None:
     assert read_scalar(spelled(value)) == value
     assert "+" not in spelled(value)

@@ -18,7 +18,7 @@ import numpy as np
 
 from preflab.data.reviews import judges
 from preflab.errors import StorageError
-from preflab.report.checkpoints import Family
+from preflab.report.families import Family
 from preflab.report.frontiers import overlap
 from preflab.report.statistics import Estimate, Matrix, estimate, over_seeds
 from preflab.report.study import Arm, Point, Study, read_study
@@ -288,7 +288,7 @@ def at_equal_kl(studies: Mapping[str, Study], claim: Claim) -> Matrix | None:
     arms = study and [one for name in (first, second) for one in study.arms if one.name == name.partition("/")[2]]
     if not study or not arms or len(arms) < 2:
         return None
-    found = overlap(study, *(Family(arm.name, arm.title, (arm,)) for arm in arms))
+    found = overlap(study, *(Family(arm.name, arm.title, (arm,), arm) for arm in arms))
     return None if found is None else (found.first - found.second) / scale(study)
 
 

@@ -18,11 +18,14 @@ def show_study_plan(plan: StudyPlan, console: Console) -> None:
     """Print stages, arms, and the sums."""
     console.print(_table("shared", (*plan.stages, *plan.references)))
     console.print(_table("arm", plan.arms))
+    if plan.last:
+        console.print(_table("at the end", plan.last))
     at_once = "one after another" if plan.jobs == 1 else f"{plan.jobs} at a time"
     rows = [
         (
             "time",
-            f"about {_clock(plan.seconds)}: shared {_clock(plan.shared_seconds)}, arms {_clock(plan.arms_seconds)}",
+            f"about {_clock(plan.seconds)}: shared {_clock(plan.shared_seconds)}, arms {_clock(plan.arms_seconds)}"
+            + "".join(f", {part.name} {_clock(part.seconds)}" for part in plan.last),
         ),
         ("", f"{at_once}; from a few real steps of each kind, on this machine as busy as it is"),
         *_budget(plan),

@@ -35,6 +35,8 @@ from preflab.models.load import (
 )
 from preflab.models.reference import reference_logprobs, user_cache
 from preflab.progress import say
+from preflab.report.fields import Fields
+from preflab.report.reward_models import read_reward_models
 from preflab.report.statistics import estimate, perplexity
 from preflab.rewards.load import columns_read, learned_rewards, load_reward, models_of
 from preflab.runs import RunFolder, read_json, write_json
@@ -389,6 +391,8 @@ def _show(config: Run, found: dict[str, Any]) -> None:
     for name, value in found["held_out"].items():
         print(f"  {name.replace('_', ' '):<28}{value['mean']:.4g}  [{value['low']:.4g}, {value['high']:.4g}]")
     if "calibration" in found:
-        for sentence in Calibration.of_json(found["calibration"]).sentences():
+        entry = {"label": "reward model", "calibration": found["calibration"]}
+        (judged,) = read_reward_models([Fields(entry, RunFolder(config.out).evaluation)])
+        for sentence in judged.sentences:
             print(f"  {sentence}")
     print(f"model: {RunFolder(config.out).model}")

@@ -198,6 +198,31 @@ def overrides(methods: Any, arm: str) -> dict[str, Value]:
     }
 
 
+def needs_reward_model(methods: Any, arm: str) -> bool:
+    """True where a stage is paid by the reward model, picks by it, or starts its value model as it: its training is
+    part of what the arm costs.
+
+    Args:
+        methods: the settings of each method, a field each (`Compare`).
+
+    Raises:
+        ConfigError: as `canonical`.
+
+    >>> from preflab.config.commands import Methods
+    >>> [needs_reward_model(Methods(), arm) for arm in ("dpo", "dpo+grpo", "grpo-gold", "best-of-n@n=64")]
+    [False, True, False, True]
+    >>> [needs_reward_model(Methods(), arm) for arm in ("ppo-gold", "ppo-gold@value-trunk=shared")]
+    [True, False]
+    """
+    return any(
+        part.method == "best-of-n"
+        or (part.method in SAMPLING and not part.gold)
+        or getattr(settings(methods, part), "value_trunk", "shared") == "separate"
+        for part in parts(arm)
+        if part.method != "reference"
+    )
+
+
 @dataclass(frozen=True)
 class Swept:
     """Arms of one method that differ in settings alone."""
@@ -246,9 +271,8 @@ def spelled(value: Value) -> str:
         return str(int(value))
     if SMALLEST_PLAIN <= size < LARGEST_WHOLE:
         return repr(value)
-    digits = len(Decimal(repr(value)).normalize().as_tuple().digits)
-    mantissa, _, exponent = f"{value:.{digits - 1}e}".partition("e")
-    return f"{mantissa}e{int(exponent)}"
+    # Of the digits of repr: 2⁻²⁴ lies halfway between two spellings of 16 digits, of which one is read back.
+    return f"{Decimal(repr(value)).normalize():e}".replace("e+", "e")
 
 
 def written(key: str) -> str:

@@ -1,4 +1,5 @@
-"""Is a reward model as sure as it is right, and does it mistake length for quality? Judged on held-out pairs."""
+"""Is a reward model as sure as it is right, and does it mistake length for quality? Figures from held-out pairs, which
+`report/reward_models.py` puts into words."""
 
 from __future__ import annotations
 
@@ -6,12 +7,10 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from math import sqrt
 from statistics import NormalDist
-from typing import Literal
 
 import numpy as np
 from jaxtyping import Float, Int
 from numpy.typing import ArrayLike, NDArray
-from pydantic import TypeAdapter
 from scipy.special import expit
 from scipy.stats import rankdata
 
@@ -81,34 +80,9 @@ class Calibration:
     length_correlation: Interval | None
     """Of score and length within pairs; None where all scores or all lengths are equal."""
 
-    @property
-    def verdict(self) -> Literal["over-confident", "under-confident"] | None:
-        """None where the mean confidence lies inside the accuracy's interval."""
-        if self.confidence > self.accuracy.high:
-            return "over-confident"
-        return "under-confident" if self.confidence < self.accuracy.low else None
-
     def json(self) -> dict[str, JSON]:
         """The form in evaluation.json and study.json."""
         return to_values(self)
-
-    @classmethod
-    def of_json(cls, value: JSON) -> Calibration:
-        """What `json` wrote."""
-        return TypeAdapter(cls).validate_python(value)
-
-    def sentences(self) -> tuple[str, ...]:
-        """The result in plain words."""
-        lines = [
-            f"calibration error {self.error:.3f}; a calibrated model of {self.pairs} pairs: "
-            f"below {self.error_by_chance:.3f}",
-            f"{self.verdict or 'about as sure as it is right'}: {self.confidence:.0%} sure on average, "
-            f"right in {self.accuracy.mean:.0%} of pairs",
-        ]
-        sides = [("shorter", self.shorter), ("longer", self.longer)]
-        if said := [f"{side.accuracy} where the chosen response is {name}" for name, side in sides if side]:
-            lines.append(f"accuracy {', '.join(said)}")
-        return tuple(lines)
 
 
 def calibration(

@@ -1,12 +1,12 @@
-"""Checkpoints on the plane of KL and reward, and the families of arms that they belong to."""
+"""Checkpoints on the plane of KL and reward, of an arm and of a family."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from preflab.config.arms import label
+from preflab.report.families import Family, families
 from preflab.report.statistics import Estimate, estimate
 from preflab.report.study import Arm, Point, Study
 
@@ -53,46 +53,28 @@ def measured(arm: Arm, number: int, point: Point) -> Checkpoint:
     )
 
 
-@dataclass(frozen=True)
-class Family:
-    """The arms that differ in settings alone: one chain of methods."""
-
-    name: str
-    title: str
-    arms: tuple[Arm, ...]
-
-    @property
-    def oracle(self) -> bool:
-        """Whether it sees the gold reward."""
-        return any(arm.oracle for arm in self.arms)
-
-    def points(self, seeds: tuple[int, ...]) -> list[Point]:
-        """All trained checkpoints that every one of `seeds` has, of these seeds."""
-        return [p.of_seeds(seeds) for arm in self.arms for p in trained_points(arm) if set(seeds) <= set(p.seeds)]
-
-
 def trained_points(arm: Arm) -> list[Point]:
     """The arm's checkpoints but that at step 0, which is what it starts from."""
     return [point for point in arm.validation if point.step > 0]
 
 
-def families(study: Study) -> tuple[Family, ...]:
-    """The families whose checkpoints have a measured KL, oracles last."""
-    arms = [arm for arm in study.trained if trained_points(arm) and not arm.kl_is_bound]
-    names = dict.fromkeys(arm.family for arm in sorted(arms, key=lambda arm: arm.oracle))
-    return tuple(family(name, tuple(arm for arm in arms if arm.family == name)) for name in names)
+def measured_families(study: Study) -> tuple[Family, ...]:
+    """The families with those of their variants whose checkpoints have a measured KL, oracles last."""
+    found = [
+        replace(one, variants=arms)
+        for one in families(study)
+        if (arms := tuple(arm for arm in one.variants if trained_points(arm) and not arm.kl_is_bound))
+    ]
+    return tuple(sorted(found, key=lambda one: one.oracle))
 
 
-def family(name: str, arms: tuple[Arm, ...]) -> Family:
-    """A family under its only arm's title, its plain arm's, or its methods'."""
-    plain = next((arm for arm in arms if not arm.overrides), None)
-    if len(arms) == 1 or plain:
-        return Family(name, (plain or arms[0]).title, arms)
-    title = label(name)
-    return Family(name, f"{title} (oracle)" if arms[0].oracle and "oracle" not in title.lower() else title, arms)
+def points_of(family: Family, seeds: tuple[int, ...]) -> list[Point]:
+    """All trained checkpoints of a family that every one of `seeds` has, of these seeds."""
+    points = [point for arm in family.variants for point in trained_points(arm)]
+    return [point.of_seeds(seeds) for point in points if set(seeds) <= set(point.seeds)]
 
 
 def shared_seeds(a: Family, b: Family) -> tuple[int, ...]:
     """The seeds of which both families have a trained checkpoint."""
-    first, second = ({s for arm in one.arms for p in trained_points(arm) for s in p.seeds} for one in (a, b))
+    first, second = ({s for arm in one.variants for p in trained_points(arm) for s in p.seeds} for one in (a, b))
     return tuple(sorted(first & second))

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from math import exp, log
 
 import numpy as np
 
+from preflab.config.arms import needs_reward_model, stages
+from preflab.config.commands import Methods
+from preflab.config.load import build
+from preflab.errors import ConfigError, StorageError
 from preflab.report.duels import same_ground
 from preflab.report.fields import Fields, is_finite
 from preflab.report.statistics import Estimate, Matrix, estimate, over_seeds
@@ -16,10 +21,8 @@ from preflab.report.verdicts import reference_like
 from preflab.report.visits import Visit, visited
 from preflab.runs import JSON, RunFolder, read_json
 
-SAMPLING = ("ppo", "grpo", "dr-grpo", "dapo", "rloo", "reinforce", "online-dpo", "iterative-dpo")
-"""Methods that are paid by a reward."""
 ROUND = ("sample_seconds", "reward_seconds", "score_seconds", "learn_seconds")
-"""What a round of such a method logs of its wall clock."""
+"""What a round of a method that samples logs of its wall clock."""
 HALVINGS = 20
 DOUBLINGS = 24
 
@@ -30,21 +33,17 @@ def reward_model_cost(study: Study, seed: int) -> Mapping[str, JSON] | None:
     return Fields(read_json(path), path).inner("result").mapping("cost") if path.is_file() else None
 
 
-def pays_reward_model(study: Study, name: str, settings: Mapping[str, JSON]) -> bool:
-    """Whether the reward model's training is in an arm's cost: a stage is paid by it, or starts its value model as it.
+@lru_cache(maxsize=256)  # asked for every run, checkpoint and pair of arms
+def pays_reward_model(study: Study, arm: str) -> bool:
+    """Whether the reward model's training is in the cost of an arm, or of what a chain begins with.
 
-    `settings` are those of the arm's last stage.
+    Raises StorageError where the study's settings can't be read.
     """
-    stages = [stage.split("@")[0] for stage in name.split("+")]
-    if name == "best-of-n":
-        return True
-    for place, stage in enumerate(stages):
-        method = stage.removesuffix("-gold")
-        given = study.config.get(method.replace("-", "_"))
-        told = settings if place == len(stages) - 1 else given if isinstance(given, dict) else {}
-        if method in SAMPLING and (method == stage or told.get("value_trunk") == "separate"):
-            return True
-    return False
+    told = {stage.key for stage in stages(arm)} & set(study.config)
+    try:
+        return needs_reward_model(build(Methods, {key: study.config[key] for key in told}), arm)
+    except ConfigError as error:
+        raise StorageError(f"{study.folder / 'study.json'}: {error}; run the study again in a new folder") from None
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,7 @@ def spent(study: Study, arm: Arm, run: Run, name: str) -> Spent | None:
     if whole is None:
         return None
     model = 0.0
-    if pays_reward_model(study, arm.name, arm.settings):
+    if pays_reward_model(study, arm.name):
         found = reward_model_cost(study, run.seed)
         if found is None or found.get(name) is None:
             return None
@@ -83,7 +82,7 @@ def spent(study: Study, arm: Arm, run: Run, name: str) -> Spent | None:
     earlier = cost_of_start(study, first, run.seed)
     if earlier is None or earlier.get(name) is None:
         return None
-    before = float(earlier[name]) - (model if pays_reward_model(study, first, {}) else 0.0)
+    before = float(earlier[name]) - (model if pays_reward_model(study, first) else 0.0)
     return Spent(model, before, whole - model - before)
 
 

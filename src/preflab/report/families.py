@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from preflab.config.arms import label
 from preflab.errors import StorageError
 from preflab.report.statistics import Estimate, estimate
-from preflab.report.study import Arm, Study, stack
+from preflab.report.study import Arm, Study, stack, titled
 from preflab.report.wording import listing
 
 
 @dataclass(frozen=True)
 class Family:
-    """One method, or chain of methods, and its variants: what it was tried with."""
+    """One method, or chain of methods, and its variants: arms that differ in settings alone."""
 
     name: str
     title: str
@@ -30,6 +30,11 @@ class Family:
     def tries(self) -> int:
         """How often it was tried."""
         return len(self.variants)
+
+    @property
+    def oracle(self) -> bool:
+        """Whether it sees the gold reward."""
+        return self.variants[0].oracle
 
 
 def families(study: Study) -> tuple[Family, ...]:
@@ -52,7 +57,7 @@ def family(study: Study, name: str, variants: Sequence[Arm]) -> Family:
     if len(variants) == 1:  # nothing to choose
         chosen = variants[0] if variants[0].final else None
     plain = next((arm.title for arm in variants if not arm.overrides), None)
-    return Family(name, plain or label(name), tuple(variants), chosen)
+    return Family(name, plain or titled(label(name), oracle=variants[0].oracle), tuple(variants), chosen)
 
 
 def validation_reward(study: Study, arm: Arm) -> Estimate | None:
@@ -86,7 +91,7 @@ def tuned(found: Iterable[Family]) -> bool:
 def unequal_tries(found: Iterable[Family]) -> str:
     """The warning where families had different numbers of tries; "" where they had the same. Oracles and what trains
     nothing compete with nobody."""
-    rivals = [one for one in found if not one.variants[0].oracle and not one.variants[0].kl_is_bound]
+    rivals = [one for one in found if not one.oracle and not one.variants[0].kl_is_bound]
     if len({one.tries for one in rivals}) < 2:
         return ""
     most = max(rivals, key=lambda one: one.tries)

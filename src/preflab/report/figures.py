@@ -13,7 +13,6 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from numpy.typing import ArrayLike
 
 from preflab.report.fields import is_finite
-from preflab.report.measures import Curve
 from preflab.report.statistics import Estimate, Matrix
 from preflab.report.study import Arm, Study
 from preflab.report.svg import COLOURS, INK, STYLE, named
@@ -64,16 +63,6 @@ def logged(arm: Arm, key: str) -> list[tuple[list[float], list[float]]]:
         if finite:
             found.append(([s for s, _ in finite], [v for _, v in finite]))
     return found
-
-
-def reference_curve(study: Study, curves: Sequence[Curve]) -> Curve | None:
-    """The reference's curve: one point."""
-    return next((curve for curve in curves if curve.arm.name == study.reference_name), None)
-
-
-def trained_curves(study: Study, curves: Sequence[Curve]) -> list[Curve]:
-    """The curves of all other arms."""
-    return [curve for curve in curves if curve.arm.name != study.reference_name]
 
 
 def dash(arm: Arm) -> str:

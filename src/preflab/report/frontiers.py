@@ -18,7 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from preflab.report.checkpoints import Family, shared_seeds, trained_points
+from preflab.report.checkpoints import points_of, shared_seeds, trained_points
+from preflab.report.families import Family
 from preflab.report.statistics import Estimate, Matrix, estimate
 from preflab.report.study import Point, Study
 from preflab.report.verdicts import GRID, kl_range, reference_like, reward_at
@@ -114,7 +115,7 @@ class Overlap:
 
 def measured_range(family: Family) -> tuple[float, float]:
     """The lowest and the highest KL of a family's trained checkpoints."""
-    return kl_range([point for arm in family.arms for point in trained_points(arm)])
+    return kl_range([point for arm in family.variants for point in trained_points(arm)])
 
 
 def with_reference(study: Study, points: Sequence[Point]) -> list[Point]:
@@ -126,7 +127,7 @@ def with_reference(study: Study, points: Sequence[Point]) -> list[Point]:
 def overlap(study: Study, a: Family, b: Family) -> Overlap | None:
     """Both families on the KL values that both have been at; None where there are none, or no seed of both."""
     seeds = shared_seeds(a, b)
-    points = [one.points(seeds) for one in (a, b)] if seeds else [[]]
+    points = [points_of(one, seeds) for one in (a, b)] if seeds else [[]]
     if not all(points):
         return None
     (low_a, high_a), (low_b, high_b) = (kl_range(some) for some in points)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from preflab.report.study import Study
+from preflab.report.sweeps import recommended
 from preflab.report.verdicts import (
     ALPHA,
     MANY,
@@ -20,10 +21,15 @@ SHOWN = 2  # open questions that the summary names; of more it gives the number
 
 
 def headline(study: Study, found: Sequence[Verdict]) -> tuple[str, ...]:
-    """What beat the reference; the main comparison, DPO or PPO where both are there, and its cost; whether more
-    is to come, whom the proxy misled, and what is undecided."""
+    """What beat the reference; what a sweep recommends; the main comparison, DPO or PPO where both are there, and its
+    cost; whether more is to come, whom the proxy misled, and what is undecided."""
     main = next((v for v in found if v.subject in ("tuned", "equal KL")), None)
-    sentences = (against_reference(study, found), main_comparison(study, main, found), doubts(study, main, found))
+    sentences = (
+        against_reference(study, found),
+        recommended(study),
+        main_comparison(study, main, found),
+        doubts(study, main, found),
+    )
     return tuple(sentence for sentence in sentences if sentence) or ("No arm has been evaluated yet.",)
 
 

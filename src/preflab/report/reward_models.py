@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from preflab.report.fields import Fields
 from preflab.report.statistics import Estimate
-from preflab.report.wording import number
+from preflab.report.wording import interval, listing, number
 
 SIDES = ("shorter", "longer")
 
@@ -86,6 +86,17 @@ class RewardModel:
                 f"{better.name} one, in {worse.accuracy.mean:.0%} where that is the {worse.name} one."
             )
         return text.replace("%", " %")
+
+    @property
+    def sentences(self) -> tuple[str, ...]:
+        """The finding with its figures, as a terminal has them."""
+        chance = f"95 % of calibrated models stay below {number(self.error_by_chance, 3)} on {self.pairs:,} pairs"
+        lines = [self.finding, f"Calibration error {number(self.error, 3)}; {chance}."]
+        if said := [
+            f"{interval(side.accuracy)} where it is the {side.name} one" for side in (self.shorter, self.longer) if side
+        ]:
+            lines.append(f"By the chosen response's length, accuracy {listing(said)}.")
+        return tuple(lines)
 
 
 def apart(a: Estimate, b: Estimate) -> bool:

@@ -170,7 +170,7 @@ class Arm:
     @property
     def title(self) -> str:
         """The label, with the mark of an arm that sees the gold reward."""
-        return f"{self.label} (oracle)" if self.oracle and "oracle" not in self.label.lower() else self.label
+        return titled(self.label, oracle=self.oracle)
 
     @cached_property
     def validation(self) -> tuple[Point, ...]:
@@ -192,6 +192,15 @@ class Arm:
     def chosen_steps(self) -> tuple[int, ...]:
         """The step that each seed chose (or, while it runs, its last)."""
         return tuple(run.chosen.step for run in self.runs if run.chosen)
+
+
+def titled(label: str, *, oracle: bool) -> str:
+    """What reports call an arm or a family: its label, with a mark where it sees the gold reward.
+
+    >>> titled("PPO on gold", oracle=True)
+    'PPO on gold (oracle)'
+    """
+    return f"{label} (oracle)" if oracle and "oracle" not in label.lower() else label
 
 
 @dataclass(frozen=True)

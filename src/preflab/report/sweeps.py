@@ -6,11 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from preflab.config.arms import stages
-from preflab.report.checkpoints import Family, families
+from preflab.config.arms import LABELS, spelled, stages
+from preflab.config.arms import written as written_in_label
+from preflab.report.checkpoints import measured_families
+from preflab.report.families import Family
 from preflab.report.statistics import Estimate, Matrix, estimate
 from preflab.report.study import Arm, Point, Study, stack
 from preflab.report.verdicts import reference_like
+from preflab.report.wording import interval, number
 from preflab.runs import JSON
 
 LEAST = 3  # values that make a sweep where the study was not made as one
@@ -44,6 +47,19 @@ class Sweep:
         return tuple(variant.value for variant in self.variants)
 
     @property
+    def arms(self) -> tuple[Arm, ...]:
+        """The variants' arms, likewise."""
+        return tuple(variant.arm for variant in self.variants)
+
+    def value_of(self, arm: Arm) -> float:
+        """The value of one of them."""
+        return next(variant.value for variant in self.variants if variant.arm is arm)
+
+    def at_an_end(self, arm: Arm) -> bool:
+        """Whether no value beyond its own was tried."""
+        return self.value_of(arm) in (self.values[0], self.values[-1])
+
+    @property
     def title(self) -> str:
         """The family and what its variants have in common."""
         return ", ".join([self.family.title, *(f"{written(key)} {value}" for key, value in self.others.items())])
@@ -55,7 +71,7 @@ class Sweep:
         found = stages(self.family.name)
         key = self.setting.removeprefix(f"{len(found)}.")  # where a chain has a method twice
         own = len(found) < 2 or key.startswith(f"{found[-1].key}.")
-        return own and key.endswith(("beta", "kl_coefficient")) and self.family.arms[0].method not in UNANCHORED
+        return own and key.endswith(("beta", "kl_coefficient")) and self.family.variants[0].method not in UNANCHORED
 
     @property
     def decades(self) -> bool:
@@ -64,21 +80,22 @@ class Sweep:
 
 
 def written(setting: str) -> str:
-    """A setting as pictures write it.
+    """A setting as pictures write it: as labels of arms do, of a chain without the stage.
 
-    >>> written("loss.beta"), written("optimizer.learning_rate"), written("dpo.loss.beta")
+    >>> written("loss.beta"), written("optimizer.learning_rate"), written("2.dpo.loss.beta")
     ('β', 'learning_rate', 'β')
     """
-    last = setting.rpartition(".")[2]
-    return "β" if last == "beta" else last
+    key = setting.lstrip("0123456789").removeprefix(".")
+    stage, _, rest = key.partition(".")
+    return written_in_label(rest if stage.replace("_", "-") in LABELS else key)
 
 
 def sweeps(study: Study) -> tuple[Sweep, ...]:
     """Every setting that the study varies: two values where it was made to, else three at least."""
     return tuple(
         Sweep(family, key, others, tuple(sorted(variants, key=lambda variant: variant.value)))
-        for family in families(study)
-        for key in dict.fromkeys(key for arm in family.arms for key in arm.overrides)
+        for family in measured_families(study)
+        for key in dict.fromkeys(key for arm in family.variants for key in arm.overrides)
         for others, variants in alike_but_for(family, key)
         if len(variants) >= (2 if key in study.swept else LEAST)
     )
@@ -90,7 +107,7 @@ def alike_but_for(family: Family, key: str) -> list[tuple[Mapping[str, JSON], li
     The method without overrides stands among them by the value in its settings.
     """
     groups: list[tuple[Mapping[str, JSON], list[Variant]]] = []
-    for arm in family.arms:
+    for arm in family.variants:
         value = arm.overrides.get(key, arm.settings.get(key))
         others = {name: other for name, other in arm.overrides.items() if name != key}
         variants = next((found for alike, found in groups if alike == others), None)
@@ -152,39 +169,72 @@ def over_all(points: Mapping[float, Point], of: str) -> Change | None:
 
 @dataclass(frozen=True)
 class Choice:
-    """The value to take."""
+    """The arm to take."""
 
-    variant: Variant
+    arm: Arm
     kl_nats: float
-    best: Variant
+    best: Arm
     behind: Estimate | None
     """Reward of the best − of this one; None where they are one."""
     gain: Estimate
     """Reward of this one − of the reference."""
 
-    def at_an_end(self, values: Sequence[float]) -> bool:
-        """Whether no value beyond it was tried."""
-        return self.variant.value in (min(values), max(values))
 
-
-def choose(study: Study, sweep: Sweep) -> Choice | None:
-    """The value with the smallest KL among those whose reward is not distinguishable from the best one's.
+def choose(study: Study, arms: Sequence[Arm]) -> Choice | None:
+    """The arm with the smallest KL among those whose reward is not distinguishable from the best one's.
 
     By the chosen checkpoints on validation prompts, paired by prompt. Not distinguishable: the interval of the
-    difference from the best holds 0; since the best of m + 1 is picked by looking, at 1 − 0.05/m (Bonferroni). A value
+    difference from the best holds 0; since the best of m + 1 is picked by looking, at 1 − 0.05/m (Bonferroni). An arm
     that is not above the reference is never chosen; None where none is.
     """
-    points = {variant.value: at_chosen(variant.arm) for variant in sweep.variants}
-    best = max(sweep.variants, key=lambda variant: float(points[variant.value].reward.mean()))
+    points = {arm.name: at_chosen(arm) for arm in arms}
+    best = max(arms, key=lambda arm: float(points[arm.name].reward.mean()))
     confidence = 1 - 0.05 / max(len(points) - 1, 1)
     found = []
-    for variant in sweep.variants:
-        point, reference = points[variant.value], reference_like(study, points[variant.value])
-        lead = None if variant is best else paired(points[best.value], point, "reward")
-        behind = None if lead is None else estimate(lead, f"reward behind the best: {variant.arm.name}", confidence)
-        if reference is None or (variant is not best and (behind is None or behind.sign > 0)):
+    for arm in arms:
+        point, reference = points[arm.name], reference_like(study, points[arm.name])
+        lead = None if arm is best else paired(points[best.name], point, "reward")
+        behind = None if lead is None else estimate(lead, f"reward behind the best: {arm.name}", confidence)
+        if reference is None or (arm is not best and (behind is None or behind.sign > 0)):
             continue
-        gain = estimate(point.reward - reference.reward, f"reward of {variant.arm.name} − reference")
+        gain = estimate(point.reward - reference.reward, f"reward of {arm.name} − reference")
         if gain.sign > 0:
-            found.append(Choice(variant, float(point.kl_nats.mean()), best, behind, gain))
+            found.append(Choice(arm, float(point.kl_nats.mean()), best, behind, gain))
     return min(found, key=lambda choice: choice.kl_nats, default=None)
+
+
+def recommended(study: Study) -> str:
+    """What to take of the settings that the study was made to vary, a sentence a family; "" where it was not, or not
+    yet."""
+    found = [one for one in sweeps(study) if one.setting in study.swept]
+    families = {one.family.name: one.family for one in found}
+    return " ".join(in_words(study, family, found) for family in families.values())
+
+
+def in_words(study: Study, family: Family, found: Sequence[Sweep]) -> str:
+    """Which variant of a family to take and why, or that it is undecided."""
+    mine = [one for one in found if one.family.name == family.name]
+    keys = dict.fromkeys(one.setting for one in mine)
+    names = {arm.name for one in mine for arm in one.arms}
+    arms = [arm for arm in family.variants if arm.name in names]
+    choice = choose(study, arms)
+    tried = (
+        f"{len(arms)} {f'values of {written(mine[0].setting)}' if len(keys) == 1 else 'settings'} for {family.title}"
+    )
+    if choice is None:
+        said = f"none is shown to get more {study.reward_name} than the reference"
+        return f"Undecided between {tried}: on validation prompts {said}."
+
+    def named(arm: Arm) -> str:
+        values = {written(key): spelled(arm.overrides.get(key, arm.settings.get(key))) for key in keys}
+        return ", ".join(f"{name} {value}" if len(keys) > 1 else value for name, value in values.items())
+
+    kl = f"has the smallest KL of those that do, {number(choice.kl_nats)} nats"
+    if choice.behind is None:
+        why = f"gets the most {study.reward_name}, {interval(choice.gain)} more than the reference"
+        kl = f"has the smallest KL of those that may be as good, {number(choice.kl_nats)} nats"
+    else:
+        why = f"beats the reference and may be as good as the best, {named(choice.best)}"
+        why += f", which is ahead by {interval(choice.behind)}"
+    end = "; it lies at an end of what was tried" if len(mine) == 1 and mine[0].at_an_end(choice.arm) else ""
+    return f"Of {tried} take {named(choice.arm)}: on validation prompts it {why}, and {kl}{end}."

@@ -7,7 +7,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, assert_never
 
-from preflab.config.arms import SAMPLING, Stage, before, family, label, overrides, parts, settings, spelled, stages
+from preflab.config.arms import (
+    SAMPLING,
+    Stage,
+    before,
+    family,
+    label,
+    needs_reward_model,
+    overrides,
+    parts,
+    settings,
+    spelled,
+    stages,
+)
 from preflab.config.commands import BestOfN, Compare
 from preflab.config.load import flatten, to_values, to_yaml
 from preflab.config.online import PPO, PolicyGradient
@@ -16,7 +28,7 @@ from preflab.config.preference import ORPO, Preference, Unpaired
 from preflab.config.training import SFT
 from preflab.evaluation.policy import Judge
 from preflab.evaluation.rows import add_point, best_step, finish, read_points
-from preflab.models.load import Policy, load_policy, load_reward_model, save_model
+from preflab.models.load import Policy, save_model
 from preflab.models.reference import ReferenceCache
 from preflab.rewards.learned import LearnedReward
 from preflab.rewards.protocol import Reward
@@ -25,7 +37,7 @@ from preflab.seeds import derive
 from preflab.studies.best_of_n import best_of_n
 from preflab.studies.budget import charged, labels_of, share_of
 from preflab.studies.generations import write_generations
-from preflab.studies.shared import Preferences, device, encoder_of, learned_reward, pairs_chosen
+from preflab.studies.shared import Preferences, encoder_of, learned_reward, load, load_scorer, pairs_chosen
 from preflab.studies.stages import Stages
 from preflab.studies.task import Task
 from preflab.training.cost import Cost
@@ -98,12 +110,7 @@ class Bench:
 
     def load(self, model: Path) -> Policy:
         """A policy from disk."""
-        return load_policy(
-            model,
-            device=device(self.config),
-            precision=self.config.precision,
-            trust_remote_code=self.config.trust_remote_code,
-        )
+        return load(self.config, model)
 
     def baseline(self, split: str) -> list[float]:
         """The rewards of the reference's responses to the prompts of a split."""
@@ -215,15 +222,6 @@ def _train_and_test(bench: Bench, arm: str, run: RunFolder) -> None:
 def settings_of(config: Compare, arm: str) -> Any:
     """What an arm's last stage is told, a part of `config`; None for the reference, which trains nothing."""
     return None if arm == "reference" else settings(config, parts(arm)[-1])
-
-
-def needs_reward_model(config: Compare, arm: str) -> bool:
-    """True where a stage is paid by the reward model, or its value model starts as it: part of what the arm costs."""
-    return any(
-        not stage.gold or (isinstance(method := settings(config, stage), PPO) and method.value_trunk == "separate")
-        for stage in stages(arm)
-        if stage.method in SAMPLING
-    )
 
 
 def _cost_before(bench: Bench, arm: str) -> Cost:
@@ -358,14 +356,8 @@ def _train_online(
     shared = shared | {"max_new_tokens": config.lengths.response_tokens, "gold": stage.gold}
     match given:
         case PPO():
-            value = None
-            if given.value_trunk == "separate":
-                value = load_reward_model(
-                    bench.preferences.reward_model,
-                    device=policy.device,
-                    precision=config.precision,
-                    trust_remote_code=config.trust_remote_code,
-                )
+            separate = given.value_trunk == "separate"
+            value = load_scorer(config, bench.preferences.reward_model) if separate else None
             return train_ppo(
                 policy,
                 value,

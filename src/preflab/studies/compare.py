@@ -14,8 +14,8 @@ from preflab.errors import ConfigError
 from preflab.evaluation.rows import read_points
 from preflab.progress import say, warn
 from preflab.rewards.pair_judge import load_pair_judge
-from preflab.runs import JSON, RunFolder, claim, read_json, refuse_other, write_json
-from preflab.studies.arms import Bench, describe, finished, settings_of
+from preflab.runs import JSON, claim, read_json, refuse_other, write_json
+from preflab.studies.arms import Bench, describe, finished, folder_of, settings_of
 from preflab.studies.budget import share_of, shortfall
 from preflab.studies.dialogue import dialogue
 from preflab.studies.extension import bring_forward, refuse_conflicts
@@ -24,7 +24,15 @@ from preflab.studies.jobs import Ended, Job, Server, Shared, error_of, jobs_of, 
 from preflab.studies.judgements import judge_arms
 from preflab.studies.plan_study import StudyPlan, plan_study
 from preflab.studies.reviews import generated_reviews, real_reviews
-from preflab.studies.shared import Preferences, check_model, encoder_of, make_base, make_preferences, make_reference
+from preflab.studies.shared import (
+    Preferences,
+    check_model,
+    encoder_of,
+    make_base,
+    make_preferences,
+    make_reference,
+    seeds_of,
+)
 from preflab.studies.stages import Stages
 from preflab.studies.task import Task, as_json
 from preflab.training.cost import Cost
@@ -57,10 +65,12 @@ def plan(config: Compare) -> StudyPlan:
 
     Raises:
         ConfigError, DataError, StorageError: as `compare`.
+        NumericError: the judge of pairs failed on a pair of the task's demonstrations.
     """
     config, task = _asked_for(config)
+    pair_judge = None if config.pair_judge is None else load_pair_judge(config.pair_judge)
     refuse_other(config.out, "study.yaml", to_yaml(config), refuse=lambda: refuse_conflicts(config))
-    return plan_study(config, task)
+    return plan_study(config, task, pair_judge)
 
 
 def _asked_for(config: Compare) -> tuple[Compare, Task]:
@@ -110,7 +120,7 @@ class _Study:
 
     def __init__(self, config: Compare, task: Task) -> None:
         self.config, self.task = config, task
-        self.seeds = range(config.seed, config.seed + config.seeds)
+        self.seeds = seeds_of(config)
         self.stages = Stages(config.out / "stages")
         self.facts: list[JSON] = as_json(task.facts)
         self.reward_models: list[JSON] = []
@@ -119,7 +129,7 @@ class _Study:
     def write(self) -> None:
         """Write study.json as things stand: a report can be drawn at any time."""
         arms = [
-            describe(self.config, arm, seed, done=finished(self._run(arm, seed)))
+            describe(self.config, arm, seed, done=finished(folder_of(self.config, arm, seed)))
             for arm in self.config.arms
             for seed in self.seeds
         ]
@@ -150,7 +160,7 @@ class _Study:
         """What arms made of the budget, where not all of it; the same of all seeds once."""
         found: list[str] = []
         for arm in self.config.arms:
-            runs = [run for seed in self.seeds if finished(run := self._run(arm, seed))]
+            runs = [run for seed in self.seeds if finished(run := folder_of(self.config, arm, seed))]
             costs = [Cost(**read_json(run.evaluation)["cost"]) for run in runs]
             if costs:
                 least = min(range(len(runs)), key=lambda place: share_of(self.config.budget, costs[place]) or 0.0)
@@ -159,9 +169,6 @@ class _Study:
                 said = shortfall(self.config, arm, given, costs[least], idle=idle)
                 found += [] if said is None else [said]
         return found
-
-    def _run(self, arm: str, seed: int) -> RunFolder:
-        return RunFolder(self.config.out / "arms" / arm / f"seed-{seed}")
 
 
 def _arms(config: Compare) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ from preflab.config.load import build, flatten, read_yaml, to_values
 from preflab.config.table_study import CompareTable
 from preflab.errors import ConfigError, StorageError
 from preflab.runs import JSON, RunFolder
+from preflab.studies.shared import seeds_of
 
 Study = TypeVar("Study", Compare, CompareTable)
 FREE = ("out", "arms", "seeds", "jobs", "generations", "pair_judge")
@@ -30,7 +31,7 @@ def refuse_conflicts(config: Compare) -> None:
     folder = config.out
     methods = {one.name for one in fields(Methods)}
     refuse_other_study(config, lambda key: key.partition(".")[0] in {*FREE, *methods})
-    seeds = range(config.seed, config.seed + config.seeds)
+    seeds = seeds_of(config)
     for arm, seed, run in _started(folder / "arms"):
         if arm not in config.arms:
             raise StorageError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -21,6 +21,8 @@ from preflab.seeds import derive
 from preflab.studies.best_of_n import kl_bound_nats
 from preflab.studies.task import Turn
 from preflab.training.rollout import PromptIds, answers, prompt_ids
+
+FILE = "generations.jsonl"
 
 
 def read_texts(path: Path) -> list[str]:
@@ -63,6 +65,25 @@ def cut(asked: Sequence[Prompt], encoder: Encoder) -> list[JSON]:
     return [{"name": f"prompts that every arm answers: {what}", "count": n} for what, n in encoder.counts.items()]
 
 
+Place = tuple[str, int, bool]
+"""A prompt's text, which of its samples, and whether it is the greedy one."""
+
+
+def places(prompts: Iterable[Prompt | PromptIds], *, samples: int, best_of_n: bool) -> list[Place]:
+    """What an arm writes, line by line: best-of-n has no greedy response, as its n would all be the same."""
+    return [
+        (prompt.text, number, greedy)
+        for prompt in prompts
+        for greedy in ((False,) if best_of_n else (True, False))
+        for number in range(1 if greedy else samples)
+    ]
+
+
+def written(run: RunFolder) -> list[Place]:
+    """What an arm has written."""
+    return [(line["prompt"], line["sample"], line["greedy"]) for line in read_lines(run.path / FILE)]
+
+
 @torch.no_grad()
 def write_generations(
     run: RunFolder,
@@ -76,21 +97,15 @@ def write_generations(
     """Let a policy answer, `samples` times at temperature 1 and once greedily, and write generations.jsonl: whole or
     not at all, and not again where it is there.
 
-    The luck is that of the judge's seed, so that all arms of one seed share it. Best-of-n has no greedy response: its n
-    would all be the same. Its first of n draws is the one sample of an arm that draws once.
+    The luck is that of the judge's seed, so that all arms of one seed share it. The first of best-of-n's draws is the
+    one sample of an arm that draws once.
 
     Args:
         load: the policy that answers; of best-of-n, the one that it samples.
         best_of: n, of an arm that answers with the one of n responses which the proxy likes best.
     """
-    path = run.path / "generations.jsonl"
-    wanted = [
-        (prompt.text, number, greedy)
-        for prompt in prompts
-        for greedy in ((False,) if best_of else (True, False))
-        for number in range(1 if greedy else samples)
-    ]
-    if [(line["prompt"], line["sample"], line["greedy"]) for line in read_lines(path)] == wanted:
+    wanted = places(prompts, samples=samples, best_of_n=best_of is not None)
+    if written(run) == wanted:
         return
     policy = load()
     found = {False: _sampled(policy, judge, prompts, samples, best_of)}
@@ -114,7 +129,7 @@ def write_generations(
         }
         for (text, number, greedy), answer, reward, kl in zip(wanted, said, rewards, kls, strict=True)
     )
-    write_text(path, "".join(to_line(line) for line in lines))
+    write_text(run.path / FILE, "".join(to_line(line) for line in lines))
 
 
 def _draw(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,30 +44,54 @@ def judge_arms(study: Path, judge: PairJudge, arms: Sequence[str], seeds: Sequen
         if any(one.prompt_ids != prompts for one in by_seed):
             raise StorageError(f"{study}: {arm} and {arms[0]} answered different test prompts; run the study anew")
     pairs: list[JSON] = []
-    for one, other in itertools.combinations(arms, 2):
-        first, second = (other, one) if one == arms[0] else (one, other)
-        both = list(zip(said[first], said[second], strict=True))
-        shared = {
-            "first_arm": first,
-            "second_arm": second,
-            "seeds": list(seeds),
-            "prompts": list(prompts),
-            "responses": digest(
-                [both for mine, its in both for both in zip(mine.responses, its.responses, strict=True)]
-            ),
-        }
-        known = next((pair for pair in before if {name: pair.get(name) for name in shared} == shared), None)
+    for first, second in pairs_of(arms):
+        asked = _asked(said, first, second, seeds)
+        known = _known(before, asked)
         if known is None:
             say(f"judge of pairs: {first} against {second}, {len(prompts)} prompts in both orders")
+            both = list(zip(said[first], said[second], strict=True))
             leading = [judge(mine.prompts, mine.responses, its.responses) for mine, its in both]
             trailing = [judge(mine.prompts, its.responses, mine.responses) for mine, its in both]
-            known = shared | {
+            known = asked | {
                 "leading": leading,  # preference for the first arm where it stands first
                 "trailing": [[1 - value for value in row] for row in trailing],  # and where it stands second
             }
             write_json(path, about | {"pairs": [*pairs, known, *_others(before, [*pairs, known])]})
         pairs.append(known)
     write_json(path, about | {"pairs": pairs})
+
+
+def pairs_of(arms: Sequence[str]) -> list[tuple[str, str]]:
+    """Every two arms, the first of all standing second.
+
+    >>> pairs_of(["reference", "dpo", "ppo"])
+    [('dpo', 'reference'), ('ppo', 'reference'), ('dpo', 'ppo')]
+    """
+    return [(b, a) if a == arms[0] else (a, b) for a, b in itertools.combinations(arms, 2)]
+
+
+def unread(study: Path, judge: PairJudge, arms: Sequence[str], seeds: Sequence[int]) -> list[tuple[str, str]]:
+    """The pairs that `judge_arms` would ask about, of a study that need not be finished."""
+    before = _before(study / "judgements.json", {"judge": judge.name, "source": judge.source})
+    said = {arm: [_said(study, arm, seed) for seed in seeds] for arm in arms} if before else {}
+    return [pair for pair in pairs_of(arms) if not before or _known(before, _asked(said, *pair, seeds)) is None]
+
+
+def _asked(said: Mapping[str, Sequence[Said]], first: str, second: str, seeds: Sequence[int]) -> dict[str, JSON]:
+    """What a pair's judgement is of."""
+    both = zip(said[first], said[second], strict=True)
+    return {
+        "first_arm": first,
+        "second_arm": second,
+        "seeds": list(seeds),
+        "prompts": list(said[first][0].prompt_ids),
+        "responses": digest([pair for mine, its in both for pair in zip(mine.responses, its.responses, strict=False)]),
+    }
+
+
+def _known(before: Sequence[JSON], asked: Mapping[str, JSON]) -> JSON | None:
+    """What was said of it at an earlier start."""
+    return next((pair for pair in before if {name: pair.get(name) for name in asked} == asked), None)
 
 
 def _before(path: Path, about: JSON) -> list[JSON]:

@@ -3,7 +3,8 @@
 Time is that of a few real steps of each kind, by the code of the study itself in a temporary folder: on models of the
 real shapes and texts of the task, on as many threads as the arms will have. Seconds a step × steps, seconds a response
 × responses, evaluations and what is written are added up; arms that run at the same time are dealt out in order.
-Where the reference is not there yet, responses are taken to be as long as the task's demonstrations.
+Where the reference is not there yet, responses are taken to be as long as the task's demonstrations. A judge of pairs
+is asked about a few demonstrations.
 
 Memory is the estimate of `training/plan.py`; disk space is counted from the weights.
 """
@@ -35,26 +36,33 @@ from preflab.config.preference import Unpaired
 from preflab.config.training import SFT, Fit
 from preflab.data.encode import Encoder, Tree
 from preflab.errors import Interrupted
-from preflab.models.base import new_model, new_tokenizer
-from preflab.models.load import Policy, load_policy, load_reward_model, new_reward_model, save_model
-from preflab.models.precision import work_in
+from preflab.models.load import Policy, save_model
 from preflab.models.reference import reference_logprobs
 from preflab.progress import hushed
+from preflab.rewards.pair_judge import PairJudge
 from preflab.runs import RunFolder
-from preflab.studies.arms import Bench, finished, folder_of, settings_of
+from preflab.studies.arms import Bench, finished, folder_of, settings_of, shows
 from preflab.studies.arms import _train as train_arm
 from preflab.studies.arms_table import steps_of
 from preflab.studies.best_of_n import best_of_n, sizes
+from preflab.studies.generations import Place, places, write_generations, written
 from preflab.studies.jobs import Job, asked, jobs_of, threads_each
+from preflab.studies.judgements import pairs_of, unread
 from preflab.studies.preferences import sample_pairs
 from preflab.studies.shared import (
     Preferences,
     base_inputs,
-    device,
+    base_settings,
     encoder_of,
+    load,
+    load_scorer,
+    new_base,
+    new_scorer,
     pairs_chosen,
     reference_inputs,
     seed_inputs,
+    seeds_of,
+    texts_of_base,
 )
 from preflab.studies.stages import Stages
 from preflab.studies.task import Task
@@ -76,6 +84,10 @@ LOOKED_AT = 1024
 """Examples among which the largest micro-batch is looked for."""
 BYTES_OF_A_RESPONSE = 500
 """Its line in samples.jsonl and its figures in evaluation.json, about."""
+BYTES_OF_A_JUDGEMENT = 21
+"""A probability in judgements.json."""
+JUDGED = 8
+"""Pairs of responses that a judge of pairs is asked about: it may be a dear one."""
 LABELLED = 0.9
 """Of the pairs, what is not held out."""
 
@@ -109,6 +121,8 @@ class StudyPlan:
     """Of the arms, as they are dealt out."""
     memory_bytes: int
     """Of all processes together."""
+    last: tuple[Part, ...] = ()
+    """What comes when all arms are done."""
     budget: Budget = field(default_factory=Budget)
     """It may end arms before their settings do, which steps and seconds don't know of."""
 
@@ -120,19 +134,24 @@ class StudyPlan:
     @property
     def seconds(self) -> float:
         """Of the whole study."""
-        return self.shared_seconds + self.arms_seconds
+        return self.shared_seconds + self.arms_seconds + self.last_seconds
+
+    @property
+    def last_seconds(self) -> float:
+        """Of what comes when all arms are done."""
+        return sum(part.seconds for part in self.last)
 
     @property
     def disk_bytes(self) -> int:
         """Of the whole study folder."""
-        return sum(part.disk_bytes for part in (*self.stages, *self.references, *self.arms))
+        return sum(part.disk_bytes for part in (*self.stages, *self.references, *self.arms, *self.last))
 
 
-def plan_study(config: Compare, task: Task) -> StudyPlan:
-    """The plan of a study; writes nothing but a temporary folder."""
+def plan_study(config: Compare, task: Task, judge: PairJudge | None = None) -> StudyPlan:
+    """The plan of a study; writes nothing but a temporary folder. The judge of pairs reads a few texts of the task."""
     with TemporaryDirectory(prefix="preflab-plan-") as folder, hushed(), _leaving_nothing():
         probe = _Probe(config, task, Path(folder))
-        seeds = range(config.seed, config.seed + config.seeds)
+        seeds = seeds_of(config)
         jobs = jobs_of(config.arms, seeds)
         shared = tuple(_shared(probe, seeds))
         with _threads(config.jobs):
@@ -143,6 +162,7 @@ def plan_study(config: Compare, task: Task) -> StudyPlan:
                 pass_ = asked(config, task, job)
                 found.append(_arm(probe, job, asks=pass_ is not None and pass_ not in known))
                 known.add(pass_)
+        last = () if judge is None else (_judgements(probe, judge, seeds),)
     arms_memory = sorted((part.memory_bytes for part in found), reverse=True)[: config.jobs]
     parent = max((part.memory_bytes for part in (*shared, *references)), default=0)
     together = sum(arms_memory) + (probe.process_bytes if config.jobs > 1 else 0)
@@ -153,6 +173,7 @@ def plan_study(config: Compare, task: Task) -> StudyPlan:
         jobs=config.jobs,
         arms_seconds=makespan(jobs, [part.seconds for part in found], config.jobs),
         memory_bytes=max(parent, together),
+        last=last,
         budget=config.budget,
     )
 
@@ -183,8 +204,9 @@ def _shared(probe: _Probe, seeds: Sequence[int]) -> Iterator[Part]:
     config, task = probe.config, probe.task
     there = Stages(config.out / "stages")
     if config.model is None:
-        steps = total_steps(len(task.corpus), probe.base_settings)
-        yield probe.stage("base", there.has("base", base_inputs(config)), steps, probe.base_settings, probe.texts)
+        settings = base_settings(config)
+        steps = total_steps(len(task.corpus), settings)
+        yield probe.stage("base", there.has("base", base_inputs(config)), steps, settings, probe.texts)
     steps = total_steps(len(task.demonstrations), config.reference)
     made = there.has("reference", reference_inputs(config))
     yield probe.stage("reference", made, steps, config.reference, probe.demonstrations)
@@ -240,7 +262,35 @@ def _arm(probe: _Probe, job: Job, *, asks: bool) -> Part:
             seconds += kind.asked * probe.count_pairs * probe.reference_seconds if asks else 0.0
             memory, disk = kind.memory.total, kind.disk_bytes * (rounds + 1 if rounds > 1 else 1)
     disk += (validation * points + test) * BYTES_OF_A_RESPONSE
-    return Part(name, state, steps, 0.0 if done else seconds, 0 if done else memory, disk)
+    answers = _answers(probe, job, settings)
+    asked_seconds = 0.0
+    if answers and written(run) != answers:
+        asked_seconds = len(answers) * probe.answer_seconds(settings.n if isinstance(settings, BestOfN) else None)
+        if done:
+            state, memory = "begun", probe.process_bytes
+    disk += len(answers) * BYTES_OF_A_RESPONSE
+    memory = 0 if state == "made" else memory
+    return Part(name, state, steps, asked_seconds + (0.0 if done else seconds), memory, disk)
+
+
+def _answers(probe: _Probe, job: Job, settings: Any) -> list[Place]:
+    """What the arm answers at its end; a chain's beginning that is no arm itself is not asked."""
+    if not shows(probe.config, job.arm):
+        return []
+    samples = probe.config.generations.samples
+    return places(probe.task.asked, samples=samples, best_of_n=isinstance(settings, BestOfN))
+
+
+def _judgements(probe: _Probe, judge: PairJudge, seeds: Sequence[int]) -> Part:
+    """What the judge of pairs has to read when all arms are done: every two arms, each seed's responses both ways."""
+    config = probe.config
+    left, every = len(unread(config.out, judge, config.arms, seeds)), len(pairs_of(config.arms))
+    readings = 2 * len(seeds) * len(probe.task.prompts["test"])
+    once, each = probe.judge_seconds(judge) if left else (0.0, 0.0)
+    state: State = "to make" if left == every else "begun" if left else "made"
+    return Part(
+        "judge of pairs", state, None, once + left * readings * each, 0, every * readings * BYTES_OF_A_JUDGEMENT
+    )
 
 
 @dataclass(frozen=True)
@@ -265,6 +315,7 @@ class _Probe:
     folder: Path
     kinds: dict[str, _Kind] = field(default_factory=dict)
     of_n: dict[int, float] = field(default_factory=dict)
+    answering: dict[int | None, float] = field(default_factory=dict)
     numbers: Iterator[int] = field(default_factory=count)
 
     @cached_property
@@ -274,12 +325,9 @@ class _Probe:
         models = [there / stage / "model" for stage in ("reference", "base") if (there / stage / "stage.json").exists()]
         name = models[0] if models else config.model
         if name is None:
-            tokenizer = new_tokenizer(self.task.corpus, vocabulary=config.base.vocabulary)
-            longest = config.lengths.prompt_tokens + config.lengths.response_tokens + 2
-            policy = new_model(tokenizer, config.base, positions=longest, seed=0)
-            work_in(policy.model.to(device(config)), config.precision)
+            policy = new_base(config, self.task.corpus, seed=0)
         else:
-            policy = self._load(name)
+            policy = load(config, name)
         policy.model.requires_grad_(False)
         save_model(policy, self._reference_folder)
         return policy
@@ -304,10 +352,8 @@ class _Probe:
     @cached_property
     def texts(self) -> list[Tree]:
         """What the base learns."""
-        longest = self.config.lengths.prompt_tokens + self.config.lengths.response_tokens + 2
-        whole = Encoder(self.policy.tokenizer, prompt_tokens=longest, response_tokens=longest - 1)
-        some = self.task.corpus[:LOOKED_AT]
-        return [Tree(f"text:{i}", whole.prompt(""), (whole.response(text),)) for i, text in enumerate(some)]
+        trees, _ = texts_of_base(self.config, self.policy, self.task.corpus[:LOOKED_AT])
+        return trees
 
     @cached_property
     def pairs(self) -> list[Tree]:
@@ -341,21 +387,10 @@ class _Probe:
         return round(sum(len(tree.responses[0]) for tree in self.demonstrations) / len(self.demonstrations))
 
     @cached_property
-    def base_settings(self) -> SFT:
-        base = self.config.base
-        return SFT(epochs=base.epochs, batch=base.batch, optimizer=base.optimizer, evaluations=1)
-
-    @cached_property
     def bench(self) -> Bench:
         """A bench whose training is short."""
         assert self.policy is not None  # it writes the reference's folder
-        scorer = new_reward_model(
-            self._reference_folder,
-            seed=0,
-            device=device(self.config),
-            precision=self.config.precision,
-            trust_remote_code=self.config.trust_remote_code,
-        )
+        scorer = new_scorer(self.config, self._reference_folder, seed=0)
         reward_model = self.folder / "stages" / "reward-model"
         save_model(scorer, reward_model)
         judge = None if self.task.gold is not None else reward_model
@@ -430,6 +465,30 @@ class _Probe:
             self.of_n[n] = max(0.0, taken - len(sizes(n)) * self._evaluated[0]) / len(some)
         return self.of_n[n]
 
+    def answer_seconds(self, best_of: int | None) -> float:
+        """Of one of the responses that every arm is asked for at its end; with best-of-n, of n of them."""
+        if best_of not in self.answering:
+            samples = self.config.generations.samples
+            some = prompt_ids(self.encoder, self.task.asked[: max(1, PROBED_PROMPTS // (samples * (best_of or 1)))])
+            run, judge = self._run_folder(), self.bench.judge
+            taken = _seconds(
+                lambda: write_generations(run, judge, some, samples=samples, load=lambda: self.policy, best_of=best_of)
+            )
+            self.answering[best_of] = taken / len(written(run))
+        return self.answering[best_of]
+
+    def judge_seconds(self, judge: PairJudge) -> tuple[float, float]:
+        """What a judge of pairs takes once, to load what it needs, and for each pair: demonstrations, each against the
+        response of the one after it."""
+        rows = (self.task.demonstrations * (JUDGED + 1))[: JUDGED + 1]
+
+        def read(pairs: int) -> float:
+            first, second = ([row.response for row in rows[begin : begin + pairs]] for begin in (0, 1))
+            return _seconds(lambda: judge([row.prompt for row in rows[:pairs]], first, second))
+
+        whole, each = read(1), read(JUDGED) / JUDGED
+        return max(0.0, whole - each), each
+
     def stage(self, name: str, made: bool, steps: int, settings: Fit, trees: Sequence[Tree]) -> Part:
         """A stage that trains."""
         scores = name in ("reward model", "judge")
@@ -448,7 +507,7 @@ class _Probe:
         )
 
     def _stage_kind(self, settings: Fit, trees: Sequence[Tree], total: int, *, scores: bool) -> _Kind:
-        model = self._scorer() if scores else self._load(self._start)
+        model = self._scorer() if scores else self._load()
         some = list(trees[: PROBED_STEPS * settings.batch.size])
         memory = plan_offline(model, list(trees), settings, held=[model.model], folder=self.folder, seed=0).memory
         train: Any = train_reward if scores else train_sft
@@ -476,11 +535,11 @@ class _Probe:
 
     def _arm_kind(self, stage: Stage, settings: Any) -> _Kind:
         arm = stage.method + (GOLD if stage.gold else "")  # what a variant sets is in `settings`
-        bench, policy = self.bench, self._load(self._start)
+        bench, policy = self.bench, self._load()
         pairs, prompts = self.pairs, self.task.sampled_on
 
         def run(steps: int) -> Cost:
-            fresh = self._load(self._start)
+            fresh = self._load()
             examples = list(pairs[: max(PROBED_STEPS * getattr(settings.batch, "size", 1), 1)])
             some = prompts[: max(PROBED_PROMPTS, settings.batch.size)]
             match settings:
@@ -555,25 +614,13 @@ class _Probe:
         """An empty one: a run in one that was used would go on."""
         return RunFolder.open(self.folder / "runs" / str(next(self.numbers)), "", ours=True)
 
-    @property
-    def _start(self) -> Path:
-        assert self.policy is not None
-        return self._reference_folder
-
-    def _load(self, name: str | Path) -> Policy:
-        config = self.config
-        return load_policy(
-            name, device=device(config), precision=config.precision, trust_remote_code=config.trust_remote_code
-        )
+    def _load(self) -> Policy:
+        """A policy to train: the reference, or what has its shape."""
+        assert self.policy is not None  # it writes that folder
+        return load(self.config, self._reference_folder)
 
     def _scorer(self) -> Policy:
-        config = self.config
-        return load_reward_model(
-            self.bench.preferences.reward_model,
-            device=device(config),
-            precision=config.precision,
-            trust_remote_code=config.trust_remote_code,
-        )
+        return load_scorer(self.config, self.bench.preferences.reward_model)
 
     def _trained_bytes(self, trained: Sequence[tuple[Policy, Any]]) -> int:
         """Of a checkpoint: weights, masters, moments."""

@@ -44,6 +44,11 @@ from preflab.training.rollout import prompt_ids
 from preflab.training.sft import train_sft
 
 
+def seeds_of(config: Compare) -> range:
+    """The seeds of a study, the first one first."""
+    return range(config.seed, config.seed + config.seeds)
+
+
 def check_model(config: Compare, name: str) -> None:
     """Raises ConfigError where the named model can't take part."""
     policy = load_policy(name, trust_remote_code=config.trust_remote_code)
@@ -62,42 +67,50 @@ def make_base(config: Compare, task: Task, stages: Stages) -> tuple[str, list[JS
 
     def work(folder: Path) -> JSON:
         say(f"base: a {config.base.layers}-block GPT-2 of width {config.base.width} learns to write from scratch")
-        tokenizer = new_tokenizer(task.corpus, vocabulary=config.base.vocabulary)
-        longest = config.lengths.prompt_tokens + config.lengths.response_tokens + 2
-        encoder = Encoder(tokenizer, prompt_tokens=longest, response_tokens=longest - 1)
-        policy = new_model(tokenizer, config.base, positions=longest, seed=derive(config.seed, "base"))
-        work_in(policy.model.to(device(config)), config.precision)
-        trees = [
-            Tree(f"text:{number}", encoder.prompt(""), (encoder.response(text),))
-            for number, text in enumerate(task.corpus)
-        ]
-        settings = SFT(
-            epochs=config.base.epochs,
-            batch=config.base.batch,
-            optimizer=config.base.optimizer,
-            evaluations=1,
-        )
+        policy = new_base(config, task.corpus, seed=derive(config.seed, "base"))
+        trees, counts = texts_of_base(config, policy, task.corpus)
+        settings = base_settings(config)
         run = RunFolder.open(folder, to_yaml(settings), ours=True)
         train_sft(policy, trees, settings, run, seed=derive(config.seed, "base"), title="base model")
         save_model(policy, run.model)
-        return dict(encoder.counts)
+        return counts
 
     folder, counts = stages.make("base", base_inputs(config), work)
     named: list[JSON] = [{"name": f"texts of the base: {what}", "count": count} for what, count in counts.items()]
     return str(folder / "model"), named
 
 
+def new_base(config: Compare, corpus: Sequence[str], *, seed: int) -> Policy:
+    """The small base before it has learnt anything."""
+    tokenizer = new_tokenizer(corpus, vocabulary=config.base.vocabulary)
+    policy = new_model(tokenizer, config.base, positions=_positions(config), seed=seed)
+    work_in(policy.model.to(device(config)), config.precision)
+    return policy
+
+
+def texts_of_base(config: Compare, policy: Policy, texts: Sequence[str]) -> tuple[list[Tree], dict[str, int]]:
+    """What the base learns, and what encoding it counted."""
+    encoder = Encoder(policy.tokenizer, prompt_tokens=_positions(config), response_tokens=_positions(config) - 1)
+    trees = [Tree(f"text:{i}", encoder.prompt(""), (encoder.response(text),)) for i, text in enumerate(texts)]
+    return trees, dict(encoder.counts)
+
+
+def base_settings(config: Compare) -> SFT:
+    """How the base learns."""
+    base = config.base
+    return SFT(epochs=base.epochs, batch=base.batch, optimizer=base.optimizer, evaluations=1)
+
+
+def _positions(config: Compare) -> int:
+    """Of the base: a prompt, a response, and an end for each."""
+    return config.lengths.prompt_tokens + config.lengths.response_tokens + 2
+
+
 def make_reference(config: Compare, task: Task, base: str, stages: Stages) -> tuple[Policy, list[JSON]]:
     """The reference: the base after SFT on the task's demonstrations. Every arm starts here."""
 
     def work(folder: Path) -> JSON:
-        policy = load_policy(
-            base,
-            device=device(config),
-            precision=config.precision,
-            trust_remote_code=config.trust_remote_code,
-            quiet=False,
-        )
+        policy = load(config, base, quiet=False)
         encoder = encoder_of(config, policy)
         run = RunFolder.open(folder, to_yaml(config.reference), ours=True)
         trees = encoder.demonstrations(task.demonstrations)
@@ -120,12 +133,7 @@ def make_reference(config: Compare, task: Task, base: str, stages: Stages) -> tu
 
 def load_reference(config: Compare, stages: Stages) -> Policy:
     """The reference that `make_reference` made."""
-    policy = load_policy(
-        stages.folder / "reference" / "model",
-        device=device(config),
-        precision=config.precision,
-        trust_remote_code=config.trust_remote_code,
-    )
+    policy = load(config, stages.folder / "reference" / "model")
     policy.model.requires_grad_(False)
     return policy
 
@@ -196,13 +204,7 @@ def make_preferences(config: Compare, task: Task, reference: Policy, stages: Sta
 
     def reward_work(pairs: list[Tree], label: str) -> Any:
         def work(folder: Path) -> JSON:
-            model = new_reward_model(
-                stages.folder / "reference" / "model",
-                seed=derive(seed, label, "head"),
-                device=device(config),
-                precision=config.precision,
-                trust_remote_code=config.trust_remote_code,
-            )
+            model = new_scorer(config, stages.folder / "reference" / "model", seed=derive(seed, label, "head"))
             run = RunFolder.open(folder, to_yaml(config.reward), ours=True)
             cost = train_reward(
                 model,
@@ -246,10 +248,7 @@ def make_preferences(config: Compare, task: Task, reference: Policy, stages: Sta
 
 def learned_reward(config: Compare, path: Path, policy: Policy, *, name: str) -> LearnedReward:
     """A reward model from disk as a reward for this policy's responses."""
-    model = load_reward_model(
-        path, device=policy.device, precision=config.precision, trust_remote_code=config.trust_remote_code
-    )
-    return LearnedReward(model, policy.tokenizer, name=name)
+    return LearnedReward(load_scorer(config, path), policy.tokenizer, name=name)
 
 
 def encoder_of(config: Compare, policy: Policy) -> Encoder:
@@ -260,6 +259,30 @@ def encoder_of(config: Compare, policy: Policy) -> Encoder:
 def device(config: Compare) -> Any:
     """The device that the study runs on."""
     return pick_device(config.device)
+
+
+def load(config: Compare, model: str | Path, *, quiet: bool = True) -> Policy:
+    """A policy from disk or the Hub, where and as precise as the study works."""
+    return load_policy(model, **_worked_in(config), quiet=quiet)
+
+
+def load_scorer(config: Compare, model: str | Path) -> Policy:
+    """A reward model, likewise."""
+    return load_reward_model(model, **_worked_in(config))
+
+
+def new_scorer(config: Compare, model: str | Path, *, seed: int) -> Policy:
+    """An untrained reward model on the body of a policy, likewise."""
+    return new_reward_model(model, seed=seed, **_worked_in(config))
+
+
+def _worked_in(config: Compare) -> dict[str, Any]:
+    """What every model of the study is loaded with."""
+    return {
+        "device": device(config),
+        "precision": config.precision,
+        "trust_remote_code": config.trust_remote_code,
+    }
 
 
 def base_inputs(config: Compare) -> dict[str, JSON]:

@@ -9,7 +9,8 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from preflab.report.chapter import Chapter, Column, Drawing, Part, Prose, Sheet, Value
-from preflab.report.checkpoints import Checkpoint, Family, checkpoints, families, trained_points
+from preflab.report.checkpoints import Checkpoint, checkpoints, measured_families, points_of, trained_points
+from preflab.report.families import Family
 from preflab.report.figures import above, colour_of, dots, frame_means, label_ends, line, mark_reference, root_scale
 from preflab.report.frontiers import envelope_of, frontier_at, measured_range, overlap, with_reference
 from preflab.report.statistics import Estimate, estimate
@@ -27,7 +28,7 @@ def frontier(study: Study) -> Chapter | None:
     found = [checkpoint for arm in study.arms for checkpoint in checkpoints(study, arm)]
     if all(checkpoint.arm.name == study.reference_name for checkpoint in found):
         return None
-    groups = families(study)
+    groups = measured_families(study)
     parts: list[Part | None] = [
         Prose(
             f"Any method can buy {study.reward_name} with KL, by moving away from the reference. What tells methods "
@@ -96,7 +97,7 @@ def at_matched_kl(study: Study, groups: Sequence[Family]) -> Sheet | None:
         cells: list[Value] = [reward(points, [x], group) if least <= x <= most else None for x in shown]
         if overlapping:
             cells.append(reward(points, np.linspace(*common, GRID), group).times(common[1] - common[0]))
-        rows.append((group.title, sum(len(trained_points(arm)) for arm in group.arms), least, most, *cells))
+        rows.append((group.title, sum(len(trained_points(arm)) for arm in group.variants), least, most, *cells))
     reading = (
         f"{capital(study.reward_name)} on each family's convex frontier at the same KL, with 95 % intervals; empty "
         "where the family was not measured."
@@ -117,9 +118,9 @@ def round_values(low: float, high: float) -> list[float]:
 
 def group_points(group: Family) -> list[Point]:
     """The family's checkpoints of the seeds that all of them have, or of the seeds that most have."""
-    held = [point.seeds for arm in group.arms for point in trained_points(arm)]
+    held = [point.seeds for arm in group.variants for point in trained_points(arm)]
     everywhere = tuple(sorted(set(held[0]).intersection(*held[1:])))
-    return group.points(everywhere or max(held, key=len))
+    return points_of(group, everywhere or max(held, key=len))
 
 
 def reward(points: Sequence[Point], at_kl: Sequence[float] | np.ndarray, group: Family) -> Estimate:
@@ -151,7 +152,7 @@ def yes(flag: bool) -> str:
 def drawn_envelope(study: Study, group: Family) -> list[Point]:
     """The frontier as drawn: picked on all prompts, from the points over all seeds that each has."""
     reference = study.reference.validation[:1] if study.reference else ()
-    return envelope_of([*reference, *(point for arm in group.arms for point in trained_points(arm))])
+    return envelope_of([*reference, *(point for arm in group.variants for point in trained_points(arm))])
 
 
 def picture(study: Study, groups: Sequence[Family], found: Sequence[Checkpoint]) -> Picture:
@@ -167,7 +168,7 @@ def picture(study: Study, groups: Sequence[Family], found: Sequence[Checkpoint])
     ends = []
     for group in groups:
         shadow(axes, drawn_envelope(study, group), colour_of(study, middle(group)))
-    varied = {arm.name for group in groups if len(group.arms) > 1 for arm in group.arms}
+    varied = {arm.name for group in groups if len(group.variants) > 1 for arm in group.variants}
     for arm in drawn:
         path = sorted(by_arm[arm.name], key=lambda c: c.kl.mean)
         start = [origin] if origin and arm.name not in varied else []  # a bundle of rays hides the curves
@@ -222,7 +223,7 @@ def spread(found: Sequence[Checkpoint]) -> bool:
 
 def middle(group: Family) -> Arm:
     """The arm whose colour stands for the family: the middle one of its shades."""
-    return group.arms[len(group.arms) // 2]
+    return group.variants[len(group.variants) // 2]
 
 
 def shadow(axes: Axes, points: Sequence[Point], colour: str) -> None:

@@ -127,14 +127,14 @@ def recommendation(study: Study, one: Sweep) -> Finding:
     """The value to take, with the rule."""
     setting = written(one.setting)
     about = f"Which {setting}?"
-    choice = choose(study, one)
+    choice = choose(study, one.arms)
     if choice is None:
         return Finding(
             about, f"None can be recommended: no value's {study.reward_name} is shown to be above the reference's.",
             found=False,
         )  # fmt: skip
-    value = choice.variant.value
-    seeds = seeds_in_words(len(at_chosen(choice.variant.arm).seeds))
+    value = one.value_of(choice.arm)
+    seeds = seeds_in_words(len(at_chosen(choice.arm).seeds))
     rule = (
         f"of {len(one.variants)} values, the smallest KL ({number(choice.kl_nats)} nats) among those whose "
         f"{study.reward_name} beats the reference's and is not distinguishable from the best"
@@ -142,10 +142,10 @@ def recommendation(study: Study, one: Sweep) -> Finding:
     behind = (
         "it is the best itself"
         if choice.behind is None
-        else f"the best, {choice.best.value:g}, is ahead by {interval(choice.behind)}, which may be nothing"
+        else f"the best, {one.value_of(choice.best):g}, is ahead by {interval(choice.behind)}, which may be nothing"
     )
     gain = f"{interval(choice.gain)} more than the reference, {seeds}"
-    end = f" It lies at an end of what was tried: try values beyond {value:g}." if choice.at_an_end(one.values) else ""
+    end = f" It lies at an end of what was tried: try values beyond {value:g}." if one.at_an_end(choice.arm) else ""
     return Finding(about, f"{setting} {value:g}: {rule}; {behind}; {gain}.{end}", found=True)
 
 
@@ -212,7 +212,7 @@ def picture(study: Study, one: Sweep, name: str) -> Picture:
             axes.plot([variant.value] * 2, [end.low, end.high], color=colour, alpha=0.7, linewidth=1.2, zorder=2)
             axes.plot(variant.value, end.mean, marker_of(study, variant.arm), color=colour, markersize=6, zorder=3)
         at_values(axes, one)
-        axes.yaxis.set_major_locator(MaxNLocator(6))
+        axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     for c in origin:
         both[1].axhline(c.reward.mean, color=INK, alpha=0.6, linewidth=0.9, linestyle=":")
         both[1].annotate(
@@ -292,7 +292,8 @@ def circular(study: Study, names: Sequence[str]) -> Drawing:
         colour, seen = colour_of(study, arm), implicit(arm)
         x, y = np.array([(s.logratio_nats, s.implicit_reward) for s in seen]).T
         far = int(np.argmax(np.abs(x)))
-        left.plot([0, x[far]], [0, y[far]], color=colour, linewidth=1.2, alpha=0.8)
+        ends = np.array([min(0.0, x.min()), max(0.0, x.max())])
+        left.plot(ends, ends * (y[far] / x[far] if x[far] else 0.0), color=colour, linewidth=1.2, alpha=0.8)
         left.plot(x, y, ".", color=colour, markersize=4)
         path = sorted(checkpoints(study, arm), key=lambda c: c.kl.mean)
         right.plot([c.kl.mean for c in path], [c.reward.mean for c in path], color=colour, linewidth=1.2, alpha=0.8)

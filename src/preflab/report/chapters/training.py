@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from preflab.report.chapter import Chapter, Column, Drawing, Part, Prose, Sheet
-from preflab.report.figures import colour_of, dash, label_ends, logged, reference_curve, trained_curves
+from preflab.report.figures import colour_of, dash, label_ends, logged
 from preflab.report.measures import Curve, curves
 from preflab.report.study import Arm, Study
 from preflab.report.svg import INK, STYLE, Picture, named, sheet, to_svg
@@ -74,6 +74,16 @@ def logged_data(name: str, arm: Arm, keys: Sequence[str]) -> Sheet:
         for step, value in zip(steps, values, strict=True)
     )
     return Sheet(name, columns, rows, "A row for each logged value.")
+
+
+def reference_curve(study: Study, curves: Sequence[Curve]) -> Curve | None:
+    """The reference's curve: one point."""
+    return next((curve for curve in curves if curve.arm.name == study.reference_name), None)
+
+
+def trained_curves(study: Study, curves: Sequence[Curve]) -> list[Curve]:
+    """The curves of all other arms."""
+    return [curve for curve in curves if curve.arm.name != study.reference_name]
 
 
 def reward_by_step(study: Study, curves: Sequence[Curve]) -> Picture:
