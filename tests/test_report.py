@@ -519,14 +519,14 @@ def test_only_the_reference(tmp_path: Path) -> None:
 
 
 def test_one_checkpoint_and_no_proxy(tmp_path: Path) -> None:
-    a = SimulatedArm("a", "dpo", root(1.0), proxy=None, steps=(50,), kl=(4.0,))
-    b = SimulatedArm("b", "ppo", root(2.0), proxy=None, steps=(20, 50), kl=(1.0, 9.0))
-    folder = write_study(tmp_path, [replace(REFERENCE, proxy=None), a, b])
+    dpo = SimulatedArm("dpo", "dpo", root(1.0), proxy=None, steps=(50,), kl=(4.0,))
+    ppo = SimulatedArm("ppo", "ppo", root(2.0), proxy=None, steps=(20, 50), kl=(1.0, 9.0))
+    folder = write_study(tmp_path, [replace(REFERENCE, proxy=None), dpo, ppo])
     report = write_report(folder)
     assert comparison(report)["arms"][1]["points"][0]["proxy_reward"] is None
     assert not (folder / "figures/proxy.svg").exists()
     assert not [v for v in report.verdicts if v.subject == "proxy"]
-    assert verdict_between(folder, "a", "b").answer.startswith("b gets ")
+    assert verdict_between(folder, "dpo", "ppo").answer.startswith("ppo gets ")
 
 
 def test_no_reference_arm(tmp_path: Path) -> None:

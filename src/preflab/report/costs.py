@@ -39,8 +39,8 @@ def pays_reward_model(study: Study, arm: str) -> bool:
 
     Raises StorageError where the study's settings can't be read.
     """
-    told = {stage.key for stage in stages(arm)} & set(study.config)
     try:
+        told = {stage.key for stage in stages(arm)} & set(study.config)
         return needs_reward_model(build(Methods, {key: study.config[key] for key in told}), arm)
     except ConfigError as error:
         raise StorageError(f"{study.folder / 'study.json'}: {error}; run the study again in a new folder") from None
