@@ -109,8 +109,8 @@ def draw_rows(
     narrowed column with a token a cell at the beginning of the order, the first n candidates are the rows.
 
     A row that breaks one of `orders` is drawn again, from uniforms that are its own: so rows have the distribution
-    π(row | orders kept), and those that broke none are the same with and without. Where candidates are weighed, one that
-    breaks an order has the weight 0.
+    π(row | orders kept), and those that broke none are the same with and without. Where candidates are weighed, one
+    that breaks an order has the weight 0.
 
     Rows are determined by seed and row number, whatever the batch size; with the same seed the first rows of a longer
     draw are those of a shorter one, unless candidates are weighed.
@@ -273,7 +273,8 @@ def impute_rows(
 
     - Where the unknown cells have at most `candidates` values together, each is scored, and one is drawn by its
       probability: exact.
-    - Where the prompt can give all known cells, and unknown ones may take any code: one sample, exact.
+    - Where the prompt can give all known cells, and unknown ones may take any code: one sample, exact; another where it
+      breaks an order, at most 100 times.
     - Otherwise `candidates` rows are drawn under a mask that allows the known cells as they are, and one of them is
       drawn by its weight.
 
@@ -301,7 +302,7 @@ def impute_rows(
         _fill_by_scores(model, encoding, grammar, few[begin : begin + ROWS_AT_ONCE], filled, orders, seed=seed)
     many = [gap for gap in gaps if gap.values > candidates]
     free = [gap for gap in many if gap.free]
-    for times in range(candidates):
+    for times in range(AGAIN):
         if not free:
             break
         drawn = _sampled(

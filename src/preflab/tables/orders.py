@@ -1,7 +1,8 @@
 """Orders that every row of a table keeps, such as opened ≤ closed, and which rows break one.
 
-A model that writes cell by cell breaks them in a few rows, and no mask can hold it to them: what a later cell may be hangs
-on an earlier one. So a row that breaks one is drawn again (`draw.py`).
+A model that writes cell by cell breaks them in a few rows. A mask that narrowed a later cell by an earlier one would
+distort the rest: it never asks how likely the later cells made the earlier one. So a row that breaks one is drawn again
+(`draw.py`), which leaves all others as likely as they were to each other.
 """
 
 from __future__ import annotations
@@ -121,9 +122,8 @@ def unkept(breaks: Bool[np.ndarray, "row order"], orders: Sequence[Order], *, co
     """
     shares = breaks.mean(0)
     worst = int(shares.argmax())
-    widen = "widen the conditions, or " if conditions else ""
-    met = " and meets the conditions" if conditions else ""
+    under, widen = (" under the conditions", "widen the conditions, or ") if conditions else ("", "")
     return Unkept(
-        f"not one row in {AGAIN} that the model writes{met} keeps the orders that every training row keeps: "
-        f"{shares[worst]:.0%} break {orders[worst]}; {widen}take rows as they come with --orders ignore"
+        f"of the rows that the model writes{under} fewer than 1 in {AGAIN} keep the orders that every training row "
+        f"keeps: {shares[worst]:.0%} break {orders[worst]}; {widen}take rows as they come with --orders ignore"
     )
