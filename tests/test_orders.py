@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
-from itertools import product
+from itertools import permutations, product
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,10 @@ import pytest
 
 from preflab.cli.main import main
 from preflab.config.row_model import RowModel
+from preflab.config.table_study import CompareTable
 from preflab.errors import ConfigError, StorageError
 from preflab.runs import read_json, write_json
+from preflab.studies.table_arms import Bench, draw
 from preflab.tables.alignment.resample import resample_rows
 from preflab.tables.column import Column, Numbers, Times
 from preflab.tables.compact import Compact
@@ -302,9 +304,9 @@ def bills() -> pd.DataFrame:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("orders") / "run"
+    path = tmp_path_factory.mktemp("orders") / "table"
     bills().to_csv(path.parent / "bills.csv", index=False)
-    words = ["table", "fit", path.parent / "bills.csv", "--out", path, "--holdout", 0, "--fit.layers", 1]
+    words = ["table", "fit", path.parent / "bills.csv", "--out", path, "--fit.layers", 1]
     main([str(word) for word in [*words, "--fit.width", 16, "--fit.heads", 2, "--fit.epochs", 3]])
     return path
 
@@ -352,7 +354,7 @@ def test_a_fit_says_its_orders(capfd: pytest.CaptureFixture[str]) -> None:
     filled = made.impute(holes)
     assert (filled.paid <= filled.owed)[:30].all()
     assert (filled.paid[30:35] == 59).all()
-    assert "5 rows break an order, as their known cells leave no way to keep it" in capfd.readouterr().err
+    assert "5 rows break an order: their known cells leave no way" in capfd.readouterr().err
     with pytest.raises(ConfigError, match="orders = no: give one of keep, ignore"):
         made.sample(3, orders="no")  # type: ignore[arg-type]
 
@@ -368,3 +370,27 @@ def test_saved_orders_are_loaded_none_are_none_and_damaged_ones_refused(folder: 
     write_json(copy / "fit.json", report | {"orders": [["paid", "gone"]]})
     with pytest.raises(StorageError, match=r"fit.json is damaged \(orders: .*gone.*\); fit again"):
         Fitted.load(copy)
+
+
+class Unmoved:
+    """Discriminators that find all rows alike."""
+
+    def ratio(self, codes: Any) -> Any:
+        return np.zeros(len(codes))
+
+
+@pytest.mark.parametrize("arm", ["reference", "resampled"])
+def test_a_study_judges_rows_as_users_get_them_and_a_weak_models_as_they_come(
+    folder: Path, arm: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    config = CompareTable(data=folder.parent / "bills.csv", out=folder.parent, arms=("resampled", "dpo"))
+    bench = Bench(folder.parent, config, 0)
+    vars(bench)["panel"] = Unmoved()
+    fitted = bench.synthesizer.fitted
+    rows = [draw(bench, arm, 0).text.astype(int)]
+    assert "judged as they come" not in capfd.readouterr().err
+    fitted.orders = tuple(Order(*pair) for pair in permutations(("paid", "owed", "noise"), 2))
+    rows.append(draw(bench, arm, 0).text.astype(int))
+    assert f"{arm}, seed 0: of the rows that the model writes fewer than 1 in 100 keep" in capfd.readouterr().err
+    assert [bool((some.paid <= some.owed).all()) for some in rows] == [True, False]
+    assert [len(some) for some in rows] == [320, 320]

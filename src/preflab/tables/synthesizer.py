@@ -524,5 +524,5 @@ def _said_of(cells: int, found: Imputed) -> str:
     else:
         said += ", all exactly"
     if found.broken:
-        said += f"; {found.broken:,} rows break an order, as their known cells leave no way to keep it"
+        said += f"; {found.broken:,} rows break an order: their known cells leave no way, or hardly one, to keep it"
     return said
