@@ -124,7 +124,8 @@ def related(folder: Path, arms: Sequence[str]) -> dict[str, float]:
     for arm in arms:
         if arm not in fitted.policies():
             continue
-        written = draw_rows(fitted.model(arm), fitted.encoding, 3 * len(holdout), seed=77).codes
+        count, orders = 3 * len(holdout), fitted.orders
+        written = draw_rows(fitted.model(arm), fitted.encoding, count, seed=77, orders=orders).codes
         found[arm] = told_apart(real, features(fitted.encoding, written, relations), seed=0)
     write_json(kept, found)
     return found

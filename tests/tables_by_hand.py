@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections import Counter
 from collections.abc import Mapping
 from itertools import product
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from scipy.stats import chisquare
 
 from preflab.tables.column import Column, Numbers
 from preflab.tables.conditions import codes_of
@@ -72,6 +74,24 @@ def under(found: Mapping[Row, float], meets: Any) -> dict[Row, float]:
     kept = {row: p for row, p in found.items() if meets(row)}
     whole = math.fsum(kept.values())
     return {row: p / whole for row, p in kept.items()}
+
+
+def p_value(codes: Any, expected: Mapping[Row, float]) -> float:
+    """χ², rare rows taken together until 5 are expected."""
+    seen = Counter(tuple(row) for row in codes.tolist())
+    assert set(seen) <= set(expected)
+    classes = [[0.0, 0.0]]
+    for row, p in sorted(expected.items(), key=lambda item: item[1]):
+        if classes[-1][1] >= 5:
+            classes.append([0.0, 0.0])
+        classes[-1][0] += seen[row]
+        classes[-1][1] += p * len(codes)
+    if classes[-1][1] < 5 and len(classes) > 1:
+        last = classes.pop()
+        classes[-1] = [a + b for a, b in zip(classes[-1], last, strict=True)]
+    observed, wanted = zip(*classes, strict=True)
+    assert len(classes) > 2
+    return float(chisquare(observed, wanted).pvalue)
 
 
 def distance(codes: Any, expected: Mapping[Row, float]) -> float:

@@ -6,14 +6,12 @@ from __future__ import annotations
 import copy
 import math
 from collections import Counter
-from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from scipy.stats import chisquare
 
 from preflab.rollouts.sampler import sample
 from preflab.tables.compact import Compact
@@ -21,7 +19,7 @@ from preflab.tables.conditions import only, present
 from preflab.tables.draw import MOST, draw_rows, effective_size, impute_rows, systematic, unmasked_share
 from preflab.tables.encoding import Legal
 from preflab.tables.synthesizer import shortage
-from tables_by_hand import COLUMNS, ROWS, SIZE, Row, chances, distance, gpt2, under
+from tables_by_hand import COLUMNS, ROWS, SIZE, Row, chances, distance, gpt2, p_value, under
 
 COLOUR, SIZES, TASTE = 0, 1, 2
 LARGE = Legal(spans=((2, 3),))
@@ -44,24 +42,6 @@ def free() -> tuple[Any, Compact]:
 def rows_of(kind: str, **given: int) -> dict[Row, float]:
     model, encoding = fixed() if kind == "fixed" else free()
     return chances(model, encoding, {int(place): code for place, code in given.items()})
-
-
-def p_value(codes: Any, expected: Mapping[Row, float]) -> float:
-    """χ², rare rows taken together until 5 are expected."""
-    seen = Counter(tuple(row) for row in codes.tolist())
-    assert set(seen) <= set(expected)
-    classes = [[0.0, 0.0]]
-    for row, p in sorted(expected.items(), key=lambda item: item[1]):
-        if classes[-1][1] >= 5:
-            classes.append([0.0, 0.0])
-        classes[-1][0] += seen[row]
-        classes[-1][1] += p * len(codes)
-    if classes[-1][1] < 5 and len(classes) > 1:
-        last = classes.pop()
-        classes[-1] = [a + b for a, b in zip(classes[-1], last, strict=True)]
-    observed, wanted = zip(*classes, strict=True)
-    assert len(classes) > 2
-    return float(chisquare(observed, wanted).pvalue)
 
 
 def test_without_conditions_rows_are_the_models() -> None:

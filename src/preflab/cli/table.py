@@ -55,7 +55,7 @@ def sample(config: TableSample) -> None:
     model = fitted.model(policy)
     began = time.process_time()
     try:
-        rows, drawn = synthesizer.draw(config.rows, config.where, seed=config.seed, policy=policy)
+        rows, drawn = synthesizer.draw(config.rows, config.where, seed=config.seed, policy=policy, orders=config.orders)
     except KeyboardInterrupt:
         raise Interrupted(f"interrupted; {config.out} was not written", signal.SIGINT) from None
     seconds = time.process_time() - began
@@ -63,13 +63,19 @@ def sample(config: TableSample) -> None:
     write_json(
         config.out.with_name(f"{config.out.name}.json"),
         {"rows": len(rows), "cpu_seconds": seconds, "rows_per_cpu_second": len(rows) / seconds}
-        | {"run": str(config.run), "policy": policy, "where": list(config.where), "seed": config.seed},
+        | {"run": str(config.run), "policy": policy, "where": list(config.where), "seed": config.seed}
+        | {"orders": config.orders, "candidates": drawn.candidates, "broken": drawn.broken},
     )
     met = f" with {' and '.join(map(str, conditions))}" if conditions else ""
     by = "" if policy == REFERENCE else f" by {policy}"
     print(f"{config.out}: {len(rows):,} rows{by}{met}, all legal; {len(rows) / seconds:,.0f} rows per CPU second")
     if conditions:
         print(_said_of(drawn))
+    if config.orders == "keep" and fitted.orders:
+        print(
+            f"orders: all kept; of {drawn.candidates:,} rows drawn {drawn.broken:,} broke one that every training row "
+            "keeps, and others were taken"
+        )
     if config.spreadsheet_safe:
         print(f"spreadsheet-safe: an apostrophe stands before {altered:,} cells that would be formulas")
     if config.unmasked:

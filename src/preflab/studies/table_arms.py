@@ -6,6 +6,7 @@ Arms are paired by seed and redraw: rows are sampled with the same seed, and the
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -31,7 +32,9 @@ from preflab.tables.judge.bounds import second_sample
 from preflab.tables.judge.score import flat, judge
 from preflab.tables.judge.typed import Typed, typed
 from preflab.tables.judge.utility import Balancing, Utility, utility
-from preflab.tables.synthesizer import UNMASKED, UNMASKED_SENTENCES, Synthesizer
+from preflab.tables.judge.validity import Order
+from preflab.tables.orders import Unkept
+from preflab.tables.synthesizer import UNMASKED, UNMASKED_SENTENCES, Orders, Synthesizer
 
 REAL = "real"
 """The bound, no arm: a second sample of real rows."""
@@ -121,12 +124,21 @@ def draw(bench: Bench, arm: str, redraw: int) -> Rows:
     seed, count = derive(bench.seed, "draw", redraw), len(bench.parts[0])
     panel = bench.panel if arm == RESAMPLED else None
     began = time.process_time()
-    with hushed():
+
+    def drawn_with(orders: Orders) -> tuple[pd.DataFrame, Drawn]:
         if panel is None:
-            text, _ = bench.synthesizer.draw(count, seed=seed, policy=arm)
-        else:
-            drawn = _resampled(bench, count, seed=seed)
-            text = bench.synthesizer.fitted.schema.frame(drawn.codes, seed=derive(seed, "identifiers"))
+            return bench.synthesizer.draw(count, seed=seed, policy=arm, orders=orders)
+        fitted = bench.synthesizer.fitted
+        drawn = _resampled(bench, count, seed=seed, orders=fitted.orders if orders == "keep" else ())
+        return fitted.schema.frame(drawn.codes, seed=derive(seed, "identifiers")), drawn
+
+    try:
+        with hushed():
+            text, drawn = drawn_with("keep")
+    except Unkept as error:  # a weak model is judged too
+        warn(f"{arm}, seed {bench.seed}: {error}; its rows are judged as they come")
+        with hushed():
+            text, drawn = drawn_with("ignore")
     seconds = time.process_time() - began
     if panel is not None and not drawn.enough:
         warn(
@@ -136,10 +148,10 @@ def draw(bench: Bench, arm: str, redraw: int) -> Rows:
     return Rows(text, seconds)
 
 
-def _resampled(bench: Bench, count: int, *, seed: int) -> Drawn:
-    fitted = bench.synthesizer.fitted
+def _resampled(bench: Bench, count: int, *, seed: int, orders: Sequence[Order] = ()) -> Drawn:
+    model, encoding = bench.synthesizer.fitted.model(REFERENCE), bench.synthesizer.fitted.encoding
     clip = bench.config.align.clip_nats
-    return resample_rows(fitted.model(REFERENCE), fitted.encoding, bench.panel, count, seed=seed, clip_nats=clip)
+    return resample_rows(model, encoding, bench.panel, count, seed=seed, clip_nats=clip, orders=orders)
 
 
 def judge_rows(bench: Bench, rows: pd.DataFrame, redraw: int) -> dict[str, float]:
@@ -182,7 +194,7 @@ def measure(bench: Bench, arm: str) -> dict[str, JSON]:
         share = unmasked_share(model, encoding, unmasked, seed=derive(bench.seed, "unmasked"))
         ratios = np.zeros(count)
         if arm != REFERENCE:
-            codes = draw_rows(model, encoding, count, seed=seed).codes
+            codes = draw_rows(model, encoding, count, seed=seed).codes  # of the model itself, orders broken or kept
             ratios = row_logprobs(model, encoding, codes) - row_logprobs(reference, encoding, codes)
         known["unmasked_valid_share"] = share
     if arm == RESAMPLED:

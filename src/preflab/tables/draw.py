@@ -3,6 +3,7 @@
     row ~ π(row | mask)                            no condition, or equalities that the prompt can give
     row ~ q(row) = π(row | narrowed mask)          other conditions: candidates, weighted
     w = π(row | mask) / π(row | narrowed mask)     the product of what the narrowing left of each step's probability
+    row ~ π(row | orders kept)                     where orders of columns are to be kept: broken rows are drawn again
 
 A narrowed mask alone is not the model under a condition: it never asks whether the cells before a narrowed column make
 its values likely. The weights put that right (importance resampling: Rubin 1988, "Using the SIR algorithm"), and the
@@ -14,7 +15,7 @@ effective sample size (Kong 1992) says what they cost:
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import product
@@ -33,6 +34,8 @@ from preflab.seeds import derive
 from preflab.tables.compact import Compact
 from preflab.tables.conditions import codes_of, count, only
 from preflab.tables.encoding import Encoding, Legal, legal_of, unmasked_validity
+from preflab.tables.judge.validity import Order
+from preflab.tables.orders import AGAIN, broken, unkept
 
 TOLD_ROWS = 2048
 """So many are sampled between two signs of progress; where there are no more, there is none."""
@@ -53,6 +56,7 @@ SCORED_AT_ONCE = 256
 
 Codes = Int[np.ndarray, "row column"]
 Weights = Float[np.ndarray, " candidate"]
+Breaks = Bool[np.ndarray, "row order"]
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,8 @@ class Drawn:
     """Rows that are a candidate which was taken before."""
     enough: bool = True
     """False where the limit on candidates was met before no candidate had to be taken twice."""
+    broken: int = 0
+    """Candidates that were not taken, since they broke an order."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +86,9 @@ class Imputed:
     """Effective sample size, in candidates, of each row whose candidates were weighed; all others are exact."""
     candidates: int = CANDIDATES
     """How many each of these had."""
+    broken: int = 0
+    """Rows with unknown cells that break an order all the same: their known cells leave no way to keep it, or none was
+    among the candidates."""
 
 
 def draw_rows(
@@ -89,6 +98,7 @@ def draw_rows(
     *,
     seed: int,
     legal: Mapping[int, Legal] | None = None,
+    orders: Sequence[Order] = (),
     batch_size: int | None = None,
 ) -> Drawn:
     """`n` rows under conditions.
@@ -98,46 +108,66 @@ def draw_rows(
     n of them are resampled by systematic resampling (Kitagawa 1996, §A.3). Where all weights are equal, as for one
     narrowed column with a token a cell at the beginning of the order, the first n candidates are the rows.
 
+    A row that breaks one of `orders` is drawn again, from uniforms that are its own: so rows have the distribution
+    π(row | orders kept), and those that broke none are the same with and without. Where candidates are weighed, one
+    that breaks an order has the weight 0.
+
     Rows are determined by seed and row number, whatever the batch size; with the same seed the first rows of a longer
     draw are those of a shorter one, unless candidates are weighed.
 
     Args:
         n: rows, ≥ 0.
         legal: places of columns → the codes that are asked for.
+        orders: of columns of the encoding, which all rows keep; none: rows are the model's own, faults and all, which
+            is what its discriminators and rewards are asked about.
         batch_size: rows under way at once; changes no row beyond rounding.
+
+    Raises:
+        Unkept: hardly a row keeps the orders.
     """
     asked = dict(legal or {})
     given = given_of(encoding, {place: codes_of(one)[0] for place, one in asked.items() if count(one) == 1})
     rest = {place: one for place, one in asked.items() if place not in given}
     prompt, mask = encoding.prompt(given), encoding.mask(rest)
 
-    def more(rows: range) -> list[Response]:
+    def more(keys: Sequence[str]) -> list[Response]:
         found: list[Response] = []
         watched = (
-            stage("sampling rows", len(rows)) if len(rows) > TOLD_ROWS else nullcontext(lambda done, note="": None)
+            stage("sampling rows", len(keys)) if len(keys) > TOLD_ROWS else nullcontext(lambda done, note="": None)
         )
         with watched as advance:
-            for begin in range(rows.start, rows.stop, TOLD_ROWS):
-                keys = [f"row {row}" for row in range(begin, min(begin + TOLD_ROWS, rows.stop))]
-                prompts = [prompt] * len(keys)
-                found += _sampled(model, encoding, prompts, mask, keys, seed=seed, batch_size=batch_size)
+            for begin in range(0, len(keys), TOLD_ROWS):
+                some = keys[begin : begin + TOLD_ROWS]
+                prompts = [prompt] * len(some)
+                found += _sampled(model, encoding, prompts, mask, some, seed=seed, batch_size=batch_size)
                 advance(len(found), f"{len(found):,} rows")
         return found
 
+    def breaks(codes: Codes) -> Breaks:
+        return broken(encoding.columns, codes, orders)
+
     if not rest or not n:
-        return Drawn(_codes(encoding, more(range(n))), n)
+        return _until_kept(lambda keys: _codes(encoding, more(keys)), n, breaks, orders, conditions=bool(asked))
     grammar = grammar_of(encoding.mask())
     least = wanted = max(n, FEWEST)
     most = MOST * least
     responses: list[Response] = []
-    nats = np.zeros(0)
+    nats, found = np.zeros(0), np.zeros((0, len(orders)), dtype=bool)
     while True:
-        drawn = more(range(len(responses), wanted))
+        drawn = more([f"row {row}" for row in range(len(responses), wanted)])
         responses += drawn
         nats = np.concatenate([nats, _weights_nats(model, grammar, drawn)])
-        weights = _relative(nats)
-        if np.ptp(nats) < ROUNDING_NATS:
-            return Drawn(_codes(encoding, responses[:n]), len(responses))
+        found = np.concatenate([found, breaks(_codes(encoding, drawn))])
+        kept = np.flatnonzero(~found.any(1))
+        if not len(kept):
+            if len(responses) > AGAIN:
+                raise unkept(found, orders, conditions=True)
+            wanted += FEWEST
+            continue
+        weights = _relative(nats, kept)
+        if np.ptp(nats) < ROUNDING_NATS and len(kept) >= n:
+            rows = [responses[place] for place in kept[:n]]
+            return Drawn(_codes(encoding, rows), len(responses), broken=len(responses) - len(kept))
         if weights.sum() >= least or wanted == most:
             break
         wanted = min(most, max(wanted + FEWEST, math.ceil(SPARE * least / weights.mean())))
@@ -148,7 +178,31 @@ def draw_rows(
         effective=effective_size(weights),
         repeats=n - len(set(taken)),
         enough=bool(weights.sum() >= least),
+        broken=len(responses) - len(kept),
     )
+
+
+def _until_kept(
+    draw: Callable[[Sequence[str]], Codes],
+    n: int,
+    breaks: Callable[[Codes], Breaks],
+    orders: Sequence[Order],
+    *,
+    conditions: bool,
+) -> Drawn:
+    """Rows by their keys, those that break an order again and again under keys of their own."""
+    codes = draw([f"row {row}" for row in range(n)])
+    found = breaks(codes)
+    left = np.flatnonzero(found.any(1))
+    again = times = 0
+    while len(left):
+        again, times = again + len(left), times + 1
+        if again > AGAIN * max(1, n - len(left)):
+            raise unkept(found, orders, conditions=conditions)
+        codes[left] = draw([f"row {row}, drawn again {times}" for row in left])
+        found = breaks(codes[left])
+        left = left[found.any(1)]
+    return Drawn(codes, n + again, broken=again)
 
 
 def writable(encoding: Encoding) -> list[Legal]:
@@ -211,6 +265,7 @@ def impute_rows(
     *,
     seed: int,
     legal: Mapping[int, Legal],
+    orders: Sequence[Order] = (),
     candidates: int = CANDIDATES,
     batch_size: int | None = None,
 ) -> Imputed:
@@ -218,14 +273,19 @@ def impute_rows(
 
     - Where the unknown cells have at most `candidates` values together, each is scored, and one is drawn by its
       probability: exact.
-    - Where the prompt can give all known cells, and unknown ones may take any code: one sample, exact.
+    - Where the prompt can give all known cells, and unknown ones may take any code: one sample, exact; another where it
+      breaks an order, at most 100 times.
     - Otherwise `candidates` rows are drawn under a mask that allows the known cells as they are, and one of them is
       drawn by its weight.
+
+    In each way rows that break one of `orders` are not taken; where the row's known cells leave no other, the order is
+    left aside.
 
     Args:
         codes: what stands at unknown cells plays no part.
         legal: places → codes that an unknown cell may take, of every column that has unknown cells; all of them
             `writable`.
+        orders: of columns of the encoding.
         candidates: > 0.
     """
     sizes = [count(one) for one in writable(encoding)]
@@ -239,20 +299,26 @@ def impute_rows(
     effective: list[float] = []
     few = [gap for gap in gaps if gap.values <= candidates]
     for begin in range(0, len(few), ROWS_AT_ONCE):
-        _fill_by_scores(model, encoding, grammar, few[begin : begin + ROWS_AT_ONCE], filled, seed=seed)
+        _fill_by_scores(model, encoding, grammar, few[begin : begin + ROWS_AT_ONCE], filled, orders, seed=seed)
     many = [gap for gap in gaps if gap.values > candidates]
     free = [gap for gap in many if gap.free]
-    drawn = _sampled(
-        model,
-        encoding,
-        [encoding.prompt(gap.given) for gap in free],
-        base,
-        [f"cells of {gap.row}" for gap in free],
-        seed=seed,
-        batch_size=batch_size,
-    )
-    for gap, response in zip(free, drawn, strict=True):
-        _fill(filled, gap, encoding.row(response.prompt + response.tokens))
+    for times in range(AGAIN):
+        if not free:
+            break
+        drawn = _sampled(
+            model,
+            encoding,
+            [encoding.prompt(gap.given) for gap in free],
+            base,
+            [f"cells of {gap.row}" + (f", drawn again {times}" if times else "") for gap in free],
+            seed=seed,
+            batch_size=batch_size,
+        )
+        rows = _codes(encoding, drawn)
+        for gap, row in zip(free, rows, strict=True):
+            _fill(filled, gap, row)
+        found = broken(encoding.columns, rows, orders) & _undecided(encoding, free, orders)
+        free = [gap for gap, fails in zip(free, found.any(1), strict=True) if fails]
     for gap in many:
         if gap.free:
             continue
@@ -266,11 +332,13 @@ def impute_rows(
             samples=candidates,
             batch_size=batch_size,
         )
-        weights = _relative(_weights_nats(model, grammar, weighed))
-        taken = weighed[systematic(weights, 1, seed=derive(seed, "imputed", gap.row))[0]]
-        _fill(filled, gap, encoding.row(taken.prompt + taken.tokens))
+        made = _codes(encoding, weighed)
+        kept = _able(broken(encoding.columns, made, orders))
+        weights = _relative(_weights_nats(model, grammar, weighed), kept)
+        _fill(filled, gap, made[systematic(weights, 1, seed=derive(seed, "imputed", gap.row))[0]])
         effective.append(effective_size(weights))
-    return Imputed(filled, tuple(effective), candidates)
+    still = broken(encoding.columns, filled[[gap.row for gap in gaps]], orders).any(1)
+    return Imputed(filled, tuple(effective), candidates, broken=int(still.sum()))
 
 
 @dataclass(frozen=True)
@@ -321,7 +389,14 @@ def _fill(filled: Codes, gap: _Gap, codes: Int[np.ndarray, " column"]) -> None:
 
 
 def _fill_by_scores(
-    model: Any, encoding: Encoding, grammar: Grammar, gaps: Sequence[_Gap], filled: Codes, *, seed: int
+    model: Any,
+    encoding: Encoding,
+    grammar: Grammar,
+    gaps: Sequence[_Gap],
+    filled: Codes,
+    orders: Sequence[Order],
+    *,
+    seed: int,
 ) -> None:
     """Every value of the unknown cells, weighed by the probability of the row that it makes."""
     rows: list[list[list[int]]] = []
@@ -342,9 +417,26 @@ def _fill_by_scores(
     nats = logprobs_of(model, trees, batch_size=SCORED_AT_ONCE, grammar=grammar).double().numpy()
     begin = 0
     for gap, made in zip(gaps, rows, strict=True):
-        weights = _relative(nats[begin : begin + len(made)])
+        kept = _able(broken(encoding.columns, np.array(made), orders))
+        weights = _relative(nats[begin : begin + len(made)], kept)
         begin += len(made)
         _fill(filled, gap, np.array(made[systematic(weights, 1, seed=derive(seed, "imputed", gap.row))[0]]))
+
+
+def _able(breaks: Breaks) -> Int[np.ndarray, " place"]:
+    """Which candidates for one row may be taken: those that keep every order, but for orders that none of them keeps;
+    all, where those that are left can't be kept together."""
+    kept = np.flatnonzero(~breaks[:, ~breaks.all(0)].any(1))
+    return kept if len(kept) else np.arange(len(breaks))
+
+
+def _undecided(encoding: Encoding, gaps: Sequence[_Gap], orders: Sequence[Order]) -> Bool[np.ndarray, "row order"]:
+    """Which orders have a cell that is unknown: of the others, no draw changes anything."""
+    found = np.zeros((len(gaps), len(orders)), dtype=bool)
+    for number, gap in enumerate(gaps):
+        unknown = {encoding.columns[place].name for place in gap.unknown}
+        found[number] = [order.low in unknown or order.high in unknown for order in orders]
+    return found
 
 
 def _order(encoding: Encoding, gap: _Gap) -> Sequence[int] | None:
@@ -385,9 +477,11 @@ def _weights_nats(model: Any, grammar: Grammar, responses: Sequence[Response]) -
     return whole - np.array([math.fsum(response.logprobs) for response in responses])
 
 
-def _relative(nats: Weights) -> Weights:
-    """Weights, the largest of them 1."""
-    return np.exp(nats - nats.max())
+def _relative(nats: Weights, kept: Int[np.ndarray, " place"]) -> Weights:
+    """Weights, the largest of them 1; 0 but for those that are kept."""
+    weights = np.zeros(len(nats))
+    weights[kept] = np.exp(nats[kept] - nats[kept].max())
+    return weights
 
 
 def _codes(encoding: Encoding, responses: Sequence[Response]) -> Codes:

@@ -19,6 +19,8 @@ from preflab.tables.conditions import Condition, legal_codes, of_values, read
 from preflab.tables.draw import writable
 from preflab.tables.encoding import Encoding, Legal
 from preflab.tables.files import Source
+from preflab.tables.judge.validity import Order
+from preflab.tables.orders import restored
 from preflab.tables.schema import Schema, is_missing
 from preflab.tables.sentence import Sentence
 
@@ -26,6 +28,8 @@ SCHEMA, SOURCE, ENCODING = "schema.json", "source.json", "encoding.json"
 FIT = "fit.json"
 """The last file of a fit: where it is, the model is whole."""
 UNMASKED_SHARE = "unmasked_valid_share"
+ORDERS = "orders"
+"""In the last file: pairs of columns low ≤ high, which every row keeps."""
 REFERENCE = "reference"
 """The policy that was fitted; others are trained from it."""
 ALIGNED = "aligned"
@@ -45,6 +49,8 @@ class Fitted:
     ) -> None:
         self.folder, self.schema, self.source, self.encoding, self.report = folder, schema, source, encoding, report
         self.tokenizer = tokenizer
+        self.orders: tuple[Order, ...] = ()
+        """Those that every row that was learned from keeps."""
         self._models: dict[str, Any] = {}
         self._added: dict[str, Mapping[str, JSON]] = {}
 
@@ -65,9 +71,14 @@ class Fitted:
                 encoding = Compact.restored(schema.written, settings)
         except (KeyError, TypeError, ValueError, OSError) as error:
             raise StorageError(f"{folder / ENCODING} is damaged ({error}); fit again") from None
-        return cls(
+        fitted = cls(
             folder, schema, Source.from_json(read_json(folder / SOURCE)), encoding, read_json(folder / FIT), tokenizer
         )
+        try:
+            fitted.orders = restored(fitted.report.get(ORDERS, []), encoding.columns)
+        except ValueError as error:
+            raise StorageError(f"{folder / FIT} is damaged ({ORDERS}: {error}); fit again") from None
+        return fitted
 
     def policies(self) -> list[str]:
         """What `model` knows: no alignment that is under way, or was cut off."""

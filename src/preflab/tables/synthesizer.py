@@ -3,7 +3,7 @@
 A run folder of `preflab table fit` is a saved synthesizer, and the other way round:
 
     schema.json    the columns        encoding.json   how a row becomes tokens
-    source.json    types and format   model/          Hugging Face format    fit.json   how fitting went
+    source.json    types and format   model/          Hugging Face format    fit.json   how fitting went, orders
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -31,7 +31,7 @@ from preflab.seeds import derive
 from preflab.tables.column import Column
 from preflab.tables.compact import Compact
 from preflab.tables.conditions import count, find, present
-from preflab.tables.draw import CANDIDATES, Drawn, draw_rows, impute_rows, unmasked_share
+from preflab.tables.draw import CANDIDATES, Drawn, Imputed, draw_rows, impute_rows, unmasked_share
 from preflab.tables.encoding import Encoding, Legal
 from preflab.tables.files import Source, from_frame, read_table, to_frame
 from preflab.tables.fitted import (
@@ -39,6 +39,7 @@ from preflab.tables.fitted import (
     ALIGNED,
     ENCODING,
     FIT,
+    ORDERS,
     REFERENCE,
     SCHEMA,
     SOURCE,
@@ -48,8 +49,10 @@ from preflab.tables.fitted import (
     load_model,
 )
 from preflab.tables.fitting import fit_rows, split
+from preflab.tables.judge.validity import Order
 from preflab.tables.look import look
 from preflab.tables.model import RowWriter
+from preflab.tables.orders import find_orders, recorded, told
 from preflab.tables.schema import Schema, infer, is_missing
 from preflab.tables.sentence import Sentence
 from preflab.tables.sentence_model import SentenceWriter
@@ -62,6 +65,10 @@ SENTENCE_VOCABULARY = 1000
 """Tokens of a tokenizer that is made of rows as sentences."""
 TOKENIZED_ROWS = 2000
 """What it is made of, at most."""
+
+
+Orders = Literal["keep", "ignore"]
+"""Whether rows keep the orders that every row of their table keeps."""
 
 
 @dataclass(frozen=True)
@@ -202,9 +209,13 @@ class Synthesizer:
         *,
         seed: int = 0,
         policy: str | None = None,
+        orders: Orders = "keep",
         batch_size: int | None = None,
     ) -> pd.DataFrame:
         """`n` legal rows, with the types of the table.
+
+        Orders that every row of the table keeps, such as opened ≤ closed, are kept: a row that breaks one is drawn
+        again.
 
         Where conditions are no equalities on the first columns of a row, candidates are weighed (see `draw_rows`); a
         warning says where they were too few.
@@ -214,12 +225,14 @@ class Synthesizer:
                 texts such as "age>=70". All must hold.
             seed: determines the rows; with the same seed the first of many are those of few, unless they are weighed.
             policy: which model writes; None: the one that was aligned last, or the reference where none was.
+            orders: "ignore" takes rows as the model writes them.
             batch_size: rows under way at once; changes no row beyond rounding.
 
         Raises:
-            ConfigError: `n` is below 0, a condition can't hold, or there is no such policy.
+            ConfigError: `n` is below 0, a condition can't hold, there is no such policy, or hardly a row keeps the
+                orders.
         """
-        rows, drawn = self.draw(n, where, seed=seed, policy=policy, batch_size=batch_size)
+        rows, drawn = self.draw(n, where, seed=seed, policy=policy, orders=orders, batch_size=batch_size)
         if said := shortage(drawn):
             warn(said)
         return to_frame(rows, self.fitted.source)
@@ -231,6 +244,7 @@ class Synthesizer:
         *,
         seed: int = 0,
         policy: str | None = None,
+        orders: Orders = "keep",
         batch_size: int | None = None,
     ) -> tuple[pd.DataFrame, Drawn]:
         """As `sample`, but cells as text, and what it took."""
@@ -244,6 +258,7 @@ class Synthesizer:
             int(n),
             seed=derive(seed, "sample"),
             legal=legal,
+            orders=_kept(fitted, orders),
             batch_size=batch_size,
         )
         return fitted.schema.frame(drawn.codes, seed=derive(seed, "identifiers")), drawn
@@ -255,6 +270,7 @@ class Synthesizer:
         cells: pd.DataFrame | None = None,
         seed: int = 0,
         policy: str | None = None,
+        orders: Orders = "keep",
         candidates: int = CANDIDATES,
     ) -> pd.DataFrame:
         """The table with its missing cells drawn from the model, given each row's other cells, which stay as they are.
@@ -262,10 +278,12 @@ class Synthesizer:
 
         A known number between or beyond those of the training rows counts as the nearest of them, and a known cell that
         no training row holds says nothing. One line says how many cells were filled in, and how well weighed ones were.
+        Orders that every row of the table keeps are kept, but where a row's known cells leave no way to.
 
         Args:
             table: with all columns of the model; others are refused.
             cells: True where a cell is to be drawn, whatever stands there; `None`: those without a value.
+            orders: "ignore" takes cells as the model writes them.
             candidates: rows that are weighed for each one with missing cells, where it isn't exact; > 0.
 
         Raises:
@@ -286,7 +304,7 @@ class Synthesizer:
         legal = {place: _fillable(column, one) for place, column, one in fitted.places()}
         found = impute_rows(
             fitted.model(policy or fitted.latest), fitted.encoding, codes, unknown,
-            seed=derive(seed, "impute"), legal=legal, candidates=candidates,
+            seed=derive(seed, "impute"), legal=legal, orders=_kept(fitted, orders), candidates=candidates,
         )  # fmt: skip
         for place, column in enumerate(fitted.schema.written):
             filled = frame[column.name].to_numpy(dtype=object).copy()
@@ -299,7 +317,7 @@ class Synthesizer:
                 blank = frame[column.name].map(is_missing) if asked is None else asked[column.name]
                 frame.loc[blank, column.name] = column.levels[0]
                 constants += int(blank.sum())
-        say(_said_of(int(drawn.sum()) + constants, found.effective, candidates))
+        say(_said_of(int(drawn.sum()) + constants, found))
         empty = [name for name, blank in zip(frame.columns, table.isna().all(), strict=True) if blank]
         return to_frame(frame, _with_types(source, frame[empty], fitted.source)).set_axis(table.index)
 
@@ -389,6 +407,9 @@ def learn(run: RunFolder, begun: Start, source: Source, learning: Learning) -> d
         f"{learning.encoding} encoding: at most {encoding.longest} tokens a row, {encoding.vocabulary:,} in the "
         f"vocabulary; {sum(weight.numel() for weight in writer.parameters()):,} weights"
     )
+    orders = find_orders(encoding.columns, codes)
+    if orders:
+        say(f"orders that every row keeps: {told(orders)}; a sampled row that breaks one is drawn again")
     begun.schema.save(run.path / SCHEMA)
     write_json(run.path / SOURCE, source.json())
     write_json(run.path / ENCODING, encoding.settings())
@@ -405,6 +426,7 @@ def learn(run: RunFolder, begun: Start, source: Source, learning: Learning) -> d
     share = unmasked_share(load_model(run.model, encoding), encoding, unmasked, seed=derive(learning.seed, "unmasked"))
     report |= {UNMASKED_SHARE: share, "unmasked_rows": unmasked}
     report["split"] = {"seed": learning.seed, "share": learning.settings.validation}
+    report[ORDERS] = recorded(orders)
     write_json(run.path / FIT, report)
     return report
 
@@ -485,11 +507,22 @@ def _with_types(source: Source, empty: pd.DataFrame, fitted: Source) -> Source:
     return replace(source, columns=columns)
 
 
-def _said_of(cells: int, effective: Sequence[float], candidates: int) -> str:
+def _kept(fitted: Fitted, orders: Orders) -> Sequence[Order]:
+    """The orders that rows are to keep."""
+    if orders not in get_args(Orders):
+        raise ConfigError(f"orders = {orders}: give one of {', '.join(get_args(Orders))}")
+    return fitted.orders if orders == "keep" else ()
+
+
+def _said_of(cells: int, found: Imputed) -> str:
     said = f"{cells:,} cells filled in"
-    if not effective:
-        return f"{said}, all exactly"
-    return (
-        f"{said}; in {len(effective):,} rows by weighing {candidates} candidates, of an effective sample size of "
-        f"{np.mean(effective):.0f} in the mean and {min(effective):.1f} at worst"
-    )
+    if found.effective:
+        said += (
+            f"; in {len(found.effective):,} rows by weighing {found.candidates} candidates, of an effective sample "
+            f"size of {np.mean(found.effective):.0f} in the mean and {min(found.effective):.1f} at worst"
+        )
+    else:
+        said += ", all exactly"
+    if found.broken:
+        said += f"; {found.broken:,} rows break an order: their known cells leave no way, or hardly one, to keep it"
+    return said

@@ -9,6 +9,7 @@ algorithm"; by a discriminator: Azadi et al. 2019, arXiv 1810.06758; Grover et a
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,6 +21,8 @@ from preflab.tables.alignment.reward import CLIP_NATS, clipped
 from preflab.tables.discriminators.level import Codes
 from preflab.tables.draw import FEWEST, MOST, SPARE, Drawn, Weights, draw_rows, effective_size, systematic
 from preflab.tables.encoding import Encoding
+from preflab.tables.judge.validity import Order
+from preflab.tables.orders import AGAIN, broken, unkept
 
 
 class Ratio(Protocol):
@@ -38,6 +41,7 @@ def resample_rows(
     *,
     seed: int,
     clip_nats: float = CLIP_NATS,
+    orders: Sequence[Order] = (),
     most: int = MOST,
     batch_size: int | None = None,
 ) -> Drawn:
@@ -51,12 +55,14 @@ def resample_rows(
         judge: discriminators between the table and samples of this model.
         n: rows, ≥ 0.
         clip_nats: c > 0, as in `LogitReward`: no row weighs more than e^2c times another.
+        orders: of columns of the encoding; a row that breaks one weighs nothing.
         most: the largest pool, in rows for each that is asked for, ≥ 1; where it is met first, rows are taken twice,
             and the result says so (`enough`, `repeats`).
         batch_size: rows under way at once; changes no row beyond rounding.
 
     Raises:
         NumericError: a log density ratio is not finite.
+        Unkept: hardly a row keeps the orders.
     """
     least = wanted = max(n, FEWEST)
     largest = most * least
@@ -65,7 +71,14 @@ def resample_rows(
         fresh_seed = derive(seed, "pool", len(nats))
         fresh = draw_rows(model, encoding, wanted - len(nats), seed=fresh_seed, batch_size=batch_size).codes
         pool.append(fresh)
-        nats = np.concatenate([nats, clipped(_finite(judge.ratio(fresh)), clip_nats)])
+        breaks = broken(encoding.columns, fresh, orders)
+        found = np.where(breaks.any(1), -math.inf, clipped(_finite(judge.ratio(fresh)), clip_nats))
+        nats = np.concatenate([nats, found])
+        if not np.isfinite(nats).any():
+            if len(nats) > AGAIN:
+                raise unkept(breaks, orders, conditions=False)
+            wanted += FEWEST
+            continue
         weights = np.exp(nats - nats.max())
         enough = bool(weights.sum() >= least)
         if enough or wanted == largest:
@@ -76,6 +89,7 @@ def resample_rows(
                 effective=effective_size(weights),
                 repeats=n - len(set(taken)),
                 enough=enough,
+                broken=int(np.isneginf(nats).sum()),
             )
         wanted = min(largest, max(wanted + FEWEST, math.ceil(SPARE * least / weights.mean())))
     return Drawn(pool[0], 0)

@@ -387,6 +387,8 @@ def discriminators_of(
         return Panel.load(folder, encoding), read_json(folder / "told.json")
     clock = Clock({})
     real, unseen = rows.train, rows.validation
+    # As the model writes them, orders broken or kept: what users never see is still for the policy to unlearn, and the
+    # density ratio is the model's own.
     written = draw_rows(
         policy, encoding, round(settings.written * len(real)) + 4 * len(unseen), seed=derive(seed, "rows")
     ).codes

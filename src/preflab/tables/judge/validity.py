@@ -130,12 +130,12 @@ def _orders(train: pd.DataFrame, names: Sequence[str]) -> list[Rule]:
         kept = (values[:, low, None] <= values).mean(0) >= HOLDS
         strict = (values[:, low, None] < values).mean(0) > STRICT
         for high in map(int, np.flatnonzero(kept & strict)):
-            if high != low and _kept_by_chance(rising[:, low], rising[:, high]) <= BY_CHANCE:
+            if high != low and kept_by_chance(rising[:, low], rising[:, high]) <= BY_CHANCE:
                 found.append(Order(names[low], names[high]))
     return found
 
 
-def _kept_by_chance(low: Float[np.ndarray, " row"], high: Float[np.ndarray, " row"]) -> float:
+def kept_by_chance(low: Float[np.ndarray, " row"], high: Float[np.ndarray, " row"]) -> float:
     """Probability that a value of one column is at most one of another, drawn on their own. Both rising."""
     present = high[~np.isnan(high)]
     no_less = len(present) - np.searchsorted(present, low[~np.isnan(low)], side="left")
