@@ -133,7 +133,7 @@ def test_through_its_modules_a_model_gives_its_own_logits(name: str) -> None:
     decoder, head, attend = modules_of(model, 20), head_of(model), ByHand()
     assert decoder is not None, why_not(model, 20)
     assert head is not None
-    assert decoder.name == f"{type(model).__name__} through transformers' modules"
+    assert decoder.name == f"{type(model).__name__} on transformers' layers"
     expected = [own_logits(model, row) for row in rows]
 
     def check(places: list[tuple[int, int]]) -> None:

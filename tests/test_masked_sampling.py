@@ -190,4 +190,4 @@ def test_rows_are_sampled_without_a_word_on_how(
     sample(model_of("gpt2"), [(7,)], mask=Slots(), **given)
     assert capsys.readouterr().err == ""
     sample(model_of("gpt2"), [(7,)], **given)
-    assert "sampling: GPT-2 by hand" in capsys.readouterr().err
+    assert "sampling: GPT-2 on layers of preflab's own" in capsys.readouterr().err

@@ -51,7 +51,7 @@ def is_gpt2(model: Any) -> bool:
 class GPT2:
     """The body of a GPT-2 with the weights that it has at this moment, cast to the precision of its products."""
 
-    name = "GPT-2 by hand"
+    name = "GPT-2 on layers of preflab's own"
 
     def __init__(self, model: GPT2LMHeadModel) -> None:
         body: Any = model.transformer

@@ -35,7 +35,7 @@ class Modules:
     """A model's body, run through transformers' modules."""
 
     def __init__(self, model: Any) -> None:
-        self.name = f"{type(model).__name__} through transformers' modules"
+        self.name = f"{type(model).__name__} on transformers' layers"
         self.model = model
         self.configs = configs_of(model)
 
