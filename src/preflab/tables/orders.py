@@ -68,7 +68,12 @@ def _is_order(low: Float[np.ndarray, " row"], high: Float[np.ndarray, " row"]) -
     low, high = low[both], high[both]
     if len(low) < SHUFFLED_ROWS or (low > high).any() or (low < high).mean() <= STRICT:
         return False
-    return len(low) * (1 - kept_by_chance(np.sort(low), np.sort(high))) >= SHUFFLED_ROWS
+    # Only where the columns overlap can shuffled rows break it: of most pairs of columns there is little to sort.
+    above, below = low[low > high.min()], high[high < low.max()]
+    if not len(above):
+        return False
+    by_chance = kept_by_chance(np.sort(above), np.sort(below))
+    return len(above) * len(below) / len(low) * (1 - by_chance) >= SHUFFLED_ROWS
 
 
 def broken(columns: Sequence[Column], codes: Codes, orders: Sequence[Order]) -> Bool[np.ndarray, "row order"]:
