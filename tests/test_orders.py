@@ -3,6 +3,7 @@ rows can all be listed."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from functools import cache
 from itertools import permutations, product
@@ -128,6 +129,40 @@ def test_a_model_that_keeps_an_order_in_hardly_a_row_ends_before_long() -> None:
     with pytest.raises(Unkept, match=f"fewer than 1 in {AGAIN} keep .* 100% break a ≤ b; take rows as they come"):
         draw_rows(gpt2(encoding), encoding, 4, seed=0, orders=orders)
     assert len(draw_rows(gpt2(encoding), encoding, 4, seed=0, orders=orders[:1]).codes) == 4
+
+
+SIDES = 12
+SEVEN = tuple(Column(f"{end} {pair}", "integer", numbers=Numbers(0, SIDES, ())) for pair in range(7) for end in "ab")
+ORDERS_OF_SEVEN = tuple(Order(f"a {pair}", f"b {pair}") for pair in range(7))
+
+
+class Equals:
+    """Discriminators that find all rows alike."""
+
+    def ratio(self, codes: Any) -> Any:
+        return np.zeros(len(codes))
+
+
+@pytest.mark.parametrize("way", ["drawn again", "weighed", "resampled"])
+def test_a_refusal_says_how_many_of_all_rows_break_the_worst_order(way: str) -> None:
+    """Each order is kept in about half of the rows, all seven in about 1 of 120; none is broken in all."""
+    encoding = Compact.of(SEVEN, np.array([[place] * len(SEVEN) for place in range(SIDES)]))
+    model = gpt2(encoding)
+    found = broken(SEVEN, draw_rows(model, encoding, 400, seed=0).codes, ORDERS_OF_SEVEN)
+    assert 0 < (~found.any(1)).sum() < 4
+    worst = found.mean(0).max()
+    with pytest.raises(Unkept, match=r" \d+% break ") as refused:
+        match way:
+            case "drawn again":
+                for seed in range(9):
+                    draw_rows(model, encoding, 1, seed=seed, orders=ORDERS_OF_SEVEN)
+            case "weighed":
+                legal = {13: Legal(spans=((0, SIDES - 2),))}
+                draw_rows(model, encoding, 400, seed=0, legal=legal, orders=ORDERS_OF_SEVEN)
+            case _:
+                resample_rows(model, encoding, Equals(), 400, seed=0, orders=ORDERS_OF_SEVEN)
+    said = int(re.findall(r"(\d+)% break ", str(refused.value))[0])
+    assert abs(said / 100 - worst) < 0.15
 
 
 def test_resampled_rows_keep_orders_too() -> None:
@@ -372,20 +407,13 @@ def test_saved_orders_are_loaded_none_are_none_and_damaged_ones_refused(folder: 
         Fitted.load(copy)
 
 
-class Unmoved:
-    """Discriminators that find all rows alike."""
-
-    def ratio(self, codes: Any) -> Any:
-        return np.zeros(len(codes))
-
-
 @pytest.mark.parametrize("arm", ["reference", "resampled"])
 def test_a_study_judges_rows_as_users_get_them_and_a_weak_models_as_they_come(
     folder: Path, arm: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     config = CompareTable(data=folder.parent / "bills.csv", out=folder.parent, arms=("resampled", "dpo"))
     bench = Bench(folder.parent, config, 0)
-    vars(bench)["panel"] = Unmoved()
+    vars(bench)["panel"] = Equals()
     fitted = bench.synthesizer.fitted
     rows = [draw(bench, arm, 0).text.astype(int)]
     assert "judged as they come" not in capfd.readouterr().err

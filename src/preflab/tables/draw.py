@@ -159,9 +159,9 @@ def draw_rows(
         nats = np.concatenate([nats, _weights_nats(model, grammar, drawn)])
         found = np.concatenate([found, breaks(_codes(encoding, drawn))])
         kept = np.flatnonzero(~found.any(1))
+        if len(responses) > AGAIN * max(1, len(kept)):
+            raise unkept(found.mean(0), orders, conditions=True)
         if not len(kept):
-            if len(responses) > AGAIN:
-                raise unkept(found, orders, conditions=True)
             wanted += FEWEST
             continue
         weights = _relative(nats, kept)
@@ -193,15 +193,15 @@ def _until_kept(
     """Rows by their keys, those that break an order again and again under keys of their own."""
     codes = draw([f"row {row}" for row in range(n)])
     found = breaks(codes)
-    left = np.flatnonzero(found.any(1))
+    left, fails = np.flatnonzero(found.any(1)), found.sum(0)
     again = times = 0
     while len(left):
+        if again + len(left) > AGAIN * max(1, n - len(left)):
+            raise unkept(fails / (n + again), orders, conditions=conditions)
         again, times = again + len(left), times + 1
-        if again > AGAIN * max(1, n - len(left)):
-            raise unkept(found, orders, conditions=conditions)
         codes[left] = draw([f"row {row}, drawn again {times}" for row in left])
         found = breaks(codes[left])
-        left = left[found.any(1)]
+        left, fails = left[found.any(1)], fails + found.sum(0)
     return Drawn(codes, n + again, broken=again)
 
 

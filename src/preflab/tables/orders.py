@@ -119,13 +119,12 @@ def restored(record: Any, columns: Sequence[Column]) -> tuple[Order, ...]:
     return tuple(found)
 
 
-def unkept(breaks: Bool[np.ndarray, "row order"], orders: Sequence[Order], *, conditions: bool) -> Unkept:
+def unkept(shares: Float[np.ndarray, " order"], orders: Sequence[Order], *, conditions: bool) -> Unkept:
     """What to say where hardly a row keeps the orders.
 
     Args:
-        breaks: of rows that were drawn.
+        shares: of all rows that were drawn, those that break each order.
     """
-    shares = breaks.mean(0)
     worst = int(shares.argmax())
     under, widen = (" under the conditions", "widen the conditions, or ") if conditions else ("", "")
     return Unkept(
