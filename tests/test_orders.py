@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from itertools import permutations, product
 from pathlib import Path
@@ -29,7 +30,7 @@ from preflab.tables.encoding import Legal, legal_of
 from preflab.tables.fitted import Fitted
 from preflab.tables.judge.validity import Order
 from preflab.tables.orders import Unkept, broken, find_orders, recorded, restored, told
-from preflab.tables.synthesizer import Synthesizer
+from preflab.tables.synthesizer import Synthesizer, shortage
 from ran import run
 from row_ratios import Exact
 from tables_by_hand import Row, chances, distance, gpt2, p_value, under
@@ -104,6 +105,14 @@ def test_rows_under_conditions_and_orders_do_not_depend_on_the_batch() -> None:
         assert np.array_equal(one.codes, other.codes)
 
 
+def test_a_warning_of_too_few_candidates_says_how_many_broke_an_order() -> None:
+    drawn = draw_rows(*writes(), FEW, seed=4, legal={OWED: only(0), PAID: Legal(spans=((0, 2),))}, orders=ORDERS)
+    said = shortage(replace(drawn, enough=False, repeats=3))
+    assert drawn.broken > 0
+    assert said
+    assert f" {drawn.candidates:,} candidates, {drawn.broken:,} of which break an order, have" in said
+
+
 def test_a_few_rows_under_a_mask_that_is_exact_are_the_first_of_many() -> None:
     legal = {PAID: Legal(spans=((2, 3),))}
     few, many = (draw_rows(*writes(), n, seed=2, legal=legal, orders=ORDERS, batch_size=n).codes for n in (3, 90))
@@ -151,7 +160,8 @@ def test_a_refusal_says_how_many_of_all_rows_break_the_worst_order(way: str) -> 
     found = broken(SEVEN, draw_rows(model, encoding, 400, seed=0).codes, ORDERS_OF_SEVEN)
     assert 0 < (~found.any(1)).sum() < 4
     worst = found.mean(0).max()
-    with pytest.raises(Unkept, match=r" \d+% break ") as refused:
+
+    def refused() -> None:
         match way:
             case "drawn again":
                 for seed in range(9):
@@ -161,7 +171,10 @@ def test_a_refusal_says_how_many_of_all_rows_break_the_worst_order(way: str) -> 
                 draw_rows(model, encoding, 400, seed=0, legal=legal, orders=ORDERS_OF_SEVEN)
             case _:
                 resample_rows(model, encoding, Equals(), 400, seed=0, orders=ORDERS_OF_SEVEN)
-    said = int(re.findall(r"(\d+)% break ", str(refused.value))[0])
+
+    with pytest.raises(Unkept, match=r" \d+% break ") as error:
+        refused()
+    said = int(re.findall(r"(\d+)% break ", str(error.value))[0])
     assert abs(said / 100 - worst) < 0.15
 
 

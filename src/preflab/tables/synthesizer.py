@@ -470,9 +470,10 @@ def shortage(drawn: Drawn) -> str | None:
     """What to say where the candidates were too few."""
     if drawn.enough or drawn.effective is None or not drawn.repeats:
         return None
+    broken = f", {drawn.broken:,} of which break an order," if drawn.broken else ""
     return (
-        f"the conditions are rare, or hard to foresee where a row begins: {drawn.candidates:,} candidates have an "
-        f"effective sample size of {drawn.effective:,.0f}, and {drawn.repeats:,} of {len(drawn.codes):,} rows repeat "
+        f"the conditions are rare, or hard to foresee where a row begins: {drawn.candidates:,} candidates{broken} have "
+        f"an effective sample size of {drawn.effective:,.0f}, and {drawn.repeats:,} of {len(drawn.codes):,} rows repeat "
         "another; ask for fewer rows, or fit with these columns --first, or with --any-order"
     )
 
