@@ -407,6 +407,20 @@ def test_a_fit_says_its_orders(capfd: pytest.CaptureFixture[str]) -> None:
         made.sample(3, orders="no")  # type: ignore[arg-type]
 
 
+def test_a_known_number_that_no_training_row_holds_binds_as_it_stands(capfd: pytest.CaptureFixture[str]) -> None:
+    """The model takes 180 for 200, 70 for 100 and −1 for 0; what it writes must not be above 180, 70 and −1."""
+    draw = np.random.default_rng(0)
+    owed = draw.choice([0, 100, 200, 300], 400)
+    table = pd.DataFrame({"paid": (owed * draw.random(400)).astype(int), "owed": owed})
+    made = Synthesizer(settings=TINY).fit(table)
+    known = np.repeat([180, 70, -1], 40)
+    filled = made.impute(pd.DataFrame({"paid": np.full(120, np.nan), "owed": known}))
+    assert (filled.owed == known).all()
+    assert (filled.paid <= filled.owed)[:80].all()
+    assert (filled.paid[80:] >= 0).all()
+    assert "; 40 rows break an order: their known cells leave no way" in capfd.readouterr().err
+
+
 def test_saved_orders_are_loaded_none_are_none_and_damaged_ones_refused(folder: Path, tmp_path: Path) -> None:
     Synthesizer.load(folder).save(tmp_path / "copy")
     copy = tmp_path / "copy"

@@ -56,6 +56,7 @@ SCORED_AT_ONCE = 256
 
 Codes = Int[np.ndarray, "row column"]
 Weights = Float[np.ndarray, " candidate"]
+Values = Float[np.ndarray, "row column"]
 Breaks = Bool[np.ndarray, "row order"]
 
 
@@ -266,6 +267,7 @@ def impute_rows(
     seed: int,
     legal: Mapping[int, Legal],
     orders: Sequence[Order] = (),
+    exact: Values | None = None,
     candidates: int = CANDIDATES,
     batch_size: int | None = None,
 ) -> Imputed:
@@ -286,6 +288,8 @@ def impute_rows(
         legal: places → codes that an unknown cell may take, of every column that has unknown cells; all of them
             `writable`.
         orders: of columns of the encoding.
+        exact: numbers of known cells, which orders are about, where `codes` has the nearest that the model knows; NaN:
+            that of the code.
         candidates: > 0.
     """
     sizes = [count(one) for one in writable(encoding)]
@@ -293,13 +297,17 @@ def impute_rows(
         _gap(encoding, int(row), codes[row], np.flatnonzero(unknown[row]), legal, sizes)
         for row in np.flatnonzero(unknown.any(1))
     ]
+
+    def breaks(rows: Sequence[int], made: Codes) -> Breaks:
+        return broken(encoding.columns, made, orders, exact=None if exact is None else exact[rows])
+
     base = encoding.mask()
     grammar = grammar_of(base)
     filled = codes.copy()
     effective: list[float] = []
     few = [gap for gap in gaps if gap.values <= candidates]
     for begin in range(0, len(few), ROWS_AT_ONCE):
-        _fill_by_scores(model, encoding, grammar, few[begin : begin + ROWS_AT_ONCE], filled, orders, seed=seed)
+        _fill_by_scores(model, encoding, grammar, few[begin : begin + ROWS_AT_ONCE], filled, breaks, seed=seed)
     many = [gap for gap in gaps if gap.values > candidates]
     free = [gap for gap in many if gap.free]
     for times in range(AGAIN):
@@ -317,7 +325,7 @@ def impute_rows(
         rows = _codes(encoding, drawn)
         for gap, row in zip(free, rows, strict=True):
             _fill(filled, gap, row)
-        found = broken(encoding.columns, rows, orders) & _undecided(encoding, free, orders)
+        found = breaks([gap.row for gap in free], rows) & _undecided(encoding, free, orders)
         free = [gap for gap, fails in zip(free, found.any(1), strict=True) if fails]
     for gap in many:
         if gap.free:
@@ -333,11 +341,12 @@ def impute_rows(
             batch_size=batch_size,
         )
         made = _codes(encoding, weighed)
-        kept = _able(broken(encoding.columns, made, orders))
+        kept = _able(breaks([gap.row] * len(made), made))
         weights = _relative(_weights_nats(model, grammar, weighed), kept)
         _fill(filled, gap, made[systematic(weights, 1, seed=derive(seed, "imputed", gap.row))[0]])
         effective.append(effective_size(weights))
-    still = broken(encoding.columns, filled[[gap.row for gap in gaps]], orders).any(1)
+    rows_of = [gap.row for gap in gaps]
+    still = breaks(rows_of, filled[rows_of]).any(1)
     return Imputed(filled, tuple(effective), candidates, broken=int(still.sum()))
 
 
@@ -394,7 +403,7 @@ def _fill_by_scores(
     grammar: Grammar,
     gaps: Sequence[_Gap],
     filled: Codes,
-    orders: Sequence[Order],
+    breaks: Callable[[Sequence[int], Codes], Breaks],
     *,
     seed: int,
 ) -> None:
@@ -417,7 +426,7 @@ def _fill_by_scores(
     nats = logprobs_of(model, trees, batch_size=SCORED_AT_ONCE, grammar=grammar).double().numpy()
     begin = 0
     for gap, made in zip(gaps, rows, strict=True):
-        kept = _able(broken(encoding.columns, np.array(made), orders))
+        kept = _able(breaks([gap.row] * len(made), np.array(made)))
         weights = _relative(nats[begin : begin + len(made)], kept)
         begin += len(made)
         _fill(filled, gap, np.array(made[systematic(weights, 1, seed=derive(seed, "imputed", gap.row))[0]]))

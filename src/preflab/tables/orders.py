@@ -76,12 +76,25 @@ def _is_order(low: Float[np.ndarray, " row"], high: Float[np.ndarray, " row"]) -
     return len(above) * len(below) / len(low) * (1 - by_chance) >= SHUFFLED_ROWS
 
 
-def broken(columns: Sequence[Column], codes: Codes, orders: Sequence[Order]) -> Bool[np.ndarray, "row order"]:
-    """Which row breaks which order; nothing is broken by what is no number."""
+def broken(
+    columns: Sequence[Column],
+    codes: Codes,
+    orders: Sequence[Order],
+    *,
+    exact: Float[np.ndarray, "row column"] | None = None,
+) -> Bool[np.ndarray, "row order"]:
+    """Which row breaks which order; nothing is broken by what is no number.
+
+    Args:
+        exact: numbers of cells that codes have only the nearest of; NaN: that of the code.
+    """
     asked = {name for order in orders for name in (order.low, order.high)}
     places = [place for place, column in enumerate(columns) if column.name in asked]
     some = [columns[place] for place in places]
-    return violated(pd.DataFrame(numbers(some, codes[:, places]), columns=[column.name for column in some]), orders)
+    values = numbers(some, codes[:, places])
+    if exact is not None:
+        values = np.where(np.isnan(exact[:, places]), values, exact[:, places])
+    return violated(pd.DataFrame(values, columns=[column.name for column in some]), orders)
 
 
 def told(orders: Sequence[Order]) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from preflab.errors import NumericError
 from preflab.seeds import derive
@@ -73,7 +73,7 @@ def resample_rows(
         fresh = draw_rows(model, encoding, wanted - len(nats), seed=fresh_seed, batch_size=batch_size).codes
         pool.append(fresh)
         breaks = np.concatenate([breaks, broken(encoding.columns, fresh, orders)])
-        fails = breaks.any(1)
+        fails: Bool[np.ndarray, " row"] = np.any(breaks, axis=1)
         found = clipped(_finite(judge.ratio(fresh)), clip_nats)
         nats = np.concatenate([nats, np.where(fails[len(nats) :], -math.inf, found)])
         if len(nats) > AGAIN * max(1, (~fails).sum()):
