@@ -246,6 +246,20 @@ def test_an_order_that_known_cells_leave_no_way_to_keep_is_left_aside() -> None:
     assert found.codes[0, [0, 2]].tolist() == [4, 2]
 
 
+@pytest.mark.parametrize("candidates", [1, 216])
+def test_an_order_that_can_not_be_kept_takes_no_other_with_it(candidates: int) -> None:
+    """No b is 6 or more; c and d can be in order all the same, drawn again (1) or all scored (216)."""
+    columns = (scale("a", 7), *(scale(name, 6) for name in "bcd"))
+    encoding = Compact.of(columns, np.array([[place + (place > 4)] + [place] * 3 for place in range(6)]), any_order=True)
+    orders, blank = (Order("a", "b"), Order("c", "d")), np.array([[False, True, True, True]] * 30)
+    found = impute_rows(
+        gpt2(encoding), encoding, np.array([[6, 0, 0, 0]] * 30), blank,
+        seed=0, legal={place: legal_of(columns[place]) for place in (1, 2, 3)}, orders=orders, candidates=candidates,
+    )  # fmt: skip
+    assert found.broken == 30
+    assert (found.codes[:, 2] <= found.codes[:, 3]).all()
+
+
 def scale(name: str, size: int = 2000, **kinds: Any) -> Column:
     return Column(name, "integer", numbers=Numbers(0, size, ()), **kinds)
 

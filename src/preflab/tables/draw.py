@@ -280,8 +280,8 @@ def impute_rows(
     - Otherwise `candidates` rows are drawn under a mask that allows the known cells as they are, and one of them is
       drawn by its weight.
 
-    In each way rows that break one of `orders` are not taken; where the row's known cells leave no other, the order is
-    left aside.
+    In each way rows that break one of `orders` are not taken; where the row's known cells leave no other, orders that
+    can't be kept are left aside.
 
     Args:
         codes: what stands at unknown cells plays no part.
@@ -310,6 +310,7 @@ def impute_rows(
         _fill_by_scores(model, encoding, grammar, few[begin : begin + ROWS_AT_ONCE], filled, breaks, seed=seed)
     many = [gap for gap in gaps if gap.values > candidates]
     free = [gap for gap in many if gap.free]
+    fewest = {gap.row: len(orders) + 1 for gap in free}
     for times in range(AGAIN):
         if not free:
             break
@@ -323,10 +324,13 @@ def impute_rows(
             batch_size=batch_size,
         )
         rows = _codes(encoding, drawn)
-        for gap, row in zip(free, rows, strict=True):
-            _fill(filled, gap, row)
         found = breaks([gap.row for gap in free], rows) & _undecided(encoding, free, orders)
-        free = [gap for gap, fails in zip(free, found.any(1), strict=True) if fails]
+        counts = found.sum(1).tolist()
+        for gap, row, fails in zip(free, rows, counts, strict=True):
+            if fails < fewest[gap.row]:
+                fewest[gap.row] = fails
+                _fill(filled, gap, row)
+        free = [gap for gap, fails in zip(free, counts, strict=True) if fails]
     for gap in many:
         if gap.free:
             continue
