@@ -250,7 +250,9 @@ def test_an_order_that_known_cells_leave_no_way_to_keep_is_left_aside() -> None:
 def test_an_order_that_can_not_be_kept_takes_no_other_with_it(candidates: int) -> None:
     """No b is 6 or more; c and d can be in order all the same, drawn again (1) or all scored (216)."""
     columns = (scale("a", 7), *(scale(name, 6) for name in "bcd"))
-    encoding = Compact.of(columns, np.array([[place + (place > 4)] + [place] * 3 for place in range(6)]), any_order=True)
+    encoding = Compact.of(
+        columns, np.array([[place + (place > 4)] + [place] * 3 for place in range(6)]), any_order=True
+    )
     orders, blank = (Order("a", "b"), Order("c", "d")), np.array([[False, True, True, True]] * 30)
     found = impute_rows(
         gpt2(encoding), encoding, np.array([[6, 0, 0, 0]] * 30), blank,
@@ -456,10 +458,12 @@ def test_a_study_judges_rows_as_users_get_them_and_a_weak_models_as_they_come(
     bench = Bench(folder.parent, config, 0)
     vars(bench)["panel"] = Equals()
     fitted = bench.synthesizer.fitted
-    rows = [draw(bench, arm, 0).text.astype(int)]
+    drawn = [draw(bench, arm, 0)]
     assert "judged as they come" not in capfd.readouterr().err
     fitted.orders = tuple(Order(*pair) for pair in permutations(("paid", "owed", "noise"), 2))
-    rows.append(draw(bench, arm, 0).text.astype(int))
+    drawn.append(draw(bench, arm, 0))
+    rows = [one.text.astype(int) for one in drawn]
+    assert [one.orders for one in drawn] == ["keep", "ignore"]
     assert f"{arm}, seed 0: of the rows that the model writes fewer than 1 in 100 keep" in capfd.readouterr().err
     assert [bool((some.paid <= some.owed).all()) for some in rows] == [True, False]
     assert [len(some) for some in rows] == [320, 320]
