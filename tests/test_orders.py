@@ -306,6 +306,13 @@ def test_codes_and_missing_cells_are_no_numbers() -> None:
 ORDERS_AB = (Order("a", "b"),)
 
 
+@pytest.mark.parametrize(("low", "found"), [(2**53 - 2000, ["a ≤ b"]), (2**53, []), (-(2**53) - 1, [])])
+def test_numbers_that_floats_can_not_tell_apart_are_in_no_order(low: int, found: list[str]) -> None:
+    """Nanoseconds since 1970, say."""
+    columns = tuple(Column(name, "integer", numbers=Numbers(low, 1000, ())) for name in "ab")
+    assert names(columns, [[i, i + 1] for i in range(500)]) == found
+
+
 def test_dates_are_compared_with_dates_whatever_their_units_and_with_no_number() -> None:
     """`sent` is in hours, and its scale begins ten days after that of `ordered`."""
     columns = (scale("pieces"), day("ordered"), day("sent", "hour", low=240))

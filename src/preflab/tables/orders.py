@@ -27,6 +27,8 @@ AGAIN = 100
 """Sampling stops where more rows than these were drawn for each that keeps the orders."""
 GLANCE_ROWS = 1000
 """Most pairs of columns are no order, as this many rows show."""
+EXACT = 2**53
+"""Floats tell whole numbers apart up to here; of greater ones no order could be promised."""
 TOLD = 6
 """Orders that are named."""
 
@@ -41,7 +43,8 @@ def find_orders(columns: Sequence[Column], codes: Codes) -> tuple[Order, ...]:
 
         n·P(a > b) ≥ 50,     a and b of two rows drawn on their own
 
-    of n rows with both; and in more than 1 % of these low < high. Special codes and missing values are no numbers.
+    of n rows with both; and in more than 1 % of these low < high. Special codes and missing values are no numbers, and
+    columns whose scale goes beyond 2⁵³ steps from 0 are left out.
 
     Of what is true of n rows without exception, fewer than 3/n of all rows are the exception (95 % confidence).
 
@@ -52,6 +55,7 @@ def find_orders(columns: Sequence[Column], codes: Codes) -> tuple[Order, ...]:
     (['paid ≤ owed'], ())
     """
     values = numbers(columns, codes)
+    values[:, [not _is_exact(column) for column in columns]] = np.nan
     glance = values[:GLANCE_ROWS]
     dates = np.array([isinstance(column.numbers, Times) for column in columns])
     found: list[Order] = []
@@ -61,6 +65,11 @@ def find_orders(columns: Sequence[Column], codes: Codes) -> tuple[Order, ...]:
             if high != low and _is_order(values[:, low], values[:, high]):
                 found.append(Order(column.name, columns[high].name))
     return tuple(found)
+
+
+def _is_exact(column: Column) -> bool:
+    scale = column.numbers
+    return scale is not None and max(abs(scale.low), abs(scale.low + scale.size)) <= EXACT
 
 
 def _is_order(low: Float[np.ndarray, " row"], high: Float[np.ndarray, " row"]) -> bool:
