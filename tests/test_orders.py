@@ -3,7 +3,9 @@ rows can all be listed."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from itertools import permutations, product
 from pathlib import Path
@@ -28,7 +30,7 @@ from preflab.tables.encoding import Legal, legal_of
 from preflab.tables.fitted import Fitted
 from preflab.tables.judge.validity import Order
 from preflab.tables.orders import Unkept, broken, find_orders, recorded, restored, told
-from preflab.tables.synthesizer import Synthesizer
+from preflab.tables.synthesizer import Synthesizer, shortage
 from ran import run
 from row_ratios import Exact
 from tables_by_hand import Row, chances, distance, gpt2, p_value, under
@@ -103,6 +105,14 @@ def test_rows_under_conditions_and_orders_do_not_depend_on_the_batch() -> None:
         assert np.array_equal(one.codes, other.codes)
 
 
+def test_a_warning_of_too_few_candidates_says_how_many_broke_an_order() -> None:
+    drawn = draw_rows(*writes(), FEW, seed=4, legal={OWED: only(0), PAID: Legal(spans=((0, 2),))}, orders=ORDERS)
+    said = shortage(replace(drawn, enough=False, repeats=3))
+    assert drawn.broken > 0
+    assert said
+    assert f" {drawn.candidates:,} candidates, {drawn.broken:,} of which break an order, have" in said
+
+
 def test_a_few_rows_under_a_mask_that_is_exact_are_the_first_of_many() -> None:
     legal = {PAID: Legal(spans=((2, 3),))}
     few, many = (draw_rows(*writes(), n, seed=2, legal=legal, orders=ORDERS, batch_size=n).codes for n in (3, 90))
@@ -128,6 +138,44 @@ def test_a_model_that_keeps_an_order_in_hardly_a_row_ends_before_long() -> None:
     with pytest.raises(Unkept, match=f"fewer than 1 in {AGAIN} keep .* 100% break a ≤ b; take rows as they come"):
         draw_rows(gpt2(encoding), encoding, 4, seed=0, orders=orders)
     assert len(draw_rows(gpt2(encoding), encoding, 4, seed=0, orders=orders[:1]).codes) == 4
+
+
+SIDES = 12
+SEVEN = tuple(Column(f"{end} {pair}", "integer", numbers=Numbers(0, SIDES, ())) for pair in range(7) for end in "ab")
+ORDERS_OF_SEVEN = tuple(Order(f"a {pair}", f"b {pair}") for pair in range(7))
+
+
+class Equals:
+    """Discriminators that find all rows alike."""
+
+    def ratio(self, codes: Any) -> Any:
+        return np.zeros(len(codes))
+
+
+@pytest.mark.parametrize("way", ["drawn again", "weighed", "resampled"])
+def test_a_refusal_says_how_many_of_all_rows_break_the_worst_order(way: str) -> None:
+    """Each order is kept in about half of the rows, all seven in about 1 of 120; none is broken in all."""
+    encoding = Compact.of(SEVEN, np.array([[place] * len(SEVEN) for place in range(SIDES)]))
+    model = gpt2(encoding)
+    found = broken(SEVEN, draw_rows(model, encoding, 400, seed=0).codes, ORDERS_OF_SEVEN)
+    assert 0 < (~found.any(1)).sum() < 4
+    worst = found.mean(0).max()
+
+    def refused() -> None:
+        match way:
+            case "drawn again":
+                for seed in range(9):
+                    draw_rows(model, encoding, 1, seed=seed, orders=ORDERS_OF_SEVEN)
+            case "weighed":
+                legal = {13: Legal(spans=((0, SIDES - 2),))}
+                draw_rows(model, encoding, 400, seed=0, legal=legal, orders=ORDERS_OF_SEVEN)
+            case _:
+                resample_rows(model, encoding, Equals(), 400, seed=0, orders=ORDERS_OF_SEVEN)
+
+    with pytest.raises(Unkept, match=r" \d+% break ") as error:
+        refused()
+    said = int(re.findall(r"(\d+)% break ", str(error.value))[0])
+    assert abs(said / 100 - worst) < 0.15
 
 
 def test_resampled_rows_keep_orders_too() -> None:
@@ -198,6 +246,22 @@ def test_an_order_that_known_cells_leave_no_way_to_keep_is_left_aside() -> None:
     assert found.codes[0, [0, 2]].tolist() == [4, 2]
 
 
+@pytest.mark.parametrize("candidates", [1, 216])
+def test_an_order_that_can_not_be_kept_takes_no_other_with_it(candidates: int) -> None:
+    """No b is 6 or more; c and d can be in order all the same, drawn again (1) or all scored (216)."""
+    columns = (scale("a", 7), *(scale(name, 6) for name in "bcd"))
+    encoding = Compact.of(
+        columns, np.array([[place + (place > 4)] + [place] * 3 for place in range(6)]), any_order=True
+    )
+    orders, blank = (Order("a", "b"), Order("c", "d")), np.array([[False, True, True, True]] * 30)
+    found = impute_rows(
+        gpt2(encoding), encoding, np.array([[6, 0, 0, 0]] * 30), blank,
+        seed=0, legal={place: legal_of(columns[place]) for place in (1, 2, 3)}, orders=orders, candidates=candidates,
+    )  # fmt: skip
+    assert found.broken == 30
+    assert (found.codes[:, 2] <= found.codes[:, 3]).all()
+
+
 def scale(name: str, size: int = 2000, **kinds: Any) -> Column:
     return Column(name, "integer", numbers=Numbers(0, size, ()), **kinds)
 
@@ -240,6 +304,13 @@ def test_codes_and_missing_cells_are_no_numbers() -> None:
 
 
 ORDERS_AB = (Order("a", "b"),)
+
+
+@pytest.mark.parametrize(("low", "found"), [(2**53 - 2000, ["a ≤ b"]), (2**53, []), (-(2**53) - 1, [])])
+def test_numbers_that_floats_can_not_tell_apart_are_in_no_order(low: int, found: list[str]) -> None:
+    """Nanoseconds since 1970, say."""
+    columns = tuple(Column(name, "integer", numbers=Numbers(low, 1000, ())) for name in "ab")
+    assert names(columns, [[i, i + 1] for i in range(500)]) == found
 
 
 def test_dates_are_compared_with_dates_whatever_their_units_and_with_no_number() -> None:
@@ -359,6 +430,20 @@ def test_a_fit_says_its_orders(capfd: pytest.CaptureFixture[str]) -> None:
         made.sample(3, orders="no")  # type: ignore[arg-type]
 
 
+def test_a_known_number_that_no_training_row_holds_binds_as_it_stands(capfd: pytest.CaptureFixture[str]) -> None:
+    """The model takes 180 for 200, 70 for 100 and −1 for 0; what it writes must not be above 180, 70 and −1."""
+    draw = np.random.default_rng(0)
+    owed = draw.choice([0, 100, 200, 300], 400)
+    table = pd.DataFrame({"paid": (owed * draw.random(400)).astype(int), "owed": owed})
+    made = Synthesizer(settings=TINY).fit(table)
+    known = np.repeat([180, 70, -1], 40)
+    filled = made.impute(pd.DataFrame({"paid": np.full(120, np.nan), "owed": known}))
+    assert (filled.owed == known).all()
+    assert (filled.paid <= filled.owed)[:80].all()
+    assert (filled.paid[80:] >= 0).all()
+    assert "; 40 rows break an order: their known cells leave no way" in capfd.readouterr().err
+
+
 def test_saved_orders_are_loaded_none_are_none_and_damaged_ones_refused(folder: Path, tmp_path: Path) -> None:
     Synthesizer.load(folder).save(tmp_path / "copy")
     copy = tmp_path / "copy"
@@ -372,25 +457,20 @@ def test_saved_orders_are_loaded_none_are_none_and_damaged_ones_refused(folder: 
         Fitted.load(copy)
 
 
-class Unmoved:
-    """Discriminators that find all rows alike."""
-
-    def ratio(self, codes: Any) -> Any:
-        return np.zeros(len(codes))
-
-
 @pytest.mark.parametrize("arm", ["reference", "resampled"])
 def test_a_study_judges_rows_as_users_get_them_and_a_weak_models_as_they_come(
     folder: Path, arm: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     config = CompareTable(data=folder.parent / "bills.csv", out=folder.parent, arms=("resampled", "dpo"))
     bench = Bench(folder.parent, config, 0)
-    vars(bench)["panel"] = Unmoved()
+    vars(bench)["panel"] = Equals()
     fitted = bench.synthesizer.fitted
-    rows = [draw(bench, arm, 0).text.astype(int)]
+    drawn = [draw(bench, arm, 0)]
     assert "judged as they come" not in capfd.readouterr().err
     fitted.orders = tuple(Order(*pair) for pair in permutations(("paid", "owed", "noise"), 2))
-    rows.append(draw(bench, arm, 0).text.astype(int))
+    drawn.append(draw(bench, arm, 0))
+    rows = [one.text.astype(int) for one in drawn]
+    assert [one.orders for one in drawn] == ["keep", "ignore"]
     assert f"{arm}, seed 0: of the rows that the model writes fewer than 1 in 100 keep" in capfd.readouterr().err
     assert [bool((some.paid <= some.owed).all()) for some in rows] == [True, False]
     assert [len(some) for some in rows] == [320, 320]

@@ -166,6 +166,7 @@ def test_a_policy_made_anew_stands_beside_nothing_that_was_made_of_the_old_one(f
 def test_a_study_grows_by_seeds(folder: Path) -> None:
     config = asked(folder, arms=("reference",), out=folder / "seeds")
     out = compare_table(config)
+    shutil.copytree(out / "seeds" / "seed-0", out / "seeds" / "seed-0.bak")
     before = written(out)
     compare_table(replace(config, seeds=2))
     assert before.items() <= written(out).items()

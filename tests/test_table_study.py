@@ -131,6 +131,26 @@ def test_every_draw_of_every_arm_is_judged(done: Path) -> None:
         assert 0 <= judged(done, arm)["unmasked_valid_share"] <= 1
 
 
+def test_tables_that_are_judged_with_orders_broken_are_counted(tmp_path: Path) -> None:
+    """The fit is made to say that y ≤ x, which no row keeps."""
+    frame, _ = read_table(write(tmp_path))
+    frame.assign(y=(frame["x"].astype(int) + 100).astype(str)).to_csv(tmp_path / "small.csv", index=False)
+    config = settings(tmp_path, arms=("reference",), align=Alignment())
+    done = compare_table(config)
+    assert [one.get("orders") for one in judged(done, "reference")["draws"]] == ["keep", "keep"]
+    assert not any("orders" in warning for warning in read_json(done / "study.json")["warnings"])
+    fit, kept = (done / "seeds" / "seed-0" / name for name in ("table/fit.json", "judged/reference.json"))
+    write_json(fit, read_json(fit) | {"orders": [["y", "x"]]})
+    kept.unlink()
+    compare_table(config)
+    assert [one["orders"] for one in judged(done, "reference")["draws"]] == ["ignore", "ignore"]
+    assert any(
+        warning.startswith("Reference, seed 0: hardly a row keeps the orders")
+        and warning.endswith("so 2 of 2 tables are judged as they come, orders broken")
+        for warning in read_json(done / "study.json")["warnings"]
+    )
+
+
 def test_what_an_arm_takes_is_the_fit_and_each_stage(done: Path) -> None:
     folder, config = done / "seeds" / "seed-0", settings(done.parent)
     fit = read_json(folder / "table" / "fit.json")["seconds"]

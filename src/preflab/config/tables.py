@@ -87,7 +87,7 @@ class TableSample:
     """Which model writes: reference, as it was fitted, or one that `preflab table align` made, by its method, such as
     ppo. None: the one that was aligned last, or the reference where none was."""
     orders: Literal["keep", "ignore"] = "keep"
-    """keep: a row that breaks an order which every row of the table keeps, say opened ≤ closed, is drawn again; ignore:
+    """keep: a row that breaks an order which every training row keeps, say opened ≤ closed, is drawn again; ignore:
     rows are as the model writes them."""
     spreadsheet_safe: bool = False
     """Put an apostrophe before cells that a spreadsheet would run as a formula. The file is then no exact copy of the

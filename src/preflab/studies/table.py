@@ -146,14 +146,16 @@ def _judge_all(config: CompareTable, folder: Path, seed: int, tell: Callable[[],
         found = read_json(path) if begun else measure(bench, arm)
         with stage(f"judging {arm}, seed {seed}", config.redraws, begun) as advance:
             for redraw in range(begun, config.redraws):
+                about: dict[str, JSON] = {"redraw": redraw}
                 if arm == REAL:
                     figures = judge_real(bench, redraw)
                 else:
                     rows = draw(bench, arm, redraw)
                     figures = judge_rows(bench, rows.text, redraw)
+                    about["orders"] = rows.orders
                     found["cpu_seconds"] += rows.cpu_seconds
                     found["rows_per_cpu_second"] = (redraw + 1) * found["rows"] / found["cpu_seconds"]
-                found["draws"].append({"redraw": redraw, "figures": figures})
+                found["draws"].append(about | {"figures": figures})
                 write_json(path, found)
                 auc = figures.get(BOOSTING)
                 advance(redraw + 1, "" if auc is None else f"told apart with an AUC of {auc:.3f}")
@@ -189,7 +191,7 @@ class _Study:
             "primary": BOOSTING,
             "independent": independent(config.align),
             "notes": self._notes(),
-            "warnings": [*self.warnings(), *self._aligned_warnings()],
+            "warnings": [*self.warnings(), *self._aligned_warnings(), *self._order_warnings()],
             "complete": self.complete(),
         }
         write_json(config.out / "study.json", value)
@@ -240,6 +242,20 @@ class _Study:
                 if path.exists():
                     said: Sequence[JSON] = read_json(path)["warnings"]
                     found += [f"{label(arm)}, seed {seed}: {one}" for one in said]
+        return found
+
+    def _order_warnings(self) -> list[str]:
+        """Tables of one arm that keep orders can't be compared with tables of another that don't, so it is said."""
+        found = []
+        for seed in self.config.seed_numbers():
+            for arm in self.config.compared():
+                path = self.folder(seed) / "judged" / f"{arm}.json"
+                draws = read_json(path)["draws"] if path.exists() else []
+                if free := sum(one.get("orders") == "ignore" for one in draws):
+                    found.append(
+                        f"{label(arm)}, seed {seed}: hardly a row keeps the orders that every training row keeps, so "
+                        f"{free} of {len(draws)} tables are judged as they come, orders broken"
+                    )
         return found
 
 

@@ -111,6 +111,8 @@ class Rows:
 
     text: pd.DataFrame
     cpu_seconds: float
+    orders: Orders
+    """ignore: the model keeps orders in hardly a row, so these are as it writes them."""
 
 
 def panel_folder(folder: Path, config: CompareTable) -> Path:
@@ -132,20 +134,22 @@ def draw(bench: Bench, arm: str, redraw: int) -> Rows:
         drawn = _resampled(bench, count, seed=seed, orders=fitted.orders if orders == "keep" else ())
         return fitted.schema.frame(drawn.codes, seed=derive(seed, "identifiers")), drawn
 
+    orders: Orders = "keep"
     try:
         with hushed():
-            text, drawn = drawn_with("keep")
+            text, drawn = drawn_with(orders)
     except Unkept as error:  # a weak model is judged too
         warn(f"{arm}, seed {bench.seed}: {error}; its rows are judged as they come")
+        orders, began = "ignore", time.process_time()
         with hushed():
-            text, drawn = drawn_with("ignore")
+            text, drawn = drawn_with(orders)
     seconds = time.process_time() - began
     if panel is not None and not drawn.enough:
         warn(
             f"resampled, seed {bench.seed}: {drawn.candidates:,} rows of the reference were too few to choose among, "
             f"and {drawn.repeats:,} of {count:,} repeat another"
         )
-    return Rows(text, seconds)
+    return Rows(text, seconds, orders)
 
 
 def _resampled(bench: Bench, count: int, *, seed: int, orders: Sequence[Order] = ()) -> Drawn:

@@ -35,7 +35,8 @@ def refuse_conflicts(config: CompareTable) -> None:
             raise StorageError(
                 f"{folder} holds the arm {arm}, which is not asked for; name it too, or delete {' and '.join(left)}"
             )
-    seeds = {int(path.name.removeprefix("seed-")): path for path in folder.glob("seeds/seed-*")}
+    numbered = ((path.name.removeprefix("seed-"), path) for path in folder.glob("seeds/seed-*"))
+    seeds = {int(number): path for number, path in numbered if number.isdecimal()}  # "seed-0.bak" is none
     if seeds and (last := max(seeds)) not in config.seed_numbers():
         raise StorageError(
             f"{folder} holds seed {last}; ask for --seeds {last - config.seed + 1}, or delete {seeds[last]}"

@@ -118,10 +118,10 @@ class Numbers:
         """
         return min(max(round(self.place(text)), 0), self.size - 1)
 
-    def value(self, point: int) -> float:
-        """As a float, for what needs a distance; days since 1970 for dates."""
-        steps = self.low + point
-        return steps / 10**self.decimals if self.decimals > 0 else float(steps * 10**-self.decimals)
+    def value(self, place: int | Fraction) -> float:
+        """As a float, for what needs a distance."""
+        steps = self.low + place
+        return float(steps / 10**self.decimals if self.decimals > 0 else steps * 10**-self.decimals)
 
 
 Unit = Literal["day", "hour", "minute", "second", "millisecond", "microsecond", "nanosecond"]
@@ -257,9 +257,9 @@ class Times:
         """
         return min(max(round(self.place(text)), 0), self.size - 1)
 
-    def value(self, point: int) -> float:
+    def value(self, place: int | Fraction) -> float:
         """As a float, for what needs a distance: days since 1970."""
-        return (self.low + point) * NANOSECONDS[self.unit] / NANOSECONDS["day"]
+        return float((self.low + place) * NANOSECONDS[self.unit] / NANOSECONDS["day"])
 
 
 @dataclass(frozen=True)
@@ -415,3 +415,18 @@ class Column:
     def value(self, code: int) -> float:
         """A point of the scale as a float; NaN for a level."""
         return float("nan") if code < 0 or self.numbers is None else self.numbers.value(code)
+
+    def exact(self, text: str) -> float:
+        """The number or moment of a cell as it is written, whatever the points of the scale, as a float; NaN where the
+        cell is none, or a level.
+
+        >>> paid = Column("paid", "integer", levels=("-9",), numbers=Numbers(18, 73, (0, 7)))
+        >>> [paid.exact(text) for text in ("18", "20.5", "1000", "-9", "none")]
+        [18.0, 20.5, 1000.0, nan, nan]
+        """
+        try:
+            if self.numbers is None or self.code(text, nearest=True) < 0:
+                return float("nan")
+            return self.numbers.value(self.numbers.place(text))
+        except ValueError:
+            return float("nan")

@@ -56,6 +56,7 @@ SCORED_AT_ONCE = 256
 
 Codes = Int[np.ndarray, "row column"]
 Weights = Float[np.ndarray, " candidate"]
+Values = Float[np.ndarray, "row column"]
 Breaks = Bool[np.ndarray, "row order"]
 
 
@@ -159,9 +160,9 @@ def draw_rows(
         nats = np.concatenate([nats, _weights_nats(model, grammar, drawn)])
         found = np.concatenate([found, breaks(_codes(encoding, drawn))])
         kept = np.flatnonzero(~found.any(1))
+        if len(responses) > AGAIN * max(1, len(kept)):
+            raise unkept(found.mean(0), orders, conditions=True)
         if not len(kept):
-            if len(responses) > AGAIN:
-                raise unkept(found, orders, conditions=True)
             wanted += FEWEST
             continue
         weights = _relative(nats, kept)
@@ -193,15 +194,15 @@ def _until_kept(
     """Rows by their keys, those that break an order again and again under keys of their own."""
     codes = draw([f"row {row}" for row in range(n)])
     found = breaks(codes)
-    left = np.flatnonzero(found.any(1))
+    left, fails = np.flatnonzero(found.any(1)), found.sum(0)
     again = times = 0
     while len(left):
+        if again + len(left) > AGAIN * max(1, n - len(left)):
+            raise unkept(fails / (n + again), orders, conditions=conditions)
         again, times = again + len(left), times + 1
-        if again > AGAIN * max(1, n - len(left)):
-            raise unkept(found, orders, conditions=conditions)
         codes[left] = draw([f"row {row}, drawn again {times}" for row in left])
         found = breaks(codes[left])
-        left = left[found.any(1)]
+        left, fails = left[found.any(1)], fails + found.sum(0)
     return Drawn(codes, n + again, broken=again)
 
 
@@ -266,6 +267,7 @@ def impute_rows(
     seed: int,
     legal: Mapping[int, Legal],
     orders: Sequence[Order] = (),
+    exact: Values | None = None,
     candidates: int = CANDIDATES,
     batch_size: int | None = None,
 ) -> Imputed:
@@ -278,14 +280,16 @@ def impute_rows(
     - Otherwise `candidates` rows are drawn under a mask that allows the known cells as they are, and one of them is
       drawn by its weight.
 
-    In each way rows that break one of `orders` are not taken; where the row's known cells leave no other, the order is
-    left aside.
+    In each way rows that break one of `orders` are not taken; where the row's known cells leave no other, orders that
+    can't be kept are left aside.
 
     Args:
         codes: what stands at unknown cells plays no part.
         legal: places → codes that an unknown cell may take, of every column that has unknown cells; all of them
             `writable`.
         orders: of columns of the encoding.
+        exact: numbers of known cells, which orders are about, where `codes` has the nearest that the model knows; NaN:
+            that of the code.
         candidates: > 0.
     """
     sizes = [count(one) for one in writable(encoding)]
@@ -293,15 +297,20 @@ def impute_rows(
         _gap(encoding, int(row), codes[row], np.flatnonzero(unknown[row]), legal, sizes)
         for row in np.flatnonzero(unknown.any(1))
     ]
+
+    def breaks(rows: Sequence[int], made: Codes) -> Breaks:
+        return broken(encoding.columns, made, orders, exact=None if exact is None else exact[rows])
+
     base = encoding.mask()
     grammar = grammar_of(base)
     filled = codes.copy()
     effective: list[float] = []
     few = [gap for gap in gaps if gap.values <= candidates]
     for begin in range(0, len(few), ROWS_AT_ONCE):
-        _fill_by_scores(model, encoding, grammar, few[begin : begin + ROWS_AT_ONCE], filled, orders, seed=seed)
+        _fill_by_scores(model, encoding, grammar, few[begin : begin + ROWS_AT_ONCE], filled, breaks, seed=seed)
     many = [gap for gap in gaps if gap.values > candidates]
     free = [gap for gap in many if gap.free]
+    fewest = {gap.row: len(orders) + 1 for gap in free}
     for times in range(AGAIN):
         if not free:
             break
@@ -315,10 +324,13 @@ def impute_rows(
             batch_size=batch_size,
         )
         rows = _codes(encoding, drawn)
-        for gap, row in zip(free, rows, strict=True):
-            _fill(filled, gap, row)
-        found = broken(encoding.columns, rows, orders) & _undecided(encoding, free, orders)
-        free = [gap for gap, fails in zip(free, found.any(1), strict=True) if fails]
+        found = breaks([gap.row for gap in free], rows) & _undecided(encoding, free, orders)
+        counts = found.sum(1).tolist()
+        for gap, row, fails in zip(free, rows, counts, strict=True):
+            if fails < fewest[gap.row]:
+                fewest[gap.row] = fails
+                _fill(filled, gap, row)
+        free = [gap for gap, fails in zip(free, counts, strict=True) if fails]
     for gap in many:
         if gap.free:
             continue
@@ -333,11 +345,12 @@ def impute_rows(
             batch_size=batch_size,
         )
         made = _codes(encoding, weighed)
-        kept = _able(broken(encoding.columns, made, orders))
+        kept = _able(breaks([gap.row] * len(made), made))
         weights = _relative(_weights_nats(model, grammar, weighed), kept)
         _fill(filled, gap, made[systematic(weights, 1, seed=derive(seed, "imputed", gap.row))[0]])
         effective.append(effective_size(weights))
-    still = broken(encoding.columns, filled[[gap.row for gap in gaps]], orders).any(1)
+    rows_of = [gap.row for gap in gaps]
+    still = breaks(rows_of, filled[rows_of]).any(1)
     return Imputed(filled, tuple(effective), candidates, broken=int(still.sum()))
 
 
@@ -394,7 +407,7 @@ def _fill_by_scores(
     grammar: Grammar,
     gaps: Sequence[_Gap],
     filled: Codes,
-    orders: Sequence[Order],
+    breaks: Callable[[Sequence[int], Codes], Breaks],
     *,
     seed: int,
 ) -> None:
@@ -417,7 +430,7 @@ def _fill_by_scores(
     nats = logprobs_of(model, trees, batch_size=SCORED_AT_ONCE, grammar=grammar).double().numpy()
     begin = 0
     for gap, made in zip(gaps, rows, strict=True):
-        kept = _able(broken(encoding.columns, np.array(made), orders))
+        kept = _able(breaks([gap.row] * len(made), np.array(made)))
         weights = _relative(nats[begin : begin + len(made)], kept)
         begin += len(made)
         _fill(filled, gap, np.array(made[systematic(weights, 1, seed=derive(seed, "imputed", gap.row))[0]]))

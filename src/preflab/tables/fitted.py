@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import transformers
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 
 from preflab.errors import ConfigError, PreflabError, StorageError
 from preflab.runs import JSON, read_json
@@ -157,6 +157,20 @@ class Fitted:
             blank = np.array([_is_blank(column, text) for text in distinct.tolist()])[of_row]
             drawn[:, place] = blank if asked is None else asked[column.name].to_numpy()
         return codes, unknown | drawn, drawn
+
+    def exact(
+        self, frame: pd.DataFrame, known: Bool[np.ndarray, "row column"], orders: Sequence[Order]
+    ) -> Float[np.ndarray, "row column"]:
+        """The numbers of known cells, as they stand, in the columns of orders, where `context` has the nearest of the
+        training rows; NaN: no number."""
+        asked = {name for order in orders for name in (order.low, order.high)}
+        found = np.full(known.shape, np.nan)
+        for place, column in enumerate(self.encoding.columns):
+            if column.name in asked:
+                of_row, distinct = pd.factorize(frame[column.name].to_numpy(dtype=object))
+                values = np.array([column.exact(text) for text in distinct.tolist()], float)[of_row]
+                found[:, place] = np.where(known[:, place], values, np.nan)
+        return found
 
     def _nearest_seen(self, place: int, legal: Legal) -> str:
         numbers = self.encoding.columns[place].numbers

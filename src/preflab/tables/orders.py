@@ -27,6 +27,8 @@ AGAIN = 100
 """Sampling stops where more rows than these were drawn for each that keeps the orders."""
 GLANCE_ROWS = 1000
 """Most pairs of columns are no order, as this many rows show."""
+EXACT = 2**53
+"""Floats tell whole numbers apart up to here; of greater ones no order could be promised."""
 TOLD = 6
 """Orders that are named."""
 
@@ -41,7 +43,8 @@ def find_orders(columns: Sequence[Column], codes: Codes) -> tuple[Order, ...]:
 
         n·P(a > b) ≥ 50,     a and b of two rows drawn on their own
 
-    of n rows with both; and in more than 1 % of these low < high. Special codes and missing values are no numbers.
+    of n rows with both; and in more than 1 % of these low < high. Special codes and missing values are no numbers, and
+    columns whose scale goes beyond 2⁵³ steps from 0 are left out.
 
     Of what is true of n rows without exception, fewer than 3/n of all rows are the exception (95 % confidence).
 
@@ -52,6 +55,7 @@ def find_orders(columns: Sequence[Column], codes: Codes) -> tuple[Order, ...]:
     (['paid ≤ owed'], ())
     """
     values = numbers(columns, codes)
+    values[:, [not _is_exact(column) for column in columns]] = np.nan
     glance = values[:GLANCE_ROWS]
     dates = np.array([isinstance(column.numbers, Times) for column in columns])
     found: list[Order] = []
@@ -63,20 +67,43 @@ def find_orders(columns: Sequence[Column], codes: Codes) -> tuple[Order, ...]:
     return tuple(found)
 
 
+def _is_exact(column: Column) -> bool:
+    scale = column.numbers
+    return scale is not None and max(abs(scale.low), abs(scale.low + scale.size)) <= EXACT
+
+
 def _is_order(low: Float[np.ndarray, " row"], high: Float[np.ndarray, " row"]) -> bool:
     both = ~(np.isnan(low) | np.isnan(high))
     low, high = low[both], high[both]
     if len(low) < SHUFFLED_ROWS or (low > high).any() or (low < high).mean() <= STRICT:
         return False
-    return len(low) * (1 - kept_by_chance(np.sort(low), np.sort(high))) >= SHUFFLED_ROWS
+    # Only where the columns overlap can shuffled rows break it: of most pairs of columns there is little to sort.
+    above, below = low[low > high.min()], high[high < low.max()]
+    if not len(above):
+        return False
+    by_chance = kept_by_chance(np.sort(above), np.sort(below))
+    return len(above) * len(below) / len(low) * (1 - by_chance) >= SHUFFLED_ROWS
 
 
-def broken(columns: Sequence[Column], codes: Codes, orders: Sequence[Order]) -> Bool[np.ndarray, "row order"]:
-    """Which row breaks which order; nothing is broken by what is no number."""
+def broken(
+    columns: Sequence[Column],
+    codes: Codes,
+    orders: Sequence[Order],
+    *,
+    exact: Float[np.ndarray, "row column"] | None = None,
+) -> Bool[np.ndarray, "row order"]:
+    """Which row breaks which order; nothing is broken by what is no number.
+
+    Args:
+        exact: numbers of cells that codes have only the nearest of; NaN: that of the code.
+    """
     asked = {name for order in orders for name in (order.low, order.high)}
     places = [place for place, column in enumerate(columns) if column.name in asked]
     some = [columns[place] for place in places]
-    return violated(pd.DataFrame(numbers(some, codes[:, places]), columns=[column.name for column in some]), orders)
+    values = numbers(some, codes[:, places])
+    if exact is not None:
+        values = np.where(np.isnan(exact[:, places]), values, exact[:, places])
+    return violated(pd.DataFrame(values, columns=[column.name for column in some]), orders)
 
 
 def told(orders: Sequence[Order]) -> str:
@@ -114,13 +141,12 @@ def restored(record: Any, columns: Sequence[Column]) -> tuple[Order, ...]:
     return tuple(found)
 
 
-def unkept(breaks: Bool[np.ndarray, "row order"], orders: Sequence[Order], *, conditions: bool) -> Unkept:
+def unkept(shares: Float[np.ndarray, " order"], orders: Sequence[Order], *, conditions: bool) -> Unkept:
     """What to say where hardly a row keeps the orders.
 
     Args:
-        breaks: of rows that were drawn.
+        shares: of all rows that were drawn, those that break each order.
     """
-    shares = breaks.mean(0)
     worst = int(shares.argmax())
     under, widen = (" under the conditions", "widen the conditions, or ") if conditions else ("", "")
     return Unkept(

@@ -301,10 +301,12 @@ class Synthesizer:
             )
         asked = None if cells is None else pd.DataFrame(cells.to_numpy(dtype=bool), columns=frame.columns)
         codes, unknown, drawn = fitted.context(frame, asked)
+        kept = _kept(fitted, orders)
         legal = {place: _fillable(column, one) for place, column, one in fitted.places()}
         found = impute_rows(
             fitted.model(policy or fitted.latest), fitted.encoding, codes, unknown,
-            seed=derive(seed, "impute"), legal=legal, orders=_kept(fitted, orders), candidates=candidates,
+            seed=derive(seed, "impute"), legal=legal, candidates=candidates,
+            orders=kept, exact=fitted.exact(frame, ~drawn, kept),
         )  # fmt: skip
         for place, column in enumerate(fitted.schema.written):
             filled = frame[column.name].to_numpy(dtype=object).copy()
@@ -470,10 +472,11 @@ def shortage(drawn: Drawn) -> str | None:
     """What to say where the candidates were too few."""
     if drawn.enough or drawn.effective is None or not drawn.repeats:
         return None
+    broken = f", {drawn.broken:,} of which break an order," if drawn.broken else ""
     return (
-        f"the conditions are rare, or hard to foresee where a row begins: {drawn.candidates:,} candidates have an "
-        f"effective sample size of {drawn.effective:,.0f}, and {drawn.repeats:,} of {len(drawn.codes):,} rows repeat "
-        "another; ask for fewer rows, or fit with these columns --first, or with --any-order"
+        f"the conditions are rare, or hard to foresee where a row begins: {drawn.candidates:,} candidates{broken} have "
+        f"an effective sample size of {drawn.effective:,.0f}, and {drawn.repeats:,} of {len(drawn.codes):,} rows "
+        "repeat another; ask for fewer rows, or fit with these columns --first, or with --any-order"
     )
 
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from preflab.errors import NumericError
 from preflab.seeds import derive
@@ -67,21 +67,23 @@ def resample_rows(
     least = wanted = max(n, FEWEST)
     largest = most * least
     pool, nats = [draw_rows(model, encoding, 0, seed=seed).codes], np.zeros(0)
+    breaks = np.zeros((0, len(orders)), dtype=bool)
     while n:
         fresh_seed = derive(seed, "pool", len(nats))
         fresh = draw_rows(model, encoding, wanted - len(nats), seed=fresh_seed, batch_size=batch_size).codes
         pool.append(fresh)
-        breaks = broken(encoding.columns, fresh, orders)
-        found = np.where(breaks.any(1), -math.inf, clipped(_finite(judge.ratio(fresh)), clip_nats))
-        nats = np.concatenate([nats, found])
-        if not np.isfinite(nats).any():
-            if len(nats) > AGAIN:
-                raise unkept(breaks, orders, conditions=False)
+        breaks = np.concatenate([breaks, broken(encoding.columns, fresh, orders)])
+        fails: Bool[np.ndarray, " row"] = np.any(breaks, axis=1)
+        found = clipped(_finite(judge.ratio(fresh)), clip_nats)
+        nats = np.concatenate([nats, np.where(fails[len(nats) :], -math.inf, found)])
+        if len(nats) > AGAIN * max(1, (~fails).sum()):
+            raise unkept(breaks.mean(0), orders, conditions=False)
+        if fails.all():
             wanted += FEWEST
             continue
         weights = np.exp(nats - nats.max())
         enough = bool(weights.sum() >= least)
-        if enough or wanted == largest:
+        if enough or wanted >= largest:
             taken = systematic(weights, n, seed=seed)
             return Drawn(
                 np.concatenate(pool)[taken],
@@ -89,7 +91,7 @@ def resample_rows(
                 effective=effective_size(weights),
                 repeats=n - len(set(taken)),
                 enough=enough,
-                broken=int(np.isneginf(nats).sum()),
+                broken=int(fails.sum()),
             )
         wanted = min(largest, max(wanted + FEWEST, math.ceil(SPARE * least / weights.mean())))
     return Drawn(pool[0], 0)
