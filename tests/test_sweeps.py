@@ -239,6 +239,35 @@ def test_the_summary_of_a_grid_names_one_point_of_it(tmp_path: Path) -> None:
     assert "at an end" not in recommended(study)
 
 
+def test_the_summary_names_all_that_tells_the_values_of_one_setting_apart(tmp_path: Path) -> None:
+    """Two values of β at the method's rate and at another are four settings, not four values of β."""
+    rate = "optimizer.learning_rate"
+    plain = [variant({"loss.beta": beta}, 2.0, root(1.0)) for beta in (0.1, 0.5)]
+    faster = [variant({"loss.beta": beta, rate: 2e-4}, 2.0, root(2.0 + beta)) for beta in (0.1, 0.5)]
+    study = swept_over(tmp_path, [*plain, *faster], "loss.beta", noise=0.1)
+    assert recommended(study).startswith("Of 4 settings for DPO take β 0.5, learning_rate 2e-4: ")
+
+
+def test_the_summary_of_a_chain_names_the_value_of_its_last_stage(tmp_path: Path) -> None:
+    """The plain chain stands among its variants by the value in its settings, which are those of the last stage."""
+    key, own = "ppo.kl_coefficient", "kl_coefficient"
+    set_ = [
+        SimulatedArm(f"dpo+ppo@{own}={value}", "ppo", root(1.0), kl=(1, 2, 3, 2 / value), family="dpo+ppo",
+                     overrides={key: value})
+        for value in (0.1, 0.5)
+    ]  # fmt: skip
+    plain = SimulatedArm("dpo+ppo", "ppo", root(1.0), kl=(1, 2, 3, 40), family="dpo+ppo", label="DPO → PPO")
+    folder = write_study(tmp_path, [REFERENCE, plain, *set_], seeds=3, noise=0.2,
+                         sweep={"method": "dpo+ppo", "over": {key: [0.1, 0.5]}})  # fmt: skip
+    content = json.loads((folder / "study.json").read_text())
+    for entry in content["arms"]:
+        entry["settings"] |= {own: entry["overrides"].get(key, 0.05)}
+    (folder / "study.json").write_text(json.dumps(content))
+    study = read_study(folder)
+    assert [one.values for one in sweeps(study)] == [(0.05, 0.1, 0.5)]
+    assert recommended(study).startswith("Of 3 values of kl_coefficient for DPO → PPO take 0.05: ")
+
+
 def test_the_summary_is_undecided_where_nothing_beats_the_reference(tmp_path: Path) -> None:
     study = swept_over(tmp_path, of_betas([12, 6, 3, 1], lambda kl: -0.5), "loss.beta")
     assert recommended(study) == (
