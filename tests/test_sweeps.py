@@ -225,6 +225,13 @@ def test_the_summary_says_that_a_best_value_lies_at_an_end(tmp_path: Path) -> No
     assert recommended(study).endswith("it lies at an end of what was tried.")
 
 
+def test_the_summary_of_an_unfinished_sweep_says_that_more_is_to_come(tmp_path: Path) -> None:
+    first, second, *_ = of_betas([12, 6, 3, 1], lambda kl: kl)
+    unrun = replace(of_betas([12, 6, 3, 1])[2], evaluated=False)
+    study = swept_over(tmp_path, [first, second, unrun], "loss.beta", noise=0.2, complete=False)
+    assert recommended(study).startswith("Of 2 values of β for DPO so far take 0.05: ")
+
+
 def test_the_summary_of_a_grid_names_one_point_of_it(tmp_path: Path) -> None:
     rate = "optimizer.learning_rate"
     arms = [
@@ -237,6 +244,19 @@ def test_the_summary_of_a_grid_names_one_point_of_it(tmp_path: Path) -> None:
         "Of 4 settings for DPO take β 0.5, learning_rate 2e-4: on validation prompts it gets the most gold sentiment"
     )
     assert "at an end" not in recommended(study)
+
+
+def test_the_summary_of_a_grid_names_a_setting_that_is_a_word_too(tmp_path: Path) -> None:
+    """Which is no sweep, but what a value of the other setting goes with."""
+    key, word = "kl_coefficient", "value_trunk"
+    arms = [
+        SimulatedArm(f"ppo@{key}={value}@{word}={trunk}", "ppo", lambda kl, h=height: h, kl=(1, 2, 3, 4), family="ppo",
+                     overrides={key: value, word: trunk})
+        for value in (0.1, 0.5)
+        for trunk, height in (("shared", 1.0), ("separate", 2.0 + value))
+    ]  # fmt: skip
+    study = swept_over(tmp_path, arms, key, word, noise=0.1)
+    assert recommended(study).startswith("Of 4 settings for PPO take kl_coefficient 0.5, value_trunk separate: ")
 
 
 def test_the_summary_names_all_that_tells_the_values_of_one_setting_apart(tmp_path: Path) -> None:

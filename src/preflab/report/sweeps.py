@@ -232,9 +232,8 @@ def in_words(study: Study, family: Family, found: Sequence[Sweep]) -> str:
         if len({told(arm, key) for arm in arms}) > 1
     ]
     choice = choose(study, arms)
-    tried = (
-        f"{len(arms)} {f'values of {written(mine[0].setting)}' if len(keys) == 1 else 'settings'} for {family.title}"
-    )
+    what = f"values of {written(mine[0].setting)}" if len(keys) == 1 else "settings"
+    tried = f"{len(arms)} {what} for {family.title}{'' if study.complete else ' so far'}"
     if choice is None:
         said = f"none is shown to get more {study.reward_name} than the reference"
         return f"Undecided between {tried}: on validation prompts {said}."
