@@ -11,6 +11,7 @@ import pytest
 from preflab.errors import StorageError
 from preflab.report.chapter import Findings, Sheet
 from preflab.report.chapters.verdicts import verdicts as verdicts_chapter
+from preflab.report.checkpoints import measured_families
 from preflab.report.families import families, unequal_tries, validation_reward
 from preflab.report.study import Study, read_study
 from preflab.report.verdicts import verdicts
@@ -48,6 +49,16 @@ def test_the_variant_that_did_best_on_validation_is_chosen(tmp_path: Path) -> No
     dpo, ppo = families(study)
     assert (dpo.title, dpo.tries, dpo.chosen and dpo.chosen.name) == ("DPO", 3, BEST)
     assert (ppo.title, ppo.tries, ppo.chosen and ppo.chosen.name) == ("PPO", 1, "ppo")
+
+
+def test_an_only_variant_keeps_its_title(tmp_path: Path) -> None:
+    """IPO at another τ alone is nowhere shown as plain IPO."""
+    only = SimulatedArm(
+        "ipo@loss.tau=0.5", "ipo", lambda kl: 1.0, label="IPO, τ 0.5", family="ipo", overrides={"loss.tau": 0.5}
+    )
+    study = read_study(write_study(tmp_path, [REFERENCE, only, PPO]))
+    assert [one.title for one in families(study)] == ["IPO, τ 0.5", "PPO"]
+    assert [one.title for one in measured_families(study)] == ["IPO, τ 0.5", "PPO"]
 
 
 def test_where_checkpoints_are_chosen_by_the_proxy_variants_are_too(tmp_path: Path) -> None:

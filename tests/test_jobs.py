@@ -242,18 +242,21 @@ def test_progress_is_read_from_a_run_folder_whole_or_not(tmp_path: Path) -> None
 
 def test_steps_that_a_budget_or_ties_can_end_before_are_said_to_be_the_most() -> None:
     config = replace(study(Path("unused"), ("reference", "dpo", "ppo")), iterative_dpo=IterativeDPO(rounds=2))
-    assert total_of(config, "dpo", 20) == "3"  # 20 pairs by 8
-    assert total_of(config, "ppo", 20) == "2"
-    assert total_of(config, "best-of-n", 20) == ""
-    assert total_of(config, "iterative-dpo", 20).startswith("≤ ")
+    assert total_of(config, "dpo", 20, 40) == "3"  # 20 pairs by 8
+    assert total_of(config, "ppo", 20, 40) == "2"
+    assert total_of(config, "best-of-n", 20, 40) == ""
+    batch = config.iterative_dpo.batch.size
+    for prompts in (6 * batch, 2 * batch):  # dealt out over two rounds
+        whole = prompts // batch * config.iterative_dpo.epochs
+        assert total_of(config, "iterative-dpo", 20, prompts) == f"≤ {whole:g}"
     bounded = replace(config, budget=Budget(measure="labels", amount=5))
-    assert total_of(bounded, "dpo", 20) == "≤ 3"
-    assert Progress(step=2).note(total_of(bounded, "dpo", 20)) == "step 2 of ≤ 3"
+    assert total_of(bounded, "dpo", 20, 40) == "≤ 3"
+    assert Progress(step=2).note(total_of(bounded, "dpo", 20, 40)) == "step 2 of ≤ 3"
 
 
 def test_the_table_shows_all_arms_and_on_a_low_terminal_those_that_matter(tmp_path: Path) -> None:
     rows = [
-        Row(f"dpo@loss.beta={beta}", seed, RunFolder(tmp_path), 10, state="done", seconds=12)
+        Row(f"dpo@loss.beta={beta}", seed, RunFolder(tmp_path), 10, 40, state="done", seconds=12)
         for beta in (0.05, 0.1, 0.5)
         for seed in (0, 1)
     ]

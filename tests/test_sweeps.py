@@ -225,6 +225,13 @@ def test_the_summary_says_that_a_best_value_lies_at_an_end(tmp_path: Path) -> No
     assert recommended(study).endswith("it lies at an end of what was tried.")
 
 
+def test_the_summary_of_an_unfinished_sweep_says_that_more_is_to_come(tmp_path: Path) -> None:
+    first, second, *_ = of_betas([12, 6, 3, 1], lambda kl: kl)
+    unrun = replace(of_betas([12, 6, 3, 1])[2], evaluated=False)
+    study = swept_over(tmp_path, [first, second, unrun], "loss.beta", noise=0.2, complete=False)
+    assert recommended(study).startswith("Of 2 values of β for DPO so far take 0.05: ")
+
+
 def test_the_summary_of_a_grid_names_one_point_of_it(tmp_path: Path) -> None:
     rate = "optimizer.learning_rate"
     arms = [
@@ -237,6 +244,48 @@ def test_the_summary_of_a_grid_names_one_point_of_it(tmp_path: Path) -> None:
         "Of 4 settings for DPO take β 0.5, learning_rate 2e-4: on validation prompts it gets the most gold sentiment"
     )
     assert "at an end" not in recommended(study)
+
+
+def test_the_summary_of_a_grid_names_a_setting_that_is_a_word_too(tmp_path: Path) -> None:
+    """Which is no sweep, but what a value of the other setting goes with."""
+    key, word = "kl_coefficient", "value_trunk"
+    arms = [
+        SimulatedArm(f"ppo@{key}={value}@{word}={trunk}", "ppo", lambda kl, h=height: h, kl=(1, 2, 3, 4), family="ppo",
+                     overrides={key: value, word: trunk})
+        for value in (0.1, 0.5)
+        for trunk, height in (("shared", 1.0), ("separate", 2.0 + value))
+    ]  # fmt: skip
+    study = swept_over(tmp_path, arms, key, word, noise=0.1)
+    assert recommended(study).startswith("Of 4 settings for PPO take kl_coefficient 0.5, value_trunk separate: ")
+
+
+def test_the_summary_names_all_that_tells_the_values_of_one_setting_apart(tmp_path: Path) -> None:
+    """Two values of β at the method's rate and at another are four settings, not four values of β."""
+    rate = "optimizer.learning_rate"
+    plain = [variant({"loss.beta": beta}, 2.0, root(1.0)) for beta in (0.1, 0.5)]
+    faster = [variant({"loss.beta": beta, rate: 2e-4}, 2.0, root(2.0 + beta)) for beta in (0.1, 0.5)]
+    study = swept_over(tmp_path, [*plain, *faster], "loss.beta", noise=0.1)
+    assert recommended(study).startswith("Of 4 settings for DPO take β 0.5, learning_rate 2e-4: ")
+
+
+def test_the_summary_of_a_chain_names_the_value_of_its_last_stage(tmp_path: Path) -> None:
+    """The plain chain stands among its variants by the value in its settings, which are those of the last stage."""
+    key, own = "ppo.kl_coefficient", "kl_coefficient"
+    set_ = [
+        SimulatedArm(f"dpo+ppo@{own}={value}", "ppo", root(1.0), kl=(1, 2, 3, 2 / value), family="dpo+ppo",
+                     overrides={key: value})
+        for value in (0.1, 0.5)
+    ]  # fmt: skip
+    plain = SimulatedArm("dpo+ppo", "ppo", root(1.0), kl=(1, 2, 3, 40), family="dpo+ppo", label="DPO → PPO")
+    folder = write_study(tmp_path, [REFERENCE, plain, *set_], seeds=3, noise=0.2,
+                         sweep={"method": "dpo+ppo", "over": {key: [0.1, 0.5]}})  # fmt: skip
+    content = json.loads((folder / "study.json").read_text())
+    for entry in content["arms"]:
+        entry["settings"] |= {own: entry["overrides"].get(key, 0.05)}
+    (folder / "study.json").write_text(json.dumps(content))
+    study = read_study(folder)
+    assert [one.values for one in sweeps(study)] == [(0.05, 0.1, 0.5)]
+    assert recommended(study).startswith("Of 3 values of kl_coefficient for DPO → PPO take 0.05: ")
 
 
 def test_the_summary_is_undecided_where_nothing_beats_the_reference(tmp_path: Path) -> None:

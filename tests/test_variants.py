@@ -179,8 +179,11 @@ def test_what_a_study_sweeps_over_is_read_off_its_arms() -> None:
         f"sft+ppo@kl_coefficient={beta}@value_trunk={trunk}" for beta in (0.1, 0.2) for trunk in ("shared", "separate")
     ]
     assert swept(CONFIG, grid) == Swept(
-        "sft+ppo", {"kl_coefficient": [0.1, 0.2], "value_trunk": ["shared", "separate"]}
+        "sft+ppo", {"ppo.kl_coefficient": [0.1, 0.2], "ppo.value_trunk": ["shared", "separate"]}
     )
+    twice = swept(CONFIG, ["dpo+dpo@loss.beta=0.5", "dpo+dpo@loss.beta=1"])
+    assert twice
+    assert twice.over.keys() == overrides(CONFIG, "dpo+dpo@loss.beta=1").keys() == {"2.dpo.loss.beta"}
     for none in (
         ["reference", "dpo", "ppo"],
         ["dpo@loss.beta=1", "ipo@loss.tau=1"],

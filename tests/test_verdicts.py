@@ -169,6 +169,12 @@ def test_what_counts_alone_but_not_among_its_kind_is_undecided_and_says_why() ->
     )
 
 
+def test_of_arms_that_took_as_long_as_each_other_two_are_named(tmp_path: Path) -> None:
+    arms = [REFERENCE, SimulatedArm("dpo", "dpo", label="DPO"), SimulatedArm("ppo", "ppo", label="PPO", seconds=30.0)]
+    (cost,) = by_subject(verdicts(read_study(write_study(tmp_path, arms))), "cost")
+    assert cost.answer.startswith("PPO took 1.0 times as long as DPO: 30 s against 30 s")
+
+
 def test_one_seed_is_told_to_take_three(tmp_path: Path) -> None:
     arms = [REFERENCE, SimulatedArm("dpo", "dpo", lambda kl: 0.0), SimulatedArm("ppo", "ppo", lambda kl: 0.0)]
     study = read_study(write_study(tmp_path, arms, seeds=1))

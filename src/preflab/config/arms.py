@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import lru_cache
@@ -186,14 +186,9 @@ def overrides(methods: Any, arm: str) -> dict[str, Value]:
     {'dpo.loss.beta': 1.0, 'ppo.updates': 8}
     """
     found = parts(arm)
-    keys = [part.key for part in found]
-    if len(keys) == 1:
-        prefixes = [""]
-    else:
-        prefixes = [f"{n + 1}.{key}." if keys.count(key) > 1 else f"{key}." for n, key in enumerate(keys)]
     return {
         f"{prefix}{key}": value
-        for prefix, part in zip(prefixes, found, strict=True)
+        for prefix, part in zip(_prefixes(found), found, strict=True)
         for key, value in _checked(methods, part).overrides
     }
 
@@ -230,7 +225,7 @@ class Swept:
     method: str
     """The arm without what differs: "dpo", "sft+ppo"."""
     over: dict[str, list[Value]]
-    """The values of each setting, by dotted keys; numbers from the smallest on."""
+    """The values of each setting, by dotted keys as `overrides` has them; numbers from the smallest on."""
 
 
 def swept(methods: Any, arms: Iterable[str]) -> Swept | None:
@@ -241,17 +236,18 @@ def swept(methods: Any, arms: Iterable[str]) -> Swept | None:
     >>> swept(Methods(), ["dpo@loss.beta=0.5", "ppo", "dpo@loss.beta=0.1"])
     Swept(method='dpo', over={'loss.beta': [0.1, 0.5]})
     """
-    groups: dict[tuple[str, tuple[str, ...]], list[Stage]] = {}
+    groups: dict[tuple[str, tuple[str, ...]], list[dict[str, Value]]] = {}
     for arm in arms:
-        last = _checked(methods, parts(arm)[-1])
-        start = before(arm)
+        found = parts(arm)
+        start, last, prefix = before(arm), _checked(methods, found[-1]), _prefixes(found)[-1]
         if last.overrides:
+            own = {f"{prefix}{key}": value for key, value in last.overrides}
             name = (f"{start}+" if start else "") + last.name
-            groups.setdefault((name, tuple(key for key, _ in last.overrides)), []).append(last)
-    if not groups or len(found := max(groups.values(), key=len)) < 2:
+            groups.setdefault((name, tuple(own)), []).append(own)
+    if not groups or len(most := max(groups.values(), key=len)) < 2:
         return None
-    name, keys = next(key for key, group in groups.items() if group is found)
-    return Swept(name, {key: _in_order(dict(stage.overrides)[key] for stage in found) for key in keys})
+    name, keys = next(key for key, group in groups.items() if group is most)
+    return Swept(name, {key: _in_order(own[key] for own in most) for key in keys})
 
 
 def spelled(value: Value) -> str:
@@ -278,6 +274,14 @@ def spelled(value: Value) -> str:
 def written(key: str) -> str:
     """A setting as labels have it: its symbol, or its name, without the group where all know it."""
     return SYMBOLS.get(key, key.removeprefix("loss.").removeprefix("optimizer."))
+
+
+def _prefixes(found: Sequence[Stage]) -> list[str]:
+    """What stands before the keys of each stage in `overrides`."""
+    keys = [stage.key for stage in found]
+    if len(keys) == 1:
+        return [""]
+    return [f"{n + 1}.{key}." if keys.count(key) > 1 else f"{key}." for n, key in enumerate(keys)]
 
 
 def _split(arm: str) -> list[str]:

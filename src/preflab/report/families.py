@@ -49,14 +49,15 @@ def families(study: Study) -> tuple[Family, ...]:
 
 
 def family(study: Study, name: str, variants: Sequence[Arm]) -> Family:
-    """One family. Where the study chooses checkpoints by the proxy, so are variants: gold has no part in it."""
+    """One family, under the title of its only arm, of its plain one, or of its methods. Where the study chooses
+    checkpoints by the proxy, so are variants: gold has no part in it."""
     for arm in variants:
         refuse_shared_prompts(study, arm)
     scores = {arm.name: score for arm in variants if (score := validation_reward(study, arm))}
     chosen = max((arm for arm in variants if arm.name in scores), key=lambda arm: scores[arm.name].mean, default=None)
     if len(variants) == 1:  # nothing to choose
         chosen = variants[0] if variants[0].final else None
-    plain = next((arm.title for arm in variants if not arm.overrides), None)
+    plain = next((arm.title for arm in variants if not arm.overrides or len(variants) == 1), None)
     return Family(name, plain or titled(label(name), oracle=variants[0].oracle), tuple(variants), chosen)
 
 

@@ -1,4 +1,4 @@
-"""The summary: three sentences at most, for somebody who has read nothing else."""
+"""The summary: a sentence for each thing that somebody wants to know who has read nothing else."""
 
 from __future__ import annotations
 

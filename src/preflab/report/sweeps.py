@@ -108,7 +108,7 @@ def alike_but_for(family: Family, key: str) -> list[tuple[Mapping[str, JSON], li
     """
     groups: list[tuple[Mapping[str, JSON], list[Variant]]] = []
     for arm in family.variants:
-        value = arm.overrides.get(key, arm.settings.get(key))
+        value = told(arm, key)
         others = {name: other for name, other in arm.overrides.items() if name != key}
         variants = next((found for alike, found in groups if alike == others), None)
         if variants is None:
@@ -117,6 +117,16 @@ def alike_but_for(family: Family, key: str) -> list[tuple[Mapping[str, JSON], li
         if is_number and all(variant.value != value for variant in variants):
             variants.append(Variant(float(value), arm))
     return groups
+
+
+def told(arm: Arm, key: str) -> JSON:
+    """What an arm has of a setting, given as `overrides` names it; None where it is not the last stage's and not set.
+
+    An arm's settings are those of its last stage.
+    """
+    found = stages(arm.family)
+    of_last = key.removeprefix(f"{len(found)}.").removeprefix(f"{found[-1].key}.") if len(found) > 1 else key
+    return arm.overrides.get(key, arm.settings.get(of_last))
 
 
 def at_end(arm: Arm) -> Point:
@@ -214,20 +224,23 @@ def recommended(study: Study) -> str:
 def in_words(study: Study, family: Family, found: Sequence[Sweep]) -> str:
     """Which variant of a family to take and why, or that it is undecided."""
     mine = [one for one in found if one.family.name == family.name]
-    keys = dict.fromkeys(one.setting for one in mine)
     names = {arm.name for one in mine for arm in one.arms}
     arms = [arm for arm in family.variants if arm.name in names]
+    keys = [
+        key
+        for key in dict.fromkeys(key for one in mine for key in (one.setting, *one.others))
+        if len({told(arm, key) for arm in arms}) > 1
+    ]
     choice = choose(study, arms)
-    tried = (
-        f"{len(arms)} {f'values of {written(mine[0].setting)}' if len(keys) == 1 else 'settings'} for {family.title}"
-    )
+    what = f"values of {written(mine[0].setting)}" if len(keys) == 1 else "settings"
+    tried = f"{len(arms)} {what} for {family.title}{'' if study.complete else ' so far'}"
     if choice is None:
         said = f"none is shown to get more {study.reward_name} than the reference"
         return f"Undecided between {tried}: on validation prompts {said}."
 
     def named(arm: Arm) -> str:
-        values = {written(key): spelled(arm.overrides.get(key, arm.settings.get(key))) for key in keys}
-        return ", ".join(f"{name} {value}" if len(keys) > 1 else value for name, value in values.items())
+        values = [(written(key), spelled(told(arm, key))) for key in keys]
+        return ", ".join(f"{name} {value}" if len(keys) > 1 else value for name, value in values)
 
     kl = f"has the smallest KL of those that do, {number(choice.kl_nats)} nats"
     if choice.behind is None:

@@ -394,7 +394,10 @@ def dear_and_cheap(arms: Sequence[Arm]) -> tuple[Arm, Arm] | None:
 
     timed = sorted((arm for arm in arms if seconds(arm) > 0), key=lambda arm: arm.oracle)
     pair = next((list(pair) for pair in combinations(timed, 2) if dpo_and_ppo(*pair)), timed)
-    return (max(pair, key=seconds), min(pair, key=seconds)) if len(pair) > 1 else None
+    if len(pair) < 2:
+        return None
+    quick, *_, slow = sorted(pair, key=seconds)  # two of them, also where they took as long
+    return slow, quick
 
 
 def times_as_long(slow: Arm, quick: Arm) -> str:

@@ -68,6 +68,8 @@ class Row:
     run: RunFolder
     examples: int
     """Pairs to learn from."""
+    prompts: int
+    """What it samples on, where it samples."""
     state: State = "waiting"
     began: float = 0.0
     seconds: float = 0.0
@@ -95,12 +97,12 @@ def progress_of(run: RunFolder) -> Progress:
     return Progress(step, _mean(last["reward"]), _mean(last["kl_nats"]))
 
 
-def steps_of(config: Compare, arm: str, examples: int) -> int | None:
-    """Steps of an arm's last stage as its log counts them, from the number of pairs; None of an arm that has none. Of
-    iterative DPO the most: a prompt whose responses tie gives no pair."""
+def steps_of(config: Compare, arm: str, examples: int, prompts: int) -> int | None:
+    """Steps of an arm's last stage as its log counts them, from the number of pairs, and of prompts that it samples on;
+    None of an arm that has none. Of iterative DPO the most: a prompt whose responses tie gives no pair."""
     match settings_of(config, arm):
         case IterativeDPO() as settings:
-            return settings.rounds * total_steps(config.prompts.train // settings.rounds, settings)
+            return settings.rounds * total_steps(prompts // settings.rounds, settings)
         case Unpaired() as settings:
             return total_steps(2 * examples, settings)
         case Fit() as settings:
@@ -111,13 +113,13 @@ def steps_of(config: Compare, arm: str, examples: int) -> int | None:
             return None
 
 
-def total_of(config: Compare, arm: str, examples: int) -> str:
+def total_of(config: Compare, arm: str, examples: int, prompts: int) -> str:
     """The steps of an arm, in words: the most where it can end before, by a budget or with ties; "" without steps.
 
-    >>> total_of(Compare(), "ppo", 900)
+    >>> total_of(Compare(), "ppo", 900, 800)
     '40'
     """
-    steps = steps_of(config, arm, examples)
+    steps = steps_of(config, arm, examples, prompts)
     if steps is None:
         return ""
     ends_early = config.budget.amount is not None or isinstance(settings_of(config, arm), IterativeDPO)
@@ -129,7 +131,7 @@ class Watch:
 
     def __init__(self, config: Compare, rows: Sequence[Row]) -> None:
         self.rows = {(row.arm, row.seed): row for row in rows}
-        self.totals = {key: total_of(config, row.arm, row.examples) for key, row in self.rows.items()}
+        self.totals = {key: total_of(config, row.arm, row.examples, row.prompts) for key, row in self.rows.items()}
         self.looked = -math.inf
         self.said = time.perf_counter()
         self.live = Live(console=console, auto_refresh=False, transient=True)

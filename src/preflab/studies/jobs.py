@@ -147,7 +147,8 @@ def run_apart(shared: Shared, jobs: Sequence[Job], server: Server, write: Write)
     running: dict[Job, float] = {}
     failed: list[Ended] = []
     examples = {seed: len(preferences.train) for seed, preferences in shared.preferences.items()}
-    rows = [Row(job.arm, job.seed, _run(config, job), examples[job.seed]) for job in jobs]
+    prompts = len(shared.task.sampled_on)
+    rows = [Row(job.arm, job.seed, _run(config, job), examples[job.seed], prompts) for job in jobs]
     with _signals() as heard, Watch(config, rows) as watch:
         told = 0
         while running or waiting:

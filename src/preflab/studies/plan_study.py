@@ -238,7 +238,7 @@ def _arm(probe: _Probe, job: Job, *, asks: bool) -> Part:
     """An arm; where it `asks`, the reference's pass is its own to make, and else in the cache."""
     config, settings = probe.config, settings_of(probe.config, job.arm)
     run = folder_of(config, job.arm, job.seed)
-    steps = steps_of(config, job.arm, probe.count_pairs)
+    steps = steps_of(config, job.arm, probe.count_pairs, len(probe.task.sampled_on))
     name = f"{job.arm}, seed {job.seed}"
     validation, test = (len(probe.task.prompts[split]) for split in ("validation", "test"))
     at = checkpoint.latest(run.checkpoints) if run.checkpoints.is_dir() else None
@@ -563,7 +563,7 @@ class _Probe:
         if isinstance(settings, IterativeDPO):  # all of it grows with the prompts
             some = min(len(prompts), max(PROBED_PROMPTS, settings.batch.size))
             whole = run(1).wall_seconds * len(prompts) / some
-            steps = steps_of(self.config, arm, self.count_pairs)
+            steps = steps_of(self.config, arm, self.count_pairs, len(prompts))
             assert steps is not None
             seconds = whole / steps
         else:
