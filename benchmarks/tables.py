@@ -216,11 +216,12 @@ def bars(results: Path, aligned: Path, name: str) -> str:
     """What a table must reach: its fits, and its alignments."""
     content = json.loads(aligned.read_text()) if aligned.exists() else {}
     kept = json.loads(results.read_text())["tables"].get(name) if results.exists() else None
+    if content.get("table", name) != name:
+        content = {}
     # Without a second real sample to compare with, none may be copied.
     copies = content.get("arms", {}).get("real", {}).get(COPIES, {}).get("mean", 0.0)
     fits = table(f"{name}: fits", of_fits(kept, copies)) if kept else f"{name}: no fits in {results}"
-    alignments = table(f"{content.get('table', name)}: alignments", of_alignments(content))
-    return f"{fits}\n\n{alignments}"
+    return f"{fits}\n\n{table(f'{name}: alignments', of_alignments(content))}"
 
 
 def main() -> None:

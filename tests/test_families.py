@@ -14,6 +14,7 @@ from preflab.report.chapters.verdicts import verdicts as verdicts_chapter
 from preflab.report.checkpoints import measured_families
 from preflab.report.families import families, unequal_tries, validation_reward
 from preflab.report.study import Study, read_study
+from preflab.report.sweeps import choose
 from preflab.report.verdicts import verdicts
 from study_folder import REFERENCE, SimulatedArm, write_study
 
@@ -65,6 +66,14 @@ def test_where_checkpoints_are_chosen_by_the_proxy_variants_are_too(tmp_path: Pa
     (dpo,) = families(swept(tmp_path, choose_by="proxy"))
     assert dpo.chosen
     assert dpo.chosen.name == "dpo@loss.beta=1"
+
+
+def test_a_sweep_recommends_by_the_reward_that_variants_are_chosen_by(tmp_path: Path) -> None:
+    for choose_by, best in (("reward", BEST), ("proxy", "dpo@loss.beta=1")):
+        study = swept(tmp_path / choose_by, choose_by=choose_by)
+        choice = choose(study, study.trained)
+        assert choice
+        assert choice.arm.name == best
 
 
 def test_the_choice_never_sees_a_test_score(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from preflab.tables.draw import Drawn, unmasked_share
 from preflab.tables.files import format_of, write_table
 from preflab.tables.fit_run import Parts, fit_run
 from preflab.tables.fitted import REFERENCE, UNMASKED_SHARE
+from preflab.tables.orders import told
 from preflab.tables.schema import Schema
 from preflab.tables.synthesizer import UNMASKED, Synthesizer, shortage
 
@@ -73,8 +74,8 @@ def sample(config: TableSample) -> None:
         print(_said_of(drawn))
     if config.orders == "keep" and fitted.orders:
         print(
-            f"orders: all kept; of {drawn.candidates:,} rows drawn {drawn.broken:,} broke one that every training row "
-            "keeps, and others were taken"
+            f"orders that every training row keeps ({told(fitted.orders)}) are kept: {drawn.broken:,} of "
+            f"{drawn.candidates:,} rows drawn broke one, and others were taken"
         )
     if config.spreadsheet_safe:
         print(f"spreadsheet-safe: an apostrophe stands before {altered:,} cells that would be formulas")

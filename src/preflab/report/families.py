@@ -66,10 +66,7 @@ def validation_reward(study: Study, arm: Arm) -> Estimate | None:
     points = [point for run in arm.runs if (point := run.validated)]
     if not points:
         return None
-    point = stack(points)
-    by_proxy = study.config.get("choose_by") == "proxy"
-    reward = point.proxy_reward if by_proxy and point.proxy_reward is not None else point.reward
-    return estimate(reward, f"validation reward of {arm.name}")
+    return estimate(study.choosing(stack(points)), f"validation reward of {arm.name}")
 
 
 def refuse_shared_prompts(study: Study, arm: Arm) -> None:

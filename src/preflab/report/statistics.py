@@ -236,7 +236,7 @@ def mean_squares(values: Matrix) -> MeanSquares:
 def over_seeds_and_prompts(values: Matrix, confidence: float = 0.95) -> Estimate:
     """The grand mean over seeds (rows) and prompts (columns) with its crossed random-effects interval.
 
-    A 95 % interval covers at least 91 % in simulation, with two seeds as well (docs/statistics.md).
+    A 95 % interval covers at least 91 % in the cases that docs/statistics.md simulates, with two seeds as well.
     """
     mean, squares = float(values.mean()), mean_squares(values)
     if squares.total <= 1e-24 * max(1.0, mean * mean):

@@ -266,6 +266,20 @@ class Study:
         return tuple(sorted({run.seed for arm in self.arms for run in arm.runs}))
 
     @property
+    def by_proxy(self) -> bool:
+        """Whether the study chooses checkpoints, and so variants, by the proxy: gold has no part in any choice then."""
+        return self.config.get("choose_by") == "proxy"
+
+    @property
+    def choosing_name(self) -> str:
+        """The reward that choices are made by."""
+        return self.proxy_name if self.by_proxy else self.reward_name
+
+    def choosing(self, point: Point) -> Matrix:
+        """A point's values of it; gold where the point has no other."""
+        return point.reward if point.proxy_reward is None or not self.by_proxy else point.proxy_reward
+
+    @property
     def chosen_as(self) -> str:
         """How an arm's checkpoint was chosen, in words."""
         how = {"proxy": "the checkpoint that did best by the proxy", "last": "its last checkpoint"}

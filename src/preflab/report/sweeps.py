@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from preflab.config.arms import LABELS, spelled, stages
@@ -193,11 +193,15 @@ class Choice:
 def choose(study: Study, arms: Sequence[Arm]) -> Choice | None:
     """The arm with the smallest KL among those whose reward is not distinguishable from the best one's.
 
-    By the chosen checkpoints on validation prompts, paired by prompt. Not distinguishable: the interval of the
-    difference from the best holds 0; since the best of m + 1 is picked by looking, at 1 − 0.05/m (Bonferroni). An arm
-    that is not above the reference is never chosen; None where none is.
+    By the chosen checkpoints on validation prompts, paired by prompt; reward is what the study chooses by, gold or
+    proxy. Not distinguishable: the interval of the difference from the best holds 0; since the best of m + 1 is picked
+    by looking, at 1 − 0.05/m (Bonferroni). An arm that is not above the reference is never chosen; None where none is.
     """
-    points = {arm.name: at_chosen(arm) for arm in arms}
+
+    def seen(point: Point) -> Point:
+        return replace(point, reward=study.choosing(point))
+
+    points = {arm.name: seen(at_chosen(arm)) for arm in arms}
     best = max(arms, key=lambda arm: float(points[arm.name].reward.mean()))
     confidence = 1 - 0.05 / max(len(points) - 1, 1)
     found = []
@@ -207,7 +211,7 @@ def choose(study: Study, arms: Sequence[Arm]) -> Choice | None:
         behind = None if lead is None else estimate(lead, f"reward behind the best: {arm.name}", confidence)
         if reference is None or (arm is not best and (behind is None or behind.sign > 0)):
             continue
-        gain = estimate(point.reward - reference.reward, f"reward of {arm.name} − reference")
+        gain = estimate(point.reward - seen(reference).reward, f"reward of {arm.name} − reference")
         if gain.sign > 0:
             found.append(Choice(arm, float(point.kl_nats.mean()), best, behind, gain))
     return min(found, key=lambda choice: choice.kl_nats, default=None)
@@ -235,7 +239,7 @@ def in_words(study: Study, family: Family, found: Sequence[Sweep]) -> str:
     what = f"values of {written(mine[0].setting)}" if len(keys) == 1 else "settings"
     tried = f"{len(arms)} {what} for {family.title}{'' if study.complete else ' so far'}"
     if choice is None:
-        said = f"none is shown to get more {study.reward_name} than the reference"
+        said = f"none is shown to get more {study.choosing_name} than the reference"
         return f"Undecided between {tried}: on validation prompts {said}."
 
     def named(arm: Arm) -> str:
@@ -244,7 +248,7 @@ def in_words(study: Study, family: Family, found: Sequence[Sweep]) -> str:
 
     kl = f"has the smallest KL of those that do, {number(choice.kl_nats)} nats"
     if choice.behind is None:
-        why = f"gets the most {study.reward_name}, {interval(choice.gain)} more than the reference"
+        why = f"gets the most {study.choosing_name}, {interval(choice.gain)} more than the reference"
         kl = f"has the smallest KL of those that may be as good, {number(choice.kl_nats)} nats"
     else:
         why = f"beats the reference and may be as good as the best, {named(choice.best)}"

@@ -76,7 +76,8 @@ def _started(folder: Path) -> Iterator[tuple[str, int, RunFolder]]:
     """The arms and seeds in a folder that were begun."""
     for recorded in sorted(folder.glob("*/seed-*/config.yaml")):
         run = recorded.parent
-        yield run.parent.name, int(run.name.removeprefix("seed-")), RunFolder(run)
+        if (number := run.name.removeprefix("seed-")).isdecimal():  # "seed-0.bak" is none
+            yield run.parent.name, int(number), RunFolder(run)
 
 
 def refuse_other_study(config: Study, free: Callable[[str], bool]) -> Study:

@@ -35,7 +35,7 @@ from preflab.tables.compact import Compact
 from preflab.tables.conditions import codes_of, count, only
 from preflab.tables.encoding import Encoding, Legal, legal_of, unmasked_validity
 from preflab.tables.judge.validity import Order
-from preflab.tables.orders import AGAIN, broken, unkept
+from preflab.tables.orders import AGAIN, broken, hopeless, unkept
 
 TOLD_ROWS = 2048
 """So many are sampled between two signs of progress; where there are no more, there is none."""
@@ -160,7 +160,7 @@ def draw_rows(
         nats = np.concatenate([nats, _weights_nats(model, grammar, drawn)])
         found = np.concatenate([found, breaks(_codes(encoding, drawn))])
         kept = np.flatnonzero(~found.any(1))
-        if len(responses) > AGAIN * max(1, len(kept)):
+        if hopeless(len(responses), len(kept)):
             raise unkept(found.mean(0), orders, conditions=True)
         if not len(kept):
             wanted += FEWEST
@@ -191,19 +191,27 @@ def _until_kept(
     *,
     conditions: bool,
 ) -> Drawn:
-    """Rows by their keys, those that break an order again and again under keys of their own."""
+    """Rows by their keys, those that break an order again and again under keys of their own, some at once where few are
+    left: of these the first that keeps them."""
     codes = draw([f"row {row}" for row in range(n)])
     found = breaks(codes)
     left, fails = np.flatnonzero(found.any(1)), found.sum(0)
-    again = times = 0
+    bad, times = len(left), 0
     while len(left):
-        if again + len(left) > AGAIN * max(1, n - len(left)):
-            raise unkept(fails / (n + again), orders, conditions=conditions)
-        again, times = again + len(left), times + 1
-        codes[left] = draw([f"row {row}, drawn again {times}" for row in left])
-        found = breaks(codes[left])
-        left, fails = left[found.any(1)], fails + found.sum(0)
-    return Drawn(codes, n + again, broken=again)
+        if hopeless(n + bad, n - len(left)):
+            raise unkept(fails / (n + bad - len(left)), orders, conditions=conditions)
+        tries = max(1, FEWEST // len(left))
+        keys = [f"row {row}, drawn again {times + one}" for row in left for one in range(1, tries + 1)]
+        drawn = draw(keys).reshape(len(left), tries, -1)
+        found = breaks(drawn.reshape(len(keys), -1)).reshape(len(left), tries, -1)
+        fine = ~np.any(found, axis=2)
+        none = ~np.any(fine, axis=1)
+        before = np.where(none, tries, fine.argmax(1))  # those behind the first that is fine count for nothing
+        bad, times = bad + int(before.sum()), times + tries
+        fails = fails + (found & (np.arange(tries) < before[:, None])[..., None]).sum((0, 1))
+        codes[left] = drawn[np.arange(len(left)), np.minimum(before, tries - 1)]
+        left = left[none]
+    return Drawn(codes, n + bad, broken=bad)
 
 
 def writable(encoding: Encoding) -> list[Legal]:

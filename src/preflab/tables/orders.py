@@ -23,8 +23,9 @@ from preflab.tables.judge.validity import STRICT, Order, kept_by_chance, violate
 SHUFFLED_ROWS = 50
 """An order is taken for none where fewer of its rows would break it if one of its columns were shuffled: too few for a
 small table, or one that columns which hardly overlap keep anyway, to say that it is no accident."""
-AGAIN = 100
-"""Sampling stops where more rows than these were drawn for each that keeps the orders."""
+AGAIN, FIRST = 100, 10
+"""Sampling stops where more rows than these were drawn for each that keeps the orders, or for the first ten: a few show
+no share."""
 GLANCE_ROWS = 1000
 """Most pairs of columns are no order, as this many rows show."""
 EXACT = 2**53
@@ -139,6 +140,15 @@ def restored(record: Any, columns: Sequence[Column]) -> tuple[Order, ...]:
             case _:
                 raise ValueError(f"{one} is no order of two columns of numbers or of dates")
     return tuple(found)
+
+
+def hopeless(drawn: int, kept: int) -> bool:
+    """Whether fewer than 1 in 100 of the rows that were drawn keep the orders, of more than 1,000.
+
+    >>> hopeless(1000, 0), hopeless(1001, 0), hopeless(1001, 11)
+    (False, True, False)
+    """
+    return drawn > AGAIN * max(FIRST, kept)
 
 
 def unkept(shares: Float[np.ndarray, " order"], orders: Sequence[Order], *, conditions: bool) -> Unkept:

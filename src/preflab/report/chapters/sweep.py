@@ -130,14 +130,14 @@ def recommendation(study: Study, one: Sweep) -> Finding:
     choice = choose(study, one.arms)
     if choice is None:
         return Finding(
-            about, f"None can be recommended: no value's {study.reward_name} is shown to be above the reference's.",
+            about, f"None can be recommended: no value's {study.choosing_name} is shown to be above the reference's.",
             found=False,
         )  # fmt: skip
     value = one.value_of(choice.arm)
     seeds = seeds_in_words(len(at_chosen(choice.arm).seeds))
     rule = (
         f"of {len(one.variants)} values, the smallest KL ({number(choice.kl_nats)} nats) among those whose "
-        f"{study.reward_name} beats the reference's and is not distinguishable from the best"
+        f"{study.choosing_name} beats the reference's and is not distinguishable from the best"
     )
     behind = (
         "it is the best itself"

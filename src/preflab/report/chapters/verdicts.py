@@ -38,13 +38,12 @@ def verdicts(study: Study) -> Chapter | None:
 
 def tuned_sheet(study: Study, groups: tuple[Family, ...]) -> Sheet:
     """A row for each family that has a chosen variant."""
-    by_proxy = study.config.get("choose_by") == "proxy"
     columns = (
         Column("Method", "text"),
         Column("Tries", "count"),
         Column("Chosen", "arm"),
         Column("Its settings", "text"),
-        Column(f"{capital(study.proxy_name if by_proxy else study.reward_name)}, validation"),
+        Column(f"{capital(study.choosing_name)}, validation"),
         Column(f"{capital(study.reward_name)}, test"),
         Column("KL, nats", digits=1),
     )

@@ -22,7 +22,7 @@ from preflab.tables.discriminators.level import Codes
 from preflab.tables.draw import FEWEST, MOST, SPARE, Drawn, Weights, draw_rows, effective_size, systematic
 from preflab.tables.encoding import Encoding
 from preflab.tables.judge.validity import Order
-from preflab.tables.orders import AGAIN, broken, unkept
+from preflab.tables.orders import broken, hopeless, unkept
 
 
 class Ratio(Protocol):
@@ -76,7 +76,7 @@ def resample_rows(
         fails: Bool[np.ndarray, " row"] = np.any(breaks, axis=1)
         found = clipped(_finite(judge.ratio(fresh)), clip_nats)
         nats = np.concatenate([nats, np.where(fails[len(nats) :], -math.inf, found)])
-        if len(nats) > AGAIN * max(1, (~fails).sum()):
+        if hopeless(len(nats), int((~fails).sum())):
             raise unkept(breaks.mean(0), orders, conditions=False)
         if fails.all():
             wanted += FEWEST
