@@ -5,8 +5,8 @@
 
 A simulated study is a matrix of differences, a row a seed and a column a prompt: seed + prompt + error, each drawn
 anew, whose true mean is known. Effects of prompts are normal or skewed (exponential); a reward may also be 0 or 1, with
-a logit that has a seed's and a prompt's part. Nothing is trained. `src/preflab/report/statistics.py: estimate` is what
-every interval of a report comes from.
+a logit that has a seed's and a prompt's part, and then is mostly or nearly always 1. Nothing is trained.
+`src/preflab/report/shares.py: mean_reward` makes the intervals of a report's rewards, from `statistics.py: estimate`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import json
 import re
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
@@ -25,7 +26,8 @@ from typing import Literal
 import numpy as np
 from scipy import special
 
-from preflab.report.statistics import Matrix, estimate
+from preflab.report.shares import mean_reward
+from preflab.report.statistics import Matrix
 from preflab.seeds import derive
 
 ROOT = Path(__file__).parent.parent
@@ -35,7 +37,10 @@ BEGIN, END = "<!-- measured -->", "<!-- /measured -->"
 SEEDS = (3, 5, 10)
 PROMPTS = (32, 128)
 BAR = 0.91
-Reward = Literal["normal", "skewed", "binary"]
+LOGIT = {"mostly 1": 1.0, "nearly always 1": 3.0}
+"""Of rewards that are 0 or 1, where no effect moves it."""
+Reward = Literal["normal", "skewed", "mostly 1", "nearly always 1"]
+REWARDS: tuple[Reward, ...] = ("normal", "skewed", "mostly 1", "nearly always 1")
 
 
 @dataclass(frozen=True)
@@ -43,11 +48,11 @@ class Case:
     """What is simulated."""
 
     reward: Reward
-    """How the effects of prompts are distributed; binary: the reward itself is 0 or 1."""
+    """How the effects of prompts are distributed; mostly or nearly always 1: the reward itself is 0 or 1."""
     seeds: int
     prompts: int
     seed_sd: float
-    """Of the seeds' effects, where the error's is 1; of a binary reward on its logit."""
+    """Of the seeds' effects, where the error's is 1; of a reward that is 0 or 1 on its logit."""
     prompt_sd: float
     """Of the prompts' effects, likewise."""
 
@@ -55,7 +60,7 @@ class Case:
 CASES = tuple(
     Case(reward, seeds, prompts, seed_sd, prompt_sd)
     for reward, seeds, prompts, seed_sd, prompt_sd in product(
-        ("normal", "skewed", "binary"), SEEDS, PROMPTS, (0.0, 0.1, 0.3, 1.0), (0.0, 0.5, 1.5)
+        REWARDS, SEEDS, PROMPTS, (0.0, 0.1, 0.3, 1.0), (0.0, 0.5, 1.5)
     )
     if not (reward == "skewed" and prompt_sd == 0)  # which is normal
 )
@@ -72,12 +77,12 @@ class Covered:
 
 
 def truth(case: Case) -> float:
-    """The mean that the interval should hold; of a binary reward the mean of a logistic-normal variable."""
-    if case.reward != "binary":
+    """The mean that the interval should hold; of a reward that is 0 or 1 the mean of a logistic-normal variable."""
+    if case.reward not in LOGIT:
         return 0.0
     nodes, weights = np.polynomial.hermite_e.hermegauss(101)
     spread = np.hypot(case.seed_sd, case.prompt_sd)
-    return float(weights @ special.expit(1.0 + spread * nodes) / weights.sum())
+    return float(weights @ special.expit(LOGIT[case.reward] + spread * nodes) / weights.sum())
 
 
 def studies(case: Case, count: int, rng: np.random.Generator) -> Iterator[Matrix]:
@@ -87,8 +92,8 @@ def studies(case: Case, count: int, rng: np.random.Generator) -> Iterator[Matrix
         skewed = case.reward == "skewed"
         drawn = rng.exponential(size=(1, case.prompts)) - 1 if skewed else rng.normal(size=(1, case.prompts))
         effects = seed + case.prompt_sd * drawn
-        if case.reward == "binary":
-            yield (rng.random(effects.shape) < special.expit(1.0 + effects)).astype(np.float64)
+        if case.reward in LOGIT:
+            yield (rng.random(effects.shape) < special.expit(LOGIT[case.reward] + effects)).astype(np.float64)
         else:
             yield effects + rng.normal(size=effects.shape)
 
@@ -97,7 +102,7 @@ def covered(case: Case, count: int) -> Covered:
     """The share of intervals that hold the truth, reproducible for each case by itself."""
     rng = np.random.default_rng(derive(0, "coverage", *(str(value) for value in asdict(case).values())))
     mean = truth(case)
-    found = [estimate(values, "simulated reward") for values in studies(case, count, rng)]
+    found = [mean_reward(values, "simulated reward") for values in studies(case, count, rng)]
     return Covered(
         case,
         float(np.mean([one.low <= mean <= one.high for one in found])),
@@ -111,7 +116,7 @@ def table(results: Sequence[Covered]) -> str:
         "| reward | variance of seeds | " + " | ".join(f"{seeds} seeds" for seeds in SEEDS) + " |",
         "|:--|:--|" + "--:|" * len(SEEDS),
     ]
-    for reward, varies in product(("normal", "skewed", "binary"), (False, True)):
+    for reward, varies in product(REWARDS, (False, True)):
         cells = []
         for seeds in SEEDS:
             shares = [
@@ -122,6 +127,20 @@ def table(results: Sequence[Covered]) -> str:
             cells.append(f"{100 * min(shares):.1f}–{100 * max(shares):.1f} %")
         lines.append(f"| {reward} | {'some' if varies else 'none'} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def told(results: Sequence[Covered], count: int) -> str:
+    """The mean, the least, and the cases below the bar by reward."""
+    least = min(results, key=lambda one: one.share)
+    case = least.case
+    below = Counter(one.case.reward for one in results if one.share < BAR)
+    sds = f"standard deviation of seeds {case.seed_sd:g}, of prompts {case.prompt_sd:g}, of the error 1"
+    missed = ", ".join(f"{cases} of {reward}" for reward, cases in below.items()) or "none"
+    return (
+        f"{len(results)} cases × {count:,} studies: on average {100 * np.mean([one.share for one in results]):.1f} %, "
+        f"least {100 * least.share:.1f} % ({case.reward}, {case.seeds} seeds, {case.prompts} prompts, {sds}); "
+        f"below {100 * BAR:.0f} %: {missed}."
+    )
 
 
 def fill(page: Path, content: str) -> None:
@@ -140,15 +159,7 @@ def main() -> None:
     count = given.studies or 3000
     begin = time.process_time()
     results = [covered(case, count) for case in CASES]
-    worst = min(results, key=lambda one: one.share)
-    below = [one for one in results if one.share < BAR]
-    mean = 100 * float(np.mean([one.share for one in results]))
-    summary = (
-        f"{len(CASES)} cases × {count:,} studies: on average {mean:.1f} %, least {100 * worst.share:.1f} % "
-        f"({worst.case.reward}, {worst.case.seeds} seeds, {worst.case.prompts} prompts, standard deviation of seeds "
-        f"{worst.case.seed_sd:g}, of prompts {worst.case.prompt_sd:g}, of the error 1); "
-        f"{len(below) or 'none'} below {100 * BAR:.0f} %."
-    )
+    summary = told(results, count)
     print(table(results), summary, f"{time.process_time() - begin:.0f} CPU seconds", sep="\n\n")
     if given.studies is None:
         rows = [asdict(one.case) | {"covered": one.share, "half_width": one.half_width} for one in results]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from preflab.report.families import Family, families
+from preflab.report.shares import mean_reward
 from preflab.report.statistics import Estimate, estimate
 from preflab.report.study import Arm, Point, Study
 
@@ -47,7 +48,7 @@ def measured(arm: Arm, number: int, point: Point) -> Checkpoint:
         arm,
         point,
         kl=estimate(point.kl_nats, f"{where}: KL").within(0.0),
-        reward=estimate(point.reward, f"{where}: reward"),
+        reward=mean_reward(point.reward, f"{where}: reward"),
         proxy=None if point.proxy_reward is None else estimate(point.proxy_reward, f"{where}: proxy reward"),
         chosen=any(run.chosen is not None and run.chosen.step == visit.step for run, visit in visits),
     )

@@ -7,7 +7,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from preflab.report.shares import share
+from preflab.report.shares import mean_reward, share
 from preflab.report.statistics import Estimate, Matrix, distinct_values, estimate, n_grams, perplexity, repetition
 from preflab.report.study import Arm, Point, Sample, Study
 
@@ -38,11 +38,14 @@ def measure(point: Point, where: str) -> Measures:
     def over(values: Matrix, name: str) -> Estimate:
         return estimate(values, f"{where} step {point.step}: {name}")
 
+    def paid(values: Matrix, name: str) -> Estimate:
+        return mean_reward(values, f"{where} step {point.step}: {name}")
+
     words = [responses_by_prompt(samples, point) for samples in point.samples]
     written = all(any(group) for group in words)
     return Measures(
-        reward=over(point.reward, "reward"),
-        proxy_reward=None if point.proxy_reward is None else over(point.proxy_reward, "proxy reward"),
+        reward=paid(point.reward, "reward"),
+        proxy_reward=None if point.proxy_reward is None else paid(point.proxy_reward, "proxy reward"),
         kl=over(point.kl_nats, "KL").within(0.0),
         win_rate=share(point.win, f"{where} step {point.step}: win rate"),
         response_tokens=over(point.response_tokens, "response tokens").within(0.0),

@@ -9,6 +9,7 @@ from preflab.report.chapter import Chapter, Column, Drawing, Finding, Findings, 
 from preflab.report.costs import Ratio, Reached, mean_spent, ratio_of, reached, share_of_gain
 from preflab.report.duels import same_ground
 from preflab.report.figures import colour_of, label_ends, marker_of
+from preflab.report.shares import mean_reward
 from preflab.report.statistics import ROUNDING, Estimate, estimate
 from preflab.report.study import Arm, Study
 from preflab.report.svg import INK, Picture, named, sheet, to_svg
@@ -146,7 +147,7 @@ def pareto(study: Study, arms: Sequence[Arm], name: str, axis: str, write: Calla
 def final_reward(arm: Arm) -> Estimate | None:
     """Reward of the chosen checkpoint; None while there is none."""
     point = arm.final
-    return estimate(point.reward, f"reward of {arm.name}") if point and len(point.prompts) > 1 else None
+    return mean_reward(point.reward, f"reward of {arm.name}") if point and len(point.prompts) > 1 else None
 
 
 def dominated(study: Study, arm: Arm, price: float, priced: Sequence[tuple[Arm, float]]) -> bool:

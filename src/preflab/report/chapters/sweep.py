@@ -14,6 +14,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 from preflab.report.chapter import Chapter, Column, Drawing, Finding, Findings, Part, Prose, Sheet, Value
 from preflab.report.checkpoints import checkpoints
 from preflab.report.figures import colour_of, logged, marker_of
+from preflab.report.shares import mean_reward
 from preflab.report.statistics import Estimate, estimate
 from preflab.report.study import Arm, Point, Study
 from preflab.report.svg import INK, STYLE, Picture, named, to_svg
@@ -178,7 +179,7 @@ def kl_of(arm: Arm, point: Point) -> Estimate:
 
 def reward_of(arm: Arm, point: Point) -> Estimate:
     """Reward of an arm's point."""
-    return estimate(point.reward, f"arm {arm.name} step {point.step}: reward")
+    return mean_reward(point.reward, f"arm {arm.name} step {point.step}: reward")
 
 
 # --- the pictures ---
