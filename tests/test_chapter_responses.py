@@ -324,6 +324,16 @@ def test_a_beginning_that_is_no_arm_pays_by_its_own_settings(tmp_path: Path) -> 
     assert [(part.reward_model, part.before, part.own) for part in parts if part] == [(30, 13, 60), (0, 43, 60)]
 
 
+def test_a_reward_model_that_was_made_again_at_more_than_the_arm_was_charged_leaves_its_part_unknown(
+    tmp_path: Path,
+) -> None:
+    write_study(tmp_path, [REFERENCE, SimulatedArm("ppo", "ppo", label="PPO", seconds=20.0)])
+    write_json(tmp_path / "stages/seed-0/reward-model/stage.json", {"result": {"cost": {"wall_seconds": 30.0}}})
+    study = read_study(tmp_path)
+    ppo = arm_of(study, "ppo")
+    assert spent(study, ppo, ppo.runs[0], "wall_seconds") is None
+
+
 def test_ppo_is_charged_its_reward_model_and_the_ratio_is_said_with_and_without(usual: Study) -> None:
     """PPO 93 s of which 30, 31 and 32 s are the reward model's; DPO 30 s."""
     ppo, dpo = arm_of(usual, "ppo"), arm_of(usual, "dpo")

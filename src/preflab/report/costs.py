@@ -76,6 +76,8 @@ def spent(study: Study, arm: Arm, run: Run, name: str) -> Spent | None:
         if found is None or found.get(name) is None:
             return None
         model = float(found[name])
+        if model > whole:  # it was made again since, and took longer than what the arm was charged
+            return None
     first, plus, _ = arm.name.rpartition("+")
     if not plus:
         return Spent(model, 0.0, whole - model)

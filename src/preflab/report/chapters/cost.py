@@ -82,8 +82,9 @@ def cost_sheet(study: Study, arms: Sequence[Arm]) -> Sheet:
         "cost",
         columns,
         tuple(rows),
-        "Means over seeds, of peak memory the largest. An arm that is paid by the reward model is charged its "
-        "training, which the third column leaves out; a chain is charged its first stages. Evaluation is not counted.",
+        "Means over seeds, of peak memory the largest. An arm that is paid by the reward model, or whose values "
+        "start as it, is charged its training, which the third column leaves out; a chain is charged its first stages. "
+        "Evaluation is not counted.",
     )
 
 
