@@ -18,7 +18,7 @@ from preflab.config.presets import preset
 from preflab.data.reviews import generate_reviews
 from preflab.errors import ConfigError, NumericError, StorageError
 from preflab.report.judgements import read_judgements
-from preflab.report.statistics import estimate
+from preflab.report.shares import share
 from preflab.report.study import read_study
 from preflab.rewards.pair_judge import PairJudge, load_pair_judge
 from preflab.studies.compare import compare
@@ -69,7 +69,7 @@ def test_every_two_arms_are_judged_in_both_orders_and_the_bias_of_position_falls
     assert list(found) == [("dpo", "reference"), ("ppo", "reference"), ("dpo", "ppo")]
     for (first, second), pair in found.items():
         gap = 0.02 * (responses(tmp_path, first) - responses(tmp_path, second))
-        expected = estimate(0.5 + gap, "gap")
+        expected = share(0.5 + gap, "gap")
         got = (pair.preference.mean, pair.preference.low, pair.preference.high)
         assert got == pytest.approx((expected.mean, expected.low, expected.high))
         assert pair.position_bias.mean == pytest.approx(0.2)

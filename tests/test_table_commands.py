@@ -247,6 +247,7 @@ def test_help_needs_no_torch() -> None:
         "    said = io.StringIO()\n"
         "    with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit): main(['table', name, '--help'])\n"
         "    assert '--seed' in said.getvalue()\n"
+        "said = io.StringIO()\n"
         "with contextlib.redirect_stdout(said): main(['table'])\n"
         "assert 'table sample' in said.getvalue() and 'train' not in said.getvalue().split('examples')[0]\n"
         "assert not {'torch', 'pandas', 'transformers'} & set(sys.modules)\n"

@@ -43,7 +43,7 @@ def share(values: ArrayLike, what: str, confidence: float = 0.95) -> Estimate:
 def mean_reward(values: ArrayLike, what: str, confidence: float = 0.95) -> Estimate:
     """The mean of a reward and its interval: a share where each value is 0 or 1, as a verifier's is.
 
-    >>> mean_reward([[1.0, 1.0, 0.0], [1.0, 1.0, 1.0]], "solved").high < 1
+    >>> mean_reward([[1.0, 1.0, 1.0, 0.0], [1.0, 1.0, 1.0, 1.0]], "solved").high < 1
     True
     """
     alone = bool(np.isin(values, (0.0, 1.0)).all())
