@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -26,6 +24,7 @@ from typing import Literal
 import numpy as np
 from scipy import special
 
+from marks import fill
 from preflab.report.shares import mean_reward
 from preflab.report.statistics import Matrix
 from preflab.seeds import derive
@@ -143,15 +142,6 @@ def told(results: Sequence[Covered], count: int) -> str:
     )
 
 
-def fill(page: Path, content: str) -> None:
-    """Put `content` between the page's marks."""
-    text = page.read_text(encoding="utf-8")
-    marks = re.compile(f"{BEGIN}.*?{END}", re.DOTALL)
-    if not marks.search(text):
-        sys.exit(f"{page} has no marks {BEGIN} … {END}")
-    page.write_text(marks.sub(lambda _: f"{BEGIN}\n\n{content}\n\n{END}", text), encoding="utf-8")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--studies", type=int, help="a case; the page and the JSON are written without it alone")
@@ -164,7 +154,7 @@ def main() -> None:
     if given.studies is None:
         rows = [asdict(one.case) | {"covered": one.share, "half_width": one.half_width} for one in results]
         OUT.write_text(json.dumps({"studies": count, "cases": rows}, indent=1) + "\n", encoding="utf-8")
-        fill(PAGE, f"{table(results)}\n\n{summary}")
+        fill(PAGE, f"{table(results)}\n\n{summary}", BEGIN, END)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 from scipy import stats
 
+from marks import fill
 from preflab.report.table_study import write_table_study
 from preflab.report.table_study_folder import Alignment, read_table_study
 from preflab.report.table_study_verdicts import best_of
@@ -222,10 +223,7 @@ def page() -> None:
             + " |"
             for name, one in content["weak"].items()
         ]
-    text = PAGE.read_text(encoding="utf-8")
-    before, _, rest = text.partition(BEGIN)
-    after = rest.partition(END)[2]
-    PAGE.write_text(f"{before}{BEGIN}\n\n" + "\n".join(lines) + f"\n\n{END}{after}", encoding="utf-8")
+    fill(PAGE, "\n".join(lines), BEGIN, END)
 
 
 def cell(found: dict[str, Any] | None) -> str:

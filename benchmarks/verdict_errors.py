@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from itertools import combinations, product
@@ -20,6 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
+from marks import fill
+from preflab.report import verdicts
 from preflab.report.statistics import Matrix, estimate, holm, p_value
 from preflab.report.verdicts import ALPHA
 from preflab.seeds import derive
@@ -28,7 +29,7 @@ ROOT = Path(__file__).parent.parent
 OUT = ROOT / "benchmarks" / "results" / "verdict_errors.json"
 PAGE = ROOT / "docs" / "statistics.md"
 BEGIN, END = "<!-- errors -->", "<!-- /errors -->"
-KINDS = ("with the reference", "between methods", "about the proxy")
+KINDS = tuple(dict.fromkeys(verdicts.KINDS.values()))
 SEEDS = (3, 5, 10)
 SEED_SDS = (0.0, 0.1, 0.2, 0.3, 0.6)
 PROMPTS = 64
@@ -113,15 +114,6 @@ def table(wrong: Mapping[tuple[float, int], Mapping[str, float]]) -> str:
     return "\n".join(lines)
 
 
-def fill(content: str) -> None:
-    """Put `content` between the page's marks."""
-    text = PAGE.read_text(encoding="utf-8")
-    if text.count(BEGIN) != 1 or text.count(END) != 1:
-        sys.exit(f"{PAGE} has no marks {BEGIN} … {END}")
-    before, after = text.split(BEGIN)[0], text.split(END)[1]
-    PAGE.write_text(f"{before}{BEGIN}\n\n{content}\n\n{END}{after}", encoding="utf-8")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--studies", type=int, help="a case; the page and the JSON are written without it alone")
@@ -142,7 +134,7 @@ def main() -> None:
         rows = [{"seed_sd": sd, "seeds": seeds, "wrong": of} for (sd, seeds), of in wrong.items()]
         rows += [{"seed_sd": sd, "seeds": seeds, "right": of} for (sd, seeds), of in right.items()]
         OUT.write_text(json.dumps({"studies": count, "cases": rows}, indent=1) + "\n", encoding="utf-8")
-        fill(f"{table(wrong)}\n\n{summary}.")
+        fill(PAGE, f"{table(wrong)}\n\n{summary}.", BEGIN, END)
 
 
 if __name__ == "__main__":
