@@ -9,14 +9,17 @@ each page what stands between `<!-- measured: … -->` and `<!-- /measured -->` 
 
 from __future__ import annotations
 
-import re
 import sys
 from dataclasses import replace
 from pathlib import Path
 
-from preflab.report.figures import frontier, reward_models
-from preflab.report.measures import curves, summary
+from marks import fill
+from preflab.report.chapter import Chapter, Drawing
+from preflab.report.chapters.frontier import frontier
+from preflab.report.chapters.reward_models import reward_models
+from preflab.report.measures import summary
 from preflab.report.study import Study, read_study
+from preflab.report.svg import Picture
 from preflab.report.verdicts import mean_cost
 from preflab.report.wording import count, interval
 
@@ -39,14 +42,14 @@ FAMILIES = {
 def main(folders: list[Path]) -> None:
     """Write figures and tables into the pages."""
     study = together([read_study(folder) for folder in folders])
-    fill(PAGES / "README.md", "all", table(only(study, tuple(dict.fromkeys(sum(FAMILIES.values(), ()))))))
+    put(PAGES / "README.md", "all", table(only(study, tuple(dict.fromkeys(sum(FAMILIES.values(), ()))))))
     for page, arms in FAMILIES.items():
         shown = only(study, arms)
-        picture = frontier(shown, curves(shown))
+        picture = first_picture(frontier(shown))
         (PAGES / "measured").mkdir(exist_ok=True)
         (PAGES / "measured" / f"{page}.svg").write_text(picture.file, encoding="utf-8")
-        fill(PAGES / f"{page}.md", page, f"![{picture.title}](measured/{page}.svg)\n\n{table(shown)}")
-    picture = reward_models(study.reward_models)
+        put(PAGES / f"{page}.md", page, f"![{picture.title}](measured/{page}.svg)\n\n{table(shown)}")
+    picture = first_picture(reward_models(study))
     (PAGES / "measured" / "reward-model.svg").write_text(picture.file, encoding="utf-8")
     facts = "\n".join(
         f"- {fact.name}: {fact.value:.3f}" + (f" [{fact.low:.3f}, {fact.high:.3f}]" if fact.low is not None else "")
@@ -54,7 +57,14 @@ def main(folders: list[Path]) -> None:
         if fact.high is not None or "ceiling" in fact.name
     )
     reading = f"![{picture.title}](measured/reward-model.svg)\n\n{picture.reading}\n\n{facts}"
-    fill(PAGES / "reward-model.md", "reward-model", reading)
+    put(PAGES / "reward-model.md", "reward-model", reading)
+
+
+def first_picture(chapter: Chapter | None) -> Picture:
+    """What a chapter of the report draws first."""
+    if chapter is None:
+        sys.exit("the studies hold nothing to draw")
+    return next(part.picture for part in chapter.parts if isinstance(part, Drawing))
 
 
 def together(studies: list[Study]) -> Study:
@@ -93,15 +103,9 @@ def table(study: Study) -> str:
     return "\n".join(lines)
 
 
-def fill(page: Path, name: str, content: str) -> None:
-    """Replace what stands between the page's marks."""
-    text = page.read_text(encoding="utf-8")
-    marks = re.compile(rf"<!-- measured: {name} -->.*?<!-- /measured -->", re.DOTALL)
-    if not marks.search(text):
-        sys.exit(f"{page} has no marks <!-- measured: {name} --> … <!-- /measured -->")
-    page.write_text(
-        marks.sub(lambda _: f"<!-- measured: {name} -->\n\n{content}\n\n<!-- /measured -->", text), encoding="utf-8"
-    )
+def put(page: Path, name: str, content: str) -> None:
+    """Between a page's marks of that name."""
+    fill(page, content, f"<!-- measured: {name} -->", "<!-- /measured -->")
 
 
 if __name__ == "__main__":
