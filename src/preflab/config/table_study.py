@@ -100,10 +100,6 @@ class CompareTable(TableStudy):
         """The arms that train a policy."""
         return tuple(arm for arm in self.compared() if arm not in (REFERENCE, RESAMPLED))
 
-    def seed_numbers(self) -> range:
-        """The seeds of the study."""
-        return range(self.seed, self.seed + self.seeds)
-
     def fitting(self, data: Path, out: Path, seed: int) -> TableFit:
         """What `preflab table fit` would be told."""
         return TableFit(

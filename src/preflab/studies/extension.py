@@ -76,8 +76,18 @@ def _started(folder: Path) -> Iterator[tuple[str, int, RunFolder]]:
     """The arms and seeds in a folder that were begun."""
     for recorded in sorted(folder.glob("*/seed-*/config.yaml")):
         run = recorded.parent
-        if (number := run.name.removeprefix("seed-")).isdecimal():  # "seed-0.bak" is none
-            yield run.parent.name, int(number), RunFolder(run)
+        if (seed := seed_of(run)) is not None:
+            yield run.parent.name, seed, RunFolder(run)
+
+
+def seed_of(folder: Path) -> int | None:
+    """The seed of a folder seed-N; None of any other, such as a copy beside it.
+
+    >>> seed_of(Path("arms/dpo/seed-3")), seed_of(Path("arms/dpo/seed-3.bak"))
+    (3, None)
+    """
+    number = folder.name.removeprefix("seed-")
+    return int(number) if number.isdecimal() else None
 
 
 def refuse_other_study(config: Study, free: Callable[[str], bool]) -> Study:

@@ -10,6 +10,7 @@ from typing import Any
 from preflab.config.arms import settings, stages
 from preflab.config.commands import Compare
 from preflab.config.load import to_values, to_yaml
+from preflab.config.table_study import CompareTable
 from preflab.config.training import SFT
 from preflab.data.encode import Encoder, Tree
 from preflab.data.records import PreferencePair, Prompt
@@ -44,7 +45,7 @@ from preflab.training.rollout import prompt_ids
 from preflab.training.sft import train_sft
 
 
-def seeds_of(config: Compare) -> range:
+def seeds_of(config: Compare | CompareTable) -> range:
     """The seeds of a study, the first one first."""
     return range(config.seed, config.seed + config.seeds)
 

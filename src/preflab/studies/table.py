@@ -20,6 +20,7 @@ from preflab.config.table_study import REFERENCE, RESAMPLED, CompareTable, label
 from preflab.errors import ConfigError, DataError, nearest
 from preflab.progress import say, stage, warn
 from preflab.runs import JSON, claim, read_json, write_json
+from preflab.studies.shared import seeds_of
 from preflab.studies.table_arms import (
     REAL,
     Bench,
@@ -79,7 +80,7 @@ def compare_table(config: CompareTable) -> Path:
     for warning in study.warnings():
         warn(warning)
     study.write()
-    for seed in config.seed_numbers():
+    for seed in seeds_of(config):
         folder = study.folder(seed)
         fit_run(config.fitting(data, folder / "table", seed))
         for arm in config.aligned():
@@ -186,7 +187,7 @@ class _Study:
                 "target": table.target,
             },
             "arms": [{"name": arm, "label": label(arm), "description": _description(arm)} for arm in config.compared()],
-            "seeds": list(config.seed_numbers()),
+            "seeds": list(seeds_of(config)),
             "redraws": config.redraws,
             "primary": BOOSTING,
             "independent": independent(config.align),
@@ -200,7 +201,7 @@ class _Study:
         """Whether every draw of every arm was judged."""
         return all(
             count_draws(self.folder(seed) / "judged" / f"{arm}.json") >= self.config.redraws
-            for seed in self.config.seed_numbers()
+            for seed in seeds_of(self.config)
             for arm in (*self.config.compared(), REAL)
         )
 
@@ -236,7 +237,7 @@ class _Study:
 
     def _aligned_warnings(self) -> list[str]:
         found = []
-        for seed in self.config.seed_numbers():
+        for seed in seeds_of(self.config):
             for arm in self.config.aligned():
                 path = self.folder(seed) / "table" / ALIGNED / arm / ALIGN
                 if path.exists():
@@ -247,7 +248,7 @@ class _Study:
     def _order_warnings(self) -> list[str]:
         """Tables of one arm that keep orders can't be compared with tables of another that don't, so it is said."""
         found = []
-        for seed in self.config.seed_numbers():
+        for seed in seeds_of(self.config):
             for arm in self.config.compared():
                 path = self.folder(seed) / "judged" / f"{arm}.json"
                 draws = read_json(path)["draws"] if path.exists() else []

@@ -14,7 +14,8 @@ from preflab.config.arms import before
 from preflab.config.table_study import CompareTable
 from preflab.errors import StorageError
 from preflab.runs import RunFolder
-from preflab.studies.extension import beginnings, refuse_other_settings, refuse_other_study
+from preflab.studies.extension import beginnings, refuse_other_settings, refuse_other_study, seed_of
+from preflab.studies.shared import seeds_of
 from preflab.tables.alignment.align import of_stage
 from preflab.tables.alignment.rounds import finished
 from preflab.tables.fitted import ALIGNED
@@ -35,9 +36,8 @@ def refuse_conflicts(config: CompareTable) -> None:
             raise StorageError(
                 f"{folder} holds the arm {arm}, which is not asked for; name it too, or delete {' and '.join(left)}"
             )
-    numbered = ((path.name.removeprefix("seed-"), path) for path in folder.glob("seeds/seed-*"))
-    seeds = {int(number): path for number, path in numbered if number.isdecimal()}  # "seed-0.bak" is none
-    if seeds and (last := max(seeds)) not in config.seed_numbers():
+    seeds = {seed: path for path in folder.glob("seeds/seed-*") if (seed := seed_of(path)) is not None}
+    if seeds and (last := max(seeds)) not in seeds_of(config):
         raise StorageError(
             f"{folder} holds seed {last}; ask for --seeds {last - config.seed + 1}, or delete {seeds[last]}"
         )
