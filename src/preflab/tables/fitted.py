@@ -20,7 +20,7 @@ from preflab.tables.draw import writable
 from preflab.tables.encoding import Encoding, Legal
 from preflab.tables.files import Source
 from preflab.tables.judge.validity import Order
-from preflab.tables.orders import restored
+from preflab.tables.orders import asked_of, restored
 from preflab.tables.schema import Schema, is_missing
 from preflab.tables.sentence import Sentence
 
@@ -45,11 +45,18 @@ class Fitted:
     """A table's columns, how its rows become tokens, and the models that write them."""
 
     def __init__(
-        self, folder: Path, schema: Schema, source: Source, encoding: Encoding, report: dict[str, Any], tokenizer: Any
+        self,
+        folder: Path,
+        schema: Schema,
+        source: Source,
+        encoding: Encoding,
+        report: dict[str, Any],
+        orders: tuple[Order, ...],
+        tokenizer: Any,
     ) -> None:
         self.folder, self.schema, self.source, self.encoding, self.report = folder, schema, source, encoding, report
         self.tokenizer = tokenizer
-        self.orders: tuple[Order, ...] = ()
+        self.orders = orders
         """Those that every row that was learned from keeps."""
         self._models: dict[str, Any] = {}
         self._added: dict[str, Mapping[str, JSON]] = {}
@@ -71,14 +78,12 @@ class Fitted:
                 encoding = Compact.restored(schema.written, settings)
         except (KeyError, TypeError, ValueError, OSError) as error:
             raise StorageError(f"{folder / ENCODING} is damaged ({error}); fit again") from None
-        fitted = cls(
-            folder, schema, Source.from_json(read_json(folder / SOURCE)), encoding, read_json(folder / FIT), tokenizer
-        )
+        source, report = Source.from_json(read_json(folder / SOURCE)), read_json(folder / FIT)
         try:
-            fitted.orders = restored(fitted.report.get(ORDERS, []), encoding.columns)
+            orders = restored(report.get(ORDERS, []), encoding.columns)
         except ValueError as error:
             raise StorageError(f"{folder / FIT} is damaged ({ORDERS}: {error}); fit again") from None
-        return fitted
+        return cls(folder, schema, source, encoding, report, orders, tokenizer)
 
     def policies(self) -> list[str]:
         """What `model` knows: no alignment that is under way, or was cut off."""
@@ -163,13 +168,12 @@ class Fitted:
     ) -> Float[np.ndarray, "row column"]:
         """The numbers of known cells, as they stand, in the columns of orders, where `context` has the nearest of the
         training rows; NaN: no number."""
-        asked = {name for order in orders for name in (order.low, order.high)}
         found = np.full(known.shape, np.nan)
-        for place, column in enumerate(self.encoding.columns):
-            if column.name in asked:
-                of_row, distinct = pd.factorize(frame[column.name].to_numpy(dtype=object))
-                values = np.array([column.exact(text) for text in distinct.tolist()], float)[of_row]
-                found[:, place] = np.where(known[:, place], values, np.nan)
+        for place in asked_of(self.encoding.columns, orders):
+            column = self.encoding.columns[place]
+            of_row, distinct = pd.factorize(frame[column.name].to_numpy(dtype=object))
+            values = np.array([column.exact(text) for text in distinct.tolist()], float)[of_row]
+            found[:, place] = np.where(known[:, place], values, np.nan)
         return found
 
     def _nearest_seen(self, place: int, legal: Legal) -> str:

@@ -98,13 +98,18 @@ def broken(
     Args:
         exact: numbers of cells that codes have only the nearest of; NaN: that of the code.
     """
-    asked = {name for order in orders for name in (order.low, order.high)}
-    places = [place for place, column in enumerate(columns) if column.name in asked]
+    places = asked_of(columns, orders)
     some = [columns[place] for place in places]
     values = numbers(some, codes[:, places])
     if exact is not None:
         values = np.where(np.isnan(exact[:, places]), values, exact[:, places])
     return violated(pd.DataFrame(values, columns=[column.name for column in some]), orders)
+
+
+def asked_of(columns: Sequence[Column], orders: Sequence[Order]) -> list[int]:
+    """The places of the columns that orders are about."""
+    names = {name for order in orders for name in (order.low, order.high)}
+    return [place for place, column in enumerate(columns) if column.name in names]
 
 
 def told(orders: Sequence[Order]) -> str:
